@@ -1,0 +1,8 @@
+"""Train a teacher, train a student alone, distil the teacher into the student, and compare; ``--help`` says more."""
+
+import sys
+
+from kd.cli import experiment
+
+if __name__ == "__main__":
+    sys.exit(experiment())

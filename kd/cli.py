@@ -1,0 +1,168 @@
+"""The commands. Nothing heavy is imported before the flags are known to be right."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from kd.errors import UserError
+from kd.sources import resolve
+
+Positional = tyro.conf.Positional
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``kd COMMAND``; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["experiment"]:
+        return experiment(arguments[1:], prog="kd experiment")
+    return _answering_for_mistakes(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            {"experiment": _experiment, "evaluate": _evaluate, "models": _models, "losses": _losses},
+            prog="kd",
+            description="Knowledge distillation of image classifiers.",
+            args=arguments,
+            use_underscores=True,
+        )
+    )
+
+
+def experiment(arguments: Sequence[str] | None = None, *, prog: str = "experiment.py") -> int:
+    """Run ``experiment.py``; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return _answering_for_mistakes(lambda: _run_experiment(arguments, prog=prog))
+
+
+def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
+    settings, remarks = resolve(arguments, prog=prog)
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    from kd.pipeline import run_experiment
+    from kd.report import print_summary, summarise, write_summary
+
+    console = Console()
+    for remark in remarks:
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
+    done = run_experiment(settings, console=console)
+    if rank_zero_only.rank:
+        return
+    summary = summarise(done.runs, data=done.data)
+    print_summary(summary, console)
+    if not done.kept:
+        console.print("--fast_dev_run: one batch of everything; these figures mean nothing, and no files were left.")
+        return
+    path = write_summary(summary, done.folder)
+    console.print(f"\nFiles: {done.folder}", highlight=False, soft_wrap=True)
+    for kept in [path, done.folder / "config.yaml", *(run["checkpoint"] for runs in done.runs.values() for run in runs)]:
+        console.print(f"  {kept}", highlight=False, soft_wrap=True)
+    with_uv = "uv run " if "UV" in os.environ else ""
+    console.print(f"TensorBoard: {with_uv}tensorboard --logdir {done.folder}", highlight=False, soft_wrap=True)
+
+
+def _experiment() -> None:
+    """Train a teacher, a student alone and a distilled student: the same as experiment.py, with its flags."""
+
+
+def _evaluate(
+    checkpoint: Positional[str],
+    *,
+    dataset: str = "imagefolder",
+    data_dir: str | None = None,
+    val_data: str = "val",
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    model: str | None = None,
+    accelerator: str = "auto",
+    devices: str = "1",
+    precision: str = "auto",
+) -> None:
+    """Measure the accuracy of a checkpoint, of a teacher or a student.
+
+    Args:
+        checkpoint: The checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt.
+        dataset: imagefolder, or a data set by name.
+        data_dir: Folder of the images: one that holds val_data, or one of class folders.
+        val_data: Folder of the validation images, within data_dir.
+        batch_size: Images in a batch.
+        num_workers: Processes that load images; None: from the cores.
+        model: The network; needed where the checkpoint names a Python file.
+        accelerator: auto, cpu, gpu, ...: as Lightning has it.
+        devices: How many devices, or which.
+        precision: auto, or as Lightning has it.
+    """
+    from kd.pipeline import evaluate_checkpoint
+    from kd.training import Hardware
+
+    measured = evaluate_checkpoint(
+        checkpoint,
+        dataset=dataset,
+        data_dir=data_dir,
+        val_data=val_data,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        model=model,
+        hardware=Hardware(accelerator=accelerator, devices=devices, precision=precision),
+    )
+    table = Table(title=checkpoint, title_justify="left", show_header=False)
+    table.add_row("images", f"{measured['images']:,.0f}")
+    table.add_row("accuracy", f"{measured['val/acc']:.2%}")
+    if "val/top5" in measured:
+        table.add_row("right within five", f"{measured['val/top5']:.2%}")
+    table.add_row("cross-entropy", f"{measured['val/loss']:.4f} nats")
+    Console().print(table)
+
+
+def _models(*, timm: bool = False) -> None:
+    """List the networks that go by name, with their parameters.
+
+    Args:
+        timm: List timm's too (timm/NAME), without their parameters.
+    """
+    from kd.models import parameters_by_name
+
+    table = Table(title="Networks (parameters with 1,000 classes)", title_justify="left")
+    table.add_column("name")
+    table.add_column("from")
+    table.add_column("parameters", justify="right")
+    for name, origin, parameters in parameters_by_name(with_timm=timm):
+        table.add_row(name, origin, "" if parameters is None else f"{parameters:,}")
+    console = Console()
+    console.print(table)
+    console.print("Also timm/NAME (kd models --timm), and your own: path/to/file.py:factory", highlight=False)
+
+
+def _losses(*, names: bool = False) -> None:
+    """List the losses: name, formula, hyperparameters and paper.
+
+    Args:
+        names: The names alone, one a line.
+    """
+    import inspect
+
+    from kd.losses import LOSSES
+
+    if names:
+        print("\n".join(LOSSES))  # noqa: T201 (for other programs to read)
+        return
+    table = Table(title="Losses (z: the student's logits, v: the teacher's, y: labels)", title_justify="left")
+    for heading in ("name", "formula", "hyperparameters", "source"):
+        table.add_column(heading)
+    for name, loss in LOSSES.items():
+        parameters = ", ".join(f"{one.name}={one.default}" for one in inspect.signature(loss).parameters.values())
+        table.add_row(name, loss.formula, parameters, loss.source)
+    console = Console()
+    console.print(table)
+    console.print("And your own: path/to/file.py:function", highlight=False)
+
+
+def _answering_for_mistakes(command: Callable[[], object]) -> int:
+    """Run a command; a person's mistake is a message on standard error and status 2, anything else a traceback."""
+    try:
+        command()
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
+        return 2
+    return 0

@@ -1,0 +1,88 @@
+"""The images as Lightning takes them."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+
+from kd.data.images import Splits, keep_fraction
+from kd.data.views import EpochSampler, Views, plain_view, training_view
+from kd.errors import UserError
+
+
+class ImageData(LightningDataModule):
+    """Batches ``(images, labels)`` of views: ``(B, 3, S, S)``, float32 in [0, 1], and ``(B,)``, int64.
+
+    The views cross to the device as uint8 and become numbers in [0, 1] there. All validation images count, whatever the
+    batch size; of the training images none is left out, but for a last batch of a single image, which batch
+    normalisation can't take.
+
+    Args:
+        splits: The images.
+        image_size: Side S of the views, in pixels.
+        batch_size: Images in a batch, on each device.
+        num_workers: Processes that load images; 0 is the training process itself.
+        augment: Name of the augmentation of training images, or ``none``.
+        resize: How plain views become square, ``crop`` or ``squash``.
+        train_fraction: Part of each class to train on, drawn by the seed.
+        seed: What views, order and fraction hang on.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        *,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        augment: str = "crop",
+        resize: str = "crop",
+        train_fraction: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.splits = splits
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.train_views = Views(splits.train, training_view(augment, image_size, resize), seed=seed)
+        self.val_views = Views(splits.val, plain_view(image_size, resize), seed=seed)
+        self.train_indices = keep_fraction(splits.train, train_fraction, seed=seed)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Return the training batches of this process, in an order that hangs on (seed, epoch)."""
+        rank, world_size = self._place()
+        sampler = EpochSampler(self.train_indices, seed=self.seed, rank=rank, world_size=world_size, even=True)
+        if self.trainer is not None:
+            # Lightning asks for the first batches of a resumed run before it sets the epoch.
+            sampler.set_epoch(self.trainer.current_epoch)
+        lone_image_left = self.batch_size > 1 and len(sampler) % self.batch_size == 1
+        if lone_image_left and len(sampler) == 1:
+            raise UserError("there is a single training image (on each device); training needs at least two")
+        return self._loader(self.train_views, sampler, drop_last=lone_image_left)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Return this process's part of all validation images, in their order."""
+        rank, world_size = self._place()
+        indices = range(len(self.splits.val))
+        return self._loader(self.val_views, EpochSampler(indices, seed=None, rank=rank, world_size=world_size))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)
+        """Turn bytes into numbers in [0, 1], on the device."""
+        images, labels = batch
+        return (images.float() / 255 if images.dtype == torch.uint8 else images), labels
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader(self, views: Views, sampler: EpochSampler, *, drop_last: bool = False) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(
+            views,
+            batch_sampler=BatchSampler(sampler, self.batch_size, drop_last=drop_last),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

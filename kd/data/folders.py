@@ -1,0 +1,121 @@
+"""Folders of labelled images: one folder a class, as torchvision's ImageFolder has them."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from kd.data.images import LabelledImages, Splits
+from kd.errors import UserError
+
+# What file managers leave behind; anything else that is no image is a person's to decide about.
+_LITTER = {"thumbs.db", "desktop.ini"}
+
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\x00", b"MM\x00*", b"RIFF", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
+
+
+def read_splits(data_dir: str | Path, *, train_data: str = "train", val_data: str = "val") -> Splits:
+    """Read a folder that holds a folder of training and one of validation images.
+
+    Args:
+        data_dir: The folder.
+        train_data: Name of the training folder within it.
+        val_data: Name of the validation folder within it.
+
+    Raises:
+        UserError: If a folder is missing, empty, holds one class only or files that are no images, or if the two
+            differ in their classes.
+    """
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--data_dir {data_dir}: there is no such folder")
+    for flag, name in (("--train_data", train_data), ("--val_data", val_data)):
+        if not (root / name).is_dir():
+            found = ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())) or "none"
+            raise UserError(f"{root / name}: there is no such folder ({flag} names it; folders in {root}: {found})")
+    train, val = read_folder(root / train_data), read_folder(root / val_data)
+    if train.classes != val.classes:
+        only = [
+            f"only in {folder}: {', '.join(sorted(missing))}"
+            for folder, missing in (
+                (root / train_data, set(train.classes) - set(val.classes)),
+                (root / val_data, set(val.classes) - set(train.classes)),
+            )
+            if missing
+        ]
+        raise UserError(f"training and validation images differ in their classes; {'; '.join(only)}")
+    return Splits(name=root.resolve().name, train=train, val=val)
+
+
+def read_folder(folder: Path) -> LabelledImages:
+    """Read a folder of class folders; the classes are their names, sorted as text.
+
+    Args:
+        folder: The folder; within a class folder images may lie at any depth.
+
+    Raises:
+        UserError: If there are fewer than two classes, a class without images, or a file that is no image.
+    """
+    class_folders = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not class_folders:
+        raise UserError(f"{folder}: this folder has no class folders; images belong in {folder}/CLASS/IMAGE.jpg")
+    if len(class_folders) == 1:
+        raise UserError(f"{folder}: there is one class only, {class_folders[0].name!r}; a classifier needs two")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, class_folder in enumerate(class_folders):
+        found = [path for path in sorted(class_folder.rglob("*")) if _is_image(path)]
+        if not found:
+            raise UserError(f"{class_folder}: this class has no images")
+        paths += found
+        labels += [label] * len(found)
+    return LabelledImages(
+        classes=tuple(child.name for child in class_folders),
+        labels=labels,
+        keys=[path.relative_to(folder).as_posix() for path in paths],
+        load=functools.partial(_load_at, paths),
+    )
+
+
+def load_image(path: Path) -> Tensor:
+    """Decode an image file to ``(3, H, W)``, uint8, RGB, upright; grey images get three equal channels.
+
+    Raises:
+        UserError: If the file can't be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(ImageOps.exif_transpose(_eight_bit(image)).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: this image can't be decoded: {error}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _load_at(paths: Sequence[Path], index: int) -> Tensor:
+    return load_image(paths[index])
+
+
+def _is_image(path: Path) -> bool:
+    """Say whether a path is an image; refuse a file that looks like one and isn't, or that does not belong here."""
+    if path.is_dir() or path.name.startswith(".") or path.name.lower() in _LITTER:
+        return False
+    if path.suffix.lower() not in IMG_EXTENSIONS:
+        known = " ".join(IMG_EXTENSIONS)
+        raise UserError(f"{path}: this file is no image (images end in {known}); move it out of the class folder")
+    with path.open("rb") as file:
+        head = file.read(4)
+    if not head.startswith(_MAGIC):
+        raise UserError(f"{path}: this file is {'empty' if not head else 'no image, whatever its name says'}")
+    return True

@@ -1,0 +1,93 @@
+"""Labelled images: where they come from is behind them, their classes, labels and pixels are at hand."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd.randomness import derive_seed
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with their classes, read one at a time.
+
+    Args:
+        classes: Names of the classes; a label is an index into them.
+        labels: Label of each image, ``(N,)``.
+        keys: What identifies each image wherever the data lie (its path within its folder); its views hang on it.
+        load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
+    """
+
+    classes: tuple[str, ...]
+    labels: Sequence[int]
+    keys: Sequence[str]
+    load: Callable[[int], Tensor]
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and validation images of the same classes.
+
+    Args:
+        name: Short name of the data, for folders and tables.
+        train: Images to learn from.
+        val: Images to measure on.
+    """
+
+    name: str
+    train: LabelledImages
+    val: LabelledImages
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.train.classes
+
+
+def keep_fraction(images: LabelledImages, fraction: float, *, seed: int) -> list[int]:
+    """Choose a part of each class.
+
+    A smaller fraction of the same seed is a part of the larger one.
+
+    Args:
+        images: The images to choose from.
+        fraction: Part of each class to keep, above 0, at most 1; at least one image of each class stays.
+        seed: What the choice hangs on.
+
+    Returns:
+        Indices of the images kept, ascending.
+    """
+    labels = torch.as_tensor(images.labels)
+    kept: list[int] = []
+    for label, name in enumerate(images.classes):
+        members = torch.nonzero(labels == label).flatten()
+        generator = torch.Generator().manual_seed(derive_seed(seed, "fraction", name))
+        order = members[torch.randperm(len(members), generator=generator)]
+        kept += order[: max(1, round(fraction * len(members)))].tolist()
+    return sorted(kept)
+
+
+def channel_statistics(
+    images: LabelledImages, view: Callable[[Tensor], Tensor], *, sample: int = 256
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure the mean and the standard deviation of each colour channel, with pixels in [0, 1].
+
+    Args:
+        images: The images, of which an evenly spaced sample is read.
+        view: What makes a square of each, as the network will see it.
+        sample: How many images to read at most.
+
+    Returns:
+        Mean and standard deviation of red, green and blue, rounded to four digits.
+    """
+    indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).round().long().tolist()
+    pixels = torch.stack([view(images.load(index)) for index in indices]).float() / 255
+    std, mean = torch.std_mean(pixels, dim=(0, 2, 3))
+    # A channel that never changes must not be divided by zero.
+    return tuple(round(m, 4) for m in mean.tolist()), tuple(round(max(s, 1e-2), 4) for s in std.tolist())

@@ -1,0 +1,146 @@
+"""Data sets that go by name: folders of a person's own, torchvision's, and the digits that scikit-learn bundles."""
+
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+
+from kd.data.folders import read_splits
+from kd.data.images import LabelledImages, Splits
+from kd.errors import UserError
+from kd.registry import Registry
+
+Reader = Callable[[Path, bool], Splits]
+DATASETS: Registry[Reader] = Registry("data set")
+
+
+def cache_dir() -> Path:
+    """Return the folder for data that the program fetches or makes: ``$KD_CACHE``, or ``kd`` in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("KD_CACHE") or Path(home) / "kd")
+
+
+def load_splits(
+    dataset: str = "imagefolder",
+    data_dir: str | Path | None = None,
+    *,
+    train_data: str = "train",
+    val_data: str = "val",
+    download: bool = False,
+) -> Splits:
+    """Read a data set.
+
+    Args:
+        dataset: ``imagefolder``, or a name from :data:`DATASETS`.
+        data_dir: Folder that holds it; ``None`` is a cache folder for the data sets that go by name.
+        train_data: Folder of training images within ``data_dir`` (imagefolder).
+        val_data: Folder of validation images within ``data_dir`` (imagefolder).
+        download: Download a data set that goes by name if it is not there.
+
+    Raises:
+        UserError: If the data are not there, or not as they should be.
+    """
+    if dataset == "imagefolder":
+        if data_dir is None:
+            raise UserError("which images? --data_dir names their folder, or --dataset a data set such as digits")
+        return read_splits(data_dir, train_data=train_data, val_data=val_data)
+    reader = DATASETS[dataset]
+    root = Path(data_dir).expanduser() if data_dir is not None else cache_dir() / dataset
+    root.mkdir(parents=True, exist_ok=True)
+    # One process fetches, the others of this machine wait for it.
+    with FileLock(root / ".lock"):
+        return reader(root, download)
+
+
+@DATASETS.register("digits")
+def digits(root: Path, download: bool) -> Splits:  # noqa: ARG001 (bundled: there is nothing to download)
+    """Read the 1,797 handwritten digits of 8x8 pixels that scikit-learn bundles, one in five for validation.
+
+    They are written once as a folder of PNGs, so that they go the way of anybody's images.
+
+    Source: Alpaydin & Kaynak (1998), https://archive.ics.uci.edu/dataset/80
+    """
+    folder = root / "digits"
+    if not folder.is_dir():
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        beside = Path(tempfile.mkdtemp(dir=root))
+        for index, (pixels, label) in enumerate(zip(bunch.images, bunch.target, strict=True)):
+            path = beside / ("val" if index % 5 == 0 else "train") / str(label) / f"{index:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Their greys are 0 to 16.
+            Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(path)
+        try:
+            beside.replace(folder)
+        except OSError:
+            shutil.rmtree(beside)
+            if not folder.is_dir():
+                raise
+    return read_splits(folder)
+
+
+def _imagenette(root: Path, download: bool, *, size: str, name: str) -> Splits:
+    train, _ = _from_torchvision(datasets.Imagenette, root, download, ("train", "val"), size=size)
+    splits = read_splits(Path(train._size_root))
+    names = dict(zip(train.wnids, (names[0] for names in train.classes), strict=True))
+    classes = tuple(names[wnid] for wnid in splits.classes)
+    return Splits(name, *(_renamed(images, classes) for images in (splits.train, splits.val)))
+
+
+def _renamed(images: LabelledImages, classes: tuple[str, ...]) -> LabelledImages:
+    return LabelledImages(classes, images.labels, images.keys, images.load)
+
+
+def _in_memory(root: Path, download: bool, *, kind: type[Any], name: str) -> Splits:
+    halves = []
+    for split, one in zip(("train", "val"), _from_torchvision(kind, root, download, (True, False)), strict=True):
+        pixels = torch.as_tensor(one.data)
+        pixels = pixels[:, None].expand(-1, 3, -1, -1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        halves.append(
+            LabelledImages(
+                classes=tuple(one.classes),
+                labels=[int(label) for label in one.targets],
+                keys=[f"{split}/{index}" for index in range(len(pixels))],
+                load=functools.partial(_pixels_at, pixels),
+            )
+        )
+    return Splits(name, *halves)
+
+
+def _pixels_at(pixels: Tensor, index: int) -> Tensor:
+    return pixels[index]
+
+
+def _from_torchvision(
+    kind: type[Any], root: Path, download: bool, splits: Sequence[str | bool], **options: str
+) -> tuple[Any, Any]:
+    key = "split" if kind is datasets.Imagenette else "train"
+    try:
+        first, second = (kind(root=root, download=download, **{key: split}, **options) for split in splits)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise UserError(f"{kind.__name__} could not be downloaded into {root}: {error}") from None
+        raise UserError(f"{kind.__name__} is not in {root}; --download fetches it, --data_dir names its folder") from None
+    return first, second
+
+
+for _name, _size in (("imagenette", "full"), ("imagenette_320px", "320px"), ("imagenette_160px", "160px")):
+    DATASETS.register(_name)(functools.partial(_imagenette, size=_size, name=_name))
+for _name, _kind in (
+    ("mnist", datasets.MNIST),
+    ("fashion_mnist", datasets.FashionMNIST),
+    ("cifar10", datasets.CIFAR10),
+    ("cifar100", datasets.CIFAR100),
+):
+    DATASETS.register(_name)(functools.partial(_in_memory, kind=_kind, name=_name))

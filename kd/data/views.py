@@ -1,0 +1,138 @@
+"""Views: one square version of an image, a pure function of (seed, epoch, image)."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms import v2
+
+from kd.data.images import LabelledImages
+from kd.randomness import derive_seed, seeded
+from kd.registry import Registry
+from kd.errors import UserError
+
+View = Callable[[Tensor], Tensor]
+
+AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
+"""By name: a function of the image size in pixels that gives the random transforms, uint8 to uint8, in order."""
+
+
+@AUGMENTATIONS.register("crop")
+def crop(size: int) -> list[View]:
+    """Cut 8 to 100 % of the area at 3:4 to 4:3 and flip half of them; Szegedy et al. (2014), section 6."""
+    return [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+
+
+@AUGMENTATIONS.register("rotate")
+def rotate(size: int) -> list[View]:
+    """Rotate by up to 30 degrees, then as ``crop``."""
+    return [v2.RandomRotation(30, interpolation=v2.InterpolationMode.BILINEAR), *crop(size)]
+
+
+@AUGMENTATIONS.register("trivial")
+def trivial(size: int) -> list[View]:
+    """As ``crop``, then one random operation of random strength; Müller & Hutter (2021), arXiv:2103.10158."""
+    return [*crop(size), v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)]
+
+
+@AUGMENTATIONS.register("rand")
+def rand(size: int) -> list[View]:
+    """As ``crop``, then two random operations of magnitude 9; Cubuk et al. (2019), arXiv:1909.13719."""
+    return [*crop(size), v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)]
+
+
+def plain_view(size: int, resize: str = "crop") -> View:
+    """Return the view without chance, of validation images.
+
+    Args:
+        size: Side of the square, in pixels.
+        resize: ``crop`` resizes the short side to 8/7 of ``size`` and cuts the centre (256 to 224 is the field's
+            habit); ``squash`` resizes to the square regardless of proportions.
+    """
+    if resize == "squash":
+        return v2.Resize((size, size), antialias=True)
+    return v2.Compose([v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)])
+
+
+def training_view(augment: str, size: int, resize: str = "crop") -> View:
+    """Return the view of training images, which draws from torch's CPU generator.
+
+    Args:
+        augment: ``none`` for the plain view, or a name from :data:`AUGMENTATIONS`.
+        size: Side of the square, in pixels.
+        resize: How the plain view becomes square.
+
+    Raises:
+        UserError: If there is no such augmentation.
+    """
+    return plain_view(size, resize) if augment == "none" else v2.Compose(AUGMENTATIONS[augment](size))
+
+
+class Views(Dataset[tuple[Tensor, int]]):
+    """Views of images with their labels, asked for by ``(epoch, index)``.
+
+    Args:
+        images: The images.
+        view: What makes a square of each.
+        seed: What the views hang on, with the epoch and the image.
+    """
+
+    def __init__(self, images: LabelledImages, view: View, *, seed: int) -> None:
+        self.images = images
+        self.view = view
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.images)
+
+    def __getitem__(self, which: tuple[int, int]) -> tuple[Tensor, int]:
+        """Return the view ``(3, S, S)``, uint8, of image ``index`` in ``epoch``, and its label."""
+        epoch, index = which
+        pixels = self.images.load(index)
+        with seeded(self.seed, "view", epoch, self.images.keys[index]):
+            return self.view(pixels), self.images.labels[index]
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Gives ``(epoch, index)``, so that the views need no state of the workers; shared out over processes.
+
+    Args:
+        indices: The images to give.
+        seed: What the order hangs on, with the epoch; ``None`` keeps the order.
+        rank: Number of this process.
+        world_size: Number of processes.
+        even: Give each process the same number, by giving the first ones again; training needs it.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], *, seed: int | None, rank: int = 0, world_size: int = 1, even: bool = False
+    ) -> None:
+        self.indices = indices
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.even = even
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next; Lightning calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Count the images of this process."""
+        if self.even:
+            return -(-len(self.indices) // self.world_size)
+        return len(range(self.rank, len(self.indices), self.world_size))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Iterate over this process's part of the epoch."""
+        order = list(self.indices)
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+            order = [order[position] for position in torch.randperm(len(order), generator=generator).tolist()]
+        if self.even and len(order) % self.world_size:
+            missing = self.world_size - len(order) % self.world_size
+            order += [order[position % len(order)] for position in range(missing)]
+        return iter([(self.epoch, index) for index in order[self.rank :: self.world_size]])

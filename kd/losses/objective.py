@@ -1,0 +1,199 @@
+"""The objective: a weighted sum of losses, read from ``ce=0.1 kl=0.9``."""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd.errors import UserError
+from kd.losses.terms import LOSSES, Loss, Outputs
+from kd.registry import check_hyperparameters, is_own_code, load_own_code, parse_choice
+
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of an objective.
+
+    Args:
+        name: What it is logged as.
+        weight: Its weight in the sum, not negative.
+        loss: The loss: ``(student logits, teacher logits, labels)`` to a scalar.
+        needs_teacher: Whether it looks at the teacher's logits.
+        needs_labels: Whether it looks at the labels.
+    """
+
+    name: str
+    weight: float
+    loss: LossFunction
+    needs_teacher: bool = True
+    needs_labels: bool = True
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of losses, computed in float32 whatever the precision of the networks.
+
+    Args:
+        terms: The losses with their weights.
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+        >>> total, terms = build_objective("ce=0.5 mse=2")(Outputs(logits), Outputs(logits), labels)
+        >>> {name: round(float(value), 3) for name, value in terms.items()}, round(float(total), 3)
+        ({'ce': 0.127, 'mse': 0.0}, 0.063)
+    """
+
+    terms: tuple[Term, ...]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term looks at the teacher."""
+        return any(term.needs_teacher and term.weight > 0 for term in self.terms)
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the sum.
+
+        Args:
+            student: The student's outputs, logits ``(B, C)``.
+            teacher: The teacher's, or ``None`` where no term needs them.
+            labels: ``(B,)``, integers.
+
+        Returns:
+            The weighted total, a scalar with a gradient, and each term unweighted, by its name, without.
+
+        Raises:
+            ValueError: If a term needs a teacher and there is none.
+        """
+        if teacher is None and self.needs_teacher:
+            raise ValueError("this objective needs a teacher's outputs, and there are none")
+        student_logits = student.logits.float()
+        teacher_logits = student_logits.detach() if teacher is None else teacher.logits.detach().float()
+        with torch.autocast(student_logits.device.type, enabled=False):
+            values = {term.name: term.loss(student_logits, teacher_logits, labels) for term in self.terms}
+        total = torch.stack([term.weight * values[term.name] for term in self.terms]).sum()
+        return total, {name: value.detach() for name, value in values.items()}
+
+
+def build_objective(
+    terms: str | Sequence[str] | Mapping[str, float], *, num_classes: int = 10, **defaults: float
+) -> Objective:
+    """Build an objective from its written form.
+
+    Args:
+        terms: ``"ce=0.1 kl(temperature=2)=0.9"``, a sequence of such, or a mapping from losses to weights. A loss
+            without a weight has weight 1; a person's own is ``path/to/file.py:function``.
+        num_classes: Number of classes C, with which a person's own loss is tried.
+        defaults: Values for hyperparameters of that name (``temperature``, ``label_smoothing``), where a term takes
+            them and has none of its own.
+
+    Raises:
+        UserError: If there is no term, a loss or a hyperparameter is unknown, a weight is negative or no number, two
+            terms are the same, or a person's own loss fails its trial.
+
+    Example:
+        >>> [(term.name, term.weight) for term in build_objective({"ce": 0.1, "kl": 0.9}).terms]
+        [('ce', 0.1), ('kl', 0.9)]
+    """
+    if isinstance(terms, Mapping):
+        terms = [f"{loss}={weight}" for loss, weight in terms.items()]
+    written = _split(terms if isinstance(terms, str) else " ".join(terms))
+    if not written:
+        raise UserError("--loss: an objective needs a term at least, such as ce=1")
+    pairs = [_weigh(text) for text in written]
+    losses = [loss for loss, _ in pairs]
+    names = [_name(loss) for loss in losses]
+    # Two of a kind (kl at two temperatures) go by their full spelling.
+    names = [loss if names.count(name) > 1 else name for name, loss in zip(names, losses, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError(f"--loss: {max(names, key=names.count)} stands there twice")
+    return Objective(
+        tuple(
+            _build_term(name, loss, weight, num_classes=num_classes, defaults=defaults)
+            for name, (loss, weight) in zip(names, pairs, strict=True)
+        )
+    )
+
+
+def try_loss(function: LossFunction, *, name: str, num_classes: int = 10) -> None:
+    """Try a person's own loss once on random tensors.
+
+    Args:
+        function: ``(student logits (8, C), teacher logits (8, C), labels (8,))`` to a scalar.
+        name: Its name, for the messages.
+        num_classes: Number of classes C.
+
+    Raises:
+        UserError: If it raises, returns no finite scalar, or gives the student no gradient.
+    """
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(8, num_classes, generator=generator, requires_grad=True)
+    teacher = torch.randn(8, num_classes, generator=generator)
+    labels = torch.randint(num_classes, (8,), generator=generator)
+    tried = f"--loss {name}: tried on random logits of shape (8, {num_classes}),"
+    try:
+        value = function(student, teacher, labels)
+    except Exception as error:
+        raise UserError(f"{tried} it raised {type(error).__name__}: {error}") from error
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise UserError(f"{tried} it returned {got}; a loss returns a scalar tensor, the mean over the batch")
+    if not torch.isfinite(value):
+        raise UserError(f"{tried} it returned {value.item()}; a loss is finite")
+    gradient = torch.autograd.grad(value, student, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None or not gradient.any():
+        raise UserError(f"{tried} it gave the student no gradient, so that nothing would be learnt from it")
+    if not torch.isfinite(gradient).all():
+        raise UserError(f"{tried} the gradient that it gave the student is not finite")
+
+
+def _split(text: str) -> list[str]:
+    """Split at white space and commas outside of parentheses."""
+    return [part for part in re.split(r"[\s]+(?![^()]*\))", text.strip()) if part]
+
+
+def _weigh(text: str) -> tuple[str, float]:
+    match = re.fullmatch(r"(?P<loss>.+\)|[^=()]+)(?:=(?P<weight>[^=()]*))?", text)
+    if match is None:
+        raise UserError(f"--loss {text}: a term is written name=weight or 'name(key=value)=weight'")
+    loss, weight = match["loss"], match["weight"]
+    try:
+        number = 1.0 if weight is None else float(weight)
+    except ValueError:
+        raise UserError(f"--loss {text}: the weight of {loss} must be a number, and is {weight!r}") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise UserError(f"--loss {text}: the weight of {loss} must be 0 or more, and is {weight}")
+    return loss, number
+
+
+def _name(loss: str) -> str:
+    name, _ = parse_choice(loss)
+    return name.rpartition(":")[2] if is_own_code(name) else name
+
+
+def _build_term(name: str, loss: str, weight: float, *, num_classes: int, defaults: Mapping[str, float]) -> Term:
+    choice, hyperparameters = parse_choice(loss)
+    if is_own_code(choice):
+        function = load_own_code(choice)
+        check_hyperparameters(function, hyperparameters, choice=loss)
+
+        def own(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+            value: Tensor = function(student, teacher, labels, **hyperparameters)
+            return value
+
+        try_loss(own, name=loss, num_classes=num_classes)
+        return Term(name, weight, own)
+    kind = LOSSES[choice]
+    check_hyperparameters(kind, hyperparameters, choice=loss)
+    parameters = inspect.signature(kind).parameters
+    fitting = {key: value for key, value in defaults.items() if key in parameters}
+    try:
+        built: Loss = kind(**fitting | hyperparameters)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--loss {loss}: {error}") from None
+    return Term(name, weight, built, needs_teacher=built.needs_teacher, needs_labels=built.needs_labels)

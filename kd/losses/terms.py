@@ -1,0 +1,45 @@
+"""What a loss is given and what it says of itself; the registry that all losses stand in."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from kd.registry import Registry
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network made of a batch.
+
+    Args:
+        logits: ``(B, C)``.
+        features: Feature maps by the name of their node, for the terms that ask for them.
+        images: The images that it saw, ``(B, 3, S, S)`` in [0, 1]; teacher and student see the same.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    images: Tensor | None = None
+
+
+class Loss(Protocol):
+    """A loss on logits, and what it needs.
+
+    A class attribute each: ``formula`` and ``source`` for the lists, ``needs_teacher`` and ``needs_labels`` for whoever
+    builds the step.
+    """
+
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    needs_teacher: ClassVar[bool]
+    needs_labels: ClassVar[bool]
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over the batch: logits ``(B, C)`` twice, labels ``(B,)``, to a scalar."""
+        ...
+
+
+LOSSES: Registry[Callable[..., Loss]] = Registry("loss")
+"""The losses by name; each is a class whose parameters are the loss's hyperparameters."""

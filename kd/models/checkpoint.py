@@ -1,0 +1,92 @@
+"""Reading a classifier from a checkpoint: plain tensors and a description, and no code of whoever wrote it."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd.errors import UserError
+from kd.models.catalogue import build_classifier
+from kd.models.classifier import Classifier, Description
+from kd.registry import is_own_code, parse_choice
+
+CLASSIFIER_KEY = "classifier"
+"""Where a checkpoint holds the description of its classifier, plain, with its accuracy."""
+
+STATE_PREFIX = "model."
+"""What the classifier's weights are called by in a checkpoint's ``state_dict``."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``: tensors and plain values, nothing that runs.
+
+    Raises:
+        UserError: If there is no such file, or it is no checkpoint of this tool.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: this can't be read as a checkpoint of plain weights: {reason}") from None
+    if not isinstance(checkpoint, dict) or not {CLASSIFIER_KEY, "state_dict"} <= checkpoint.keys():
+        raise UserError(f"{path}: this is no checkpoint of a classifier that this tool trained")
+    return checkpoint
+
+
+def read_description(path: Path) -> Description:
+    """Read what a checkpoint's classifier is, without building it; errors as of :func:`read_checkpoint`."""
+    return Description.from_plain(read_checkpoint(path)[CLASSIFIER_KEY])
+
+
+def load_classifier(path: str | Path, *, architecture: str | None = None, flag: str = "--model") -> Classifier:
+    """Build the classifier that a checkpoint holds, in evaluation mode.
+
+    Args:
+        path: The checkpoint, of a teacher or a student.
+        architecture: The network that it must be, as a person named it. It must be given where the checkpoint names a
+            Python file, whose code runs only if a person asked for it.
+        flag: The flag that gives the architecture, for the messages.
+
+    Raises:
+        UserError: If the checkpoint can't be read, or holds another network.
+    """
+    path = Path(path).expanduser()
+    checkpoint = read_checkpoint(path)
+    description = Description.from_plain(checkpoint[CLASSIFIER_KEY])
+    if architecture is None and is_own_code(parse_choice(description.architecture)[0]):
+        raise UserError(
+            f"{path} holds a network from {description.architecture}, a Python file; say {flag} "
+            f"'{description.architecture}' if that code may run"
+        )
+    if architecture is not None and not _same_network(architecture, description.architecture):
+        raise UserError(f"{path} holds {description.architecture}, and {flag} says {architecture}")
+    classifier = build_classifier(
+        architecture or description.architecture,
+        classes=description.classes,
+        image_size=description.image_size,
+        resize=description.resize,
+        mean=description.mean,
+        std=description.std,
+    )
+    state = {
+        key.removeprefix(STATE_PREFIX): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(STATE_PREFIX)
+    }
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit {description.architecture}: {error}") from None
+    return classifier.eval()
+
+
+def _same_network(one: str, other: str) -> bool:
+    """Compare two names of networks; a person's file may have moved, its function's name may not."""
+    (one_name, one_parameters), (other_name, other_parameters) = parse_choice(one), parse_choice(other)
+    if is_own_code(one_name) and is_own_code(other_name):
+        one_name, other_name = (name.rpartition("/")[2] for name in (one_name, other_name))
+    return (one_name, one_parameters) == (other_name, other_parameters)

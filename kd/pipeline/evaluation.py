@@ -1,0 +1,63 @@
+"""Measuring a checkpoint on a folder."""
+
+from pathlib import Path
+
+from kd.data import ImageData, LabelledImages, Splits, load_splits, read_folder
+from kd.errors import UserError
+from kd.models import load_classifier
+from kd.pipeline.teacher import check_classes
+from kd.pipeline.workers import default_workers
+from kd.training import Hardware, evaluate
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    *,
+    dataset: str = "imagefolder",
+    data_dir: str | None = None,
+    val_data: str = "val",
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    model: str | None = None,
+    hardware: Hardware | None = None,
+) -> dict[str, float]:
+    """Measure the classifier of a checkpoint, of a teacher or a student, in the views that it was made for.
+
+    Args:
+        checkpoint: The checkpoint.
+        dataset: ``imagefolder``, or a data set by name.
+        data_dir: Its folder; for imagefolder either one that holds ``val_data``, or one of class folders.
+        val_data: Name of the folder of validation images within ``data_dir``.
+        batch_size: Images in a batch.
+        num_workers: Processes that load images; ``None`` chooses from the cores.
+        model: The network; needed where the checkpoint names a Python file.
+        hardware: Where to run.
+
+    Returns:
+        ``val/acc``, ``val/loss``, ``val/top5`` (for more than five classes), and ``images``, their number.
+
+    Raises:
+        UserError: If the checkpoint or the images can't be had, or their classes differ.
+    """
+    classifier = load_classifier(checkpoint, architecture=model)
+    description = classifier.description
+    images = _validation_images(dataset, data_dir, val_data)
+    check_classes(description.classes, images.classes, whose=checkpoint, data=data_dir or dataset)
+    chosen, _ = (hardware or Hardware()).resolved()
+    data = ImageData(
+        Splits("evaluation", train=images, val=images),
+        image_size=description.image_size,
+        batch_size=batch_size,
+        num_workers=default_workers(chosen.accelerator) if num_workers is None else num_workers,
+        resize=description.resize,
+    )
+    return evaluate(classifier, data, hardware=chosen) | {"images": float(len(images))}
+
+
+def _validation_images(dataset: str, data_dir: str | None, val_data: str) -> LabelledImages:
+    if dataset != "imagefolder" or data_dir is None:
+        return load_splits(dataset, data_dir).val
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--data_dir {data_dir}: there is no such folder")
+    return read_folder(root / val_data if (root / val_data).is_dir() else root)

@@ -1,0 +1,74 @@
+"""``summary.json``: every phase, seed by seed and together."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PHASES = ("teacher", "baseline", "distilled")
+
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+
+_RUN_KEYS = (
+    "seed",
+    "epochs",
+    "steps",
+    "val_acc",
+    "best_val_acc",
+    "val_loss",
+    "agreement",
+    "seconds",
+    "images_per_second",
+    "checkpoint",
+)
+
+
+def summarise(runs: Runs, *, data: str) -> dict[str, Any]:
+    """Put the runs of an experiment together.
+
+    Args:
+        runs: By phase, what each training came to.
+        data: Name of the data set.
+
+    Returns:
+        ``phases``, each with its runs and the mean and standard deviation of ``val_acc`` (the sample's, over n - 1;
+        ``None`` for one run), and ``gain``: what distillation gained over the baseline of the same seeds, paired, as
+        mean and standard deviation in fractions of 1; ``None`` where there is no pair.
+    """
+    phases: dict[str, Any] = {}
+    for phase in PHASES:
+        if not runs.get(phase):
+            continue
+        mean, std = _mean_and_std([run["val_acc"] for run in runs[phase]])
+        first = runs[phase][0]
+        phases[phase] = {
+            "model": first["model"],
+            "parameters": first["parameters"],
+            "runs": [{key: run.get(key) for key in _RUN_KEYS} for run in runs[phase]],
+            "val_acc_mean": mean,
+            "val_acc_std": std,
+        }
+    return {"data": data, "phases": phases, "gain": _gain(runs)}
+
+
+def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``summary.json`` into an experiment's folder: the old file or the new one, never half of one."""
+    path = folder / "summary.json"
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+def _gain(runs: Runs) -> dict[str, Any] | None:
+    alone = {run["seed"]: run["val_acc"] for run in runs.get("baseline", [])}
+    pairs = [(run["seed"], run["val_acc"] - alone[run["seed"]]) for run in runs.get("distilled", []) if run["seed"] in alone]
+    if not pairs:
+        return None
+    mean, std = _mean_and_std([gain for _, gain in pairs])
+    return {"mean": mean, "std": std, "runs": [{"seed": seed, "val_acc": gain} for seed, gain in pairs]}
+
+
+def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

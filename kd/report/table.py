@@ -1,0 +1,61 @@
+"""The table at the end of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_TITLES = {"teacher": "teacher", "baseline": "student alone", "distilled": "student distilled"}
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the phases of a summary as a table, and the gain in points under it.
+
+    Args:
+        summary: As :func:`kd.report.summary.summarise` made it.
+        console: Where to.
+    """
+    table = Table(title=f"Accuracy on the validation images of {summary['data']}", title_justify="left")
+    table.add_column("")
+    table.add_column("model")
+    for heading in ("parameters", "last epoch", "best epoch", "agrees with teacher", "seeds", "time"):
+        table.add_column(heading, justify="right")
+    for phase, facts in summary["phases"].items():
+        runs = facts["runs"]
+        table.add_row(
+            _TITLES[phase],
+            facts["model"],
+            f"{facts['parameters']:,}",
+            _accuracy(facts["val_acc_mean"], facts["val_acc_std"]),
+            _mean(runs, "best_val_acc", "{:.2%}"),
+            _mean(runs, "agreement", "{:.2%}"),
+            str(len(runs)),
+            _mean(runs, "seconds", "{:,.0f} s"),
+        )
+    console.print(table)
+    console.print(gain_sentence(summary), highlight=False)
+
+
+def gain_sentence(summary: Mapping[str, Any]) -> str:
+    """Say what distillation gained over the student alone, in points of accuracy (hundredths of all images)."""
+    gain = summary["gain"]
+    if gain is None:
+        missing = [name for name in ("baseline", "distilled") if name not in summary["phases"]]
+        flags = " ".join({"baseline": "--baseline", "distilled": "--distill"}[name] for name in missing)
+        return f"To see whether distillation pays, train the other student too: {flags}" if len(missing) == 1 else ""
+    points = [100 * run["val_acc"] for run in gain["runs"]]
+    if gain["std"] is None:
+        return f"Distillation against the student alone, last epoch: {points[0]:+.2f} points (one seed; --seeds 3 repeats)."
+    each = ", ".join(f"{value:+.2f}" for value in points)
+    spread = f"± {100 * gain['std']:.2f}"
+    return f"Distillation against the student alone, last epoch: {100 * gain['mean']:+.2f} points {spread} (by seed: {each})."
+
+
+def _accuracy(mean: float, std: float | None) -> str:
+    return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {100 * std:.2f}"
+
+
+def _mean(runs: list[dict[str, Any]], key: str, form: str) -> str:
+    values = [run[key] for run in runs if run[key] is not None]
+    return form.format(sum(values) / len(values)) if values else ""

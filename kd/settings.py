@@ -1,0 +1,213 @@
+"""The settings as frozen dataclasses, section by section; where their values come from is in :mod:`kd.sources`.
+
+One setting has one name, spelled alike as field, flag, key in a YAML file and word in ``commandline_args.txt``.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kd.errors import UserError
+
+
+def setting(
+    default: Any,  # noqa: ANN401
+    help_text: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:  # noqa: ANN401 (a field stands where its type is annotated)
+    """Declare a setting: its default, the words for ``--help`` and the README, and its range.
+
+    Args:
+        default: The value where no source gives one.
+        help_text: One line for a person.
+        above: What the value must exceed.
+        at_least: The least value.
+        at_most: The greatest value.
+    """
+    bounds = {"above": above, "at_least": at_least, "at_most": at_most}
+    return field(default=default, metadata={"help": help_text, "bounds": bounds})
+
+
+@dataclass(frozen=True)
+class Phases:
+    """What to do. With none of the three phases named, the student is trained on the labels."""
+
+    train_teacher: bool = setting(False, "train (or fine-tune) the teacher on the labels")
+    baseline: bool = setting(False, "train the student on the labels alone, for comparison")
+    distill: bool = setting(False, "train the student to match the teacher's outputs")
+    name: str | None = setting(None, "name of the experiment's folder; None: from data set, teacher and student")
+    seed: int = setting(0, "what everything random hangs on", at_least=0)
+    seeds: int = setting(1, "repeat baseline and distilled with this many seeds, counted up from --seed", at_least=1)
+    allow_weak_teacher: bool = setting(False, "distil even from a teacher that is no better than chance")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    dataset: str = setting(
+        "imagefolder",
+        "imagefolder, or by name: imagenette, imagenette_320px, imagenette_160px, mnist, fashion_mnist, cifar10, "
+        "cifar100, digits",
+    )
+    data_dir: str | None = setting(
+        None, "folder that holds the images; None: a cache folder, for the data sets that go by name"
+    )
+    train_data: str = setting("train", "folder of the training images, within --data_dir (imagefolder)")
+    val_data: str = setting("val", "folder of the validation images, within --data_dir (imagefolder)")
+    image_size: int = setting(224, "side of the square that the networks see, in pixels", at_least=1)
+    num_classes: int | None = setting(None, "checked against the data if given; it is never needed", at_least=2)
+    batch_size: int = setting(64, "images in a batch, on each device", at_least=1)
+    num_workers: int | None = setting(
+        None, "processes that load images; 0: the training process itself; None: from the cores", at_least=0
+    )
+    download: bool = setting(False, "download a data set that goes by name if it is not there")
+    augment: Literal["none", "crop", "rotate", "trivial", "rand"] = setting(
+        "crop",
+        "views of the training images: none, crop (resized crop, flip), rotate (rotation by up to 30 degrees, resized "
+        "crop, flip), trivial (TrivialAugmentWide), rand (RandAugment)",
+    )
+    resize: Literal["crop", "squash"] = setting(
+        "crop",
+        "how validation images (and training images under --augment none) become square: crop (short side to 8/7 of "
+        "image_size, then the centre), squash (regardless of proportions)",
+    )
+    train_fraction: float = setting(
+        1.0, "part of each class that the student's phases see, drawn by the seed", above=0, at_most=1
+    )
+    teacher_train_fraction: float = setting(1.0, "part of each class that the teacher sees", above=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks. ``kd models`` lists the names."""
+
+    teacher_model: str = setting(
+        "densenet121", "torchvision's name, timm/NAME, simple, convnet(widths=[16,32]), ..., or path/to/file.py:factory"
+    )
+    student_model: str = setting("simple", "as for --teacher_model")
+    teacher_pretrained: bool = setting(False, "start the teacher from published weights")
+    student_pretrained: bool = setting(False, "start the student from published weights")
+    teacher_checkpoint: str | None = setting(
+        None, "checkpoint of the teacher to distil; None: the one that --train_teacher left"
+    )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the student minimises. Teacher and baseline minimise cross-entropy with the labels."""
+
+    loss: tuple[str, ...] = setting(
+        ("ce=0.1", "kl=0.9"), "terms with their weights; `kd losses` lists them; your own: path/to/file.py:function=0.9"
+    )
+    temperature: float = setting(4.0, "default temperature of the terms that have one", above=0)
+    label_smoothing: float = setting(0.0, "part of each label spread over all classes, for ce", at_least=0, at_most=1)
+    teacher_label_smoothing: float = setting(
+        0.0, "the same for the teacher's own training, where it makes a worse teacher", at_least=0, at_most=1
+    )
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the networks are trained. A ``teacher_`` twin left at None is the student's value."""
+
+    optimizer: Literal["sgd", "adamw"] = setting("adamw", "the optimizer")
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0)
+    teacher_learning_rate: float | None = setting(None, "peak learning rate for the teacher", above=0)
+    momentum: float = setting(0.9, "sgd's momentum; adamw's first beta", at_least=0, at_most=1)
+    weight_decay: float = setting(0.01, "weight decay of all but biases and normalisation layers", at_least=0)
+    schedule: Literal["cosine", "constant"] = setting("cosine", "learning rate after the warm-up: to zero, or constant")
+    warmup_epochs: float = setting(0.0, "epochs over which the learning rate rises from zero", at_least=0)
+    max_epochs: int = setting(20, "epochs", at_least=1)
+    teacher_epochs: int | None = setting(None, "epochs for the teacher", at_least=1)
+    max_steps: int | None = setting(None, "end after this many optimizer steps, if that is sooner", at_least=1)
+    teacher_steps: int | None = setting(None, "the same for the teacher; None: no such end", at_least=1)
+    gradient_clip: float | None = setting(None, "largest norm of the gradient", above=0)
+    accumulate: int = setting(1, "batches whose gradients are summed before a step", at_least=1)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it runs, through Lightning, and what it leaves."""
+
+    accelerator: str = setting("auto", "auto (a GPU if there is one), cpu, gpu, ...: as Lightning has it")
+    devices: str = setting("auto", "how many devices, or which (0,1)")
+    num_nodes: int = setting(1, "machines", at_least=1)
+    strategy: str = setting("auto", "auto, ddp, fsdp, ...: as Lightning has it")
+    precision: str = setting(
+        "auto", "auto (bf16-mixed or 16-mixed on a GPU, 32-true on a CPU), or as Lightning has it"
+    )
+    default_root_dir: str = setting("logs", "folder of all experiments")
+    fast_dev_run: bool = setting(False, "one batch of everything, to see whether it runs; leaves no files")
+    limit_train_batches: int | float = setting(1.0, "batches of an epoch: a number, or a part such as 0.1", above=0)
+    limit_val_batches: int | float = setting(1.0, "batches of a validation: a number, or a part", above=0)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where flags come from besides the command line: defaults < args_file < config < command line."""
+
+    args_file: str = setting("commandline_args.txt", "text file of flags; the default one may be missing")
+    config: tuple[str, ...] = setting((), "YAML files of settings; a later one wins")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of an experiment."""
+
+    phases: Phases = Phases()
+    data: Data = Data()
+    models: Models = Models()
+    objective: Objective = Objective()
+    optimization: Optimization = Optimization()
+    machine: Machine = Machine()
+    sources: Sources = Sources()
+
+    def flat(self) -> dict[str, Any]:
+        """Return every setting but the sources under its name: plain strings, numbers, booleans, lists and None."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for section in dataclasses.fields(self)
+            if section.name != "sources"
+            for name, value in dataclasses.asdict(getattr(self, section.name)).items()
+        }
+
+
+def setting_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
+    """Iterate over ``(section, field)``, in the order of ``--help``."""
+    for section in dataclasses.fields(Settings):
+        for one in dataclasses.fields(type(section.default)):
+            yield section.name, one
+
+
+def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> None:
+    """Refuse values out of their range.
+
+    Args:
+        settings: The settings.
+        names: The settings to look at: those that one source gave.
+        origin: That source, for the message.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    for section, one in setting_fields():
+        value = getattr(getattr(settings, section), one.name)
+        if one.name not in names or isinstance(value, str | bool | tuple) or value is None:
+            continue
+        bounds = one.metadata["bounds"]
+        wrong = [
+            words
+            for words, bound, holds in (
+                (f"above {bounds['above']}", bounds["above"], lambda limit, v=value: v > limit),
+                (f"at least {bounds['at_least']}", bounds["at_least"], lambda limit, v=value: v >= limit),
+                (f"at most {bounds['at_most']}", bounds["at_most"], lambda limit, v=value: v <= limit),
+            )
+            if bound is not None and not holds(bound)
+        ]
+        if wrong:
+            raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")

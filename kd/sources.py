@@ -1,0 +1,253 @@
+"""Where the settings' values come from, and which source wins; the one place that decides it.
+
+Defaults in code < ``commandline_args.txt`` < ``--config`` YAML < command line. Every source is turned into flags and read
+by the same parser on top of the ones before it, so that all share spelling, types and errors, and an error names its source.
+"""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import tyro
+import yaml
+
+from kd.errors import UserError
+from kd.registry import suggestion
+from kd.settings import Settings, check_ranges, setting_fields
+
+DESCRIPTION = (
+    "Train a teacher, train a student on the labels alone, distil the teacher into the student, and compare. "
+    "--distill, --no-distill, --distill true and --distill false all mean what they say, and so for every switch. "
+    "Flags are also read from commandline_args.txt and from --config files; the command line wins."
+)
+
+COMMAND_LINE = "on the command line"
+
+_FIELDS = {one.name: one for _, one in setting_fields()}
+_SWITCHES = frozenset(name for name, one in _FIELDS.items() if one.type is bool)
+_SOURCES = frozenset(one.name for section, one in setting_fields() if section == "sources")
+_TRUTH = {"true": "True", "false": "False"}
+
+# What the first generation of this tool did without a flag for it; its JSON file goes on meaning what it meant.
+_FIRST_GENERATION = (
+    *("--optimizer", "sgd", "--schedule", "constant", "--weight_decay", "0", "--augment", "rotate"),
+    *("--loss", "mse=1", "--teacher_pretrained"),
+)
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """Some flags of one source (a line, a key): the words, and where they stand, for the messages."""
+
+    words: tuple[str, ...]
+    origin: str
+    remark: str | None = None
+
+
+def resolve(arguments: Sequence[str], *, prog: str = "experiment.py") -> tuple[Settings, list[str]]:
+    """Read all sources and let the later ones win.
+
+    Args:
+        arguments: The command line, without the program's name.
+        prog: The program's name, for ``--help``.
+
+    Returns:
+        The settings, and remarks for the person (how an old file was understood).
+
+    Raises:
+        UserError: If a source is missing or says something that is not understood.
+        SystemExit: After ``--help``.
+    """
+    if set(arguments) & {"-h", "--help"}:
+        _parse(["--help"], Settings(), prog=prog)
+    command_line = _Flags(tuple(arguments), COMMAND_LINE)
+    named = _apply([command_line], Settings(), prog=prog).sources
+    settings, remarks = Settings(), []
+    for source in (_args_file(named.args_file), *map(_yaml_file, map(Path, named.config)), [command_line]):
+        entries = list(source)
+        settings = _apply(entries, settings, prog=prog)
+        remarks += [entry.remark for entry in entries if entry.remark]
+    return settings, remarks
+
+
+def write_config(settings: Settings, path: Path) -> None:
+    """Write the resolved settings as a YAML file that is a legal ``--config`` again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    beside.replace(path)
+
+
+def _apply(entries: Sequence[_Flags], settings: Settings, *, prog: str) -> Settings:
+    """Read one source on top of the settings so far: all of it at once, or bit by bit to find what is wrong in it."""
+    normalized = [_normalize(entry) for entry in entries]
+    for entry, (_, names) in zip(entries, normalized, strict=True):
+        if entry.origin != COMMAND_LINE and names & _SOURCES:
+            raise UserError(f"{entry.origin}: --{min(names & _SOURCES)} can only stand on the command line")
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            parsed = _parse(list(chain.from_iterable(words for words, _ in normalized)), settings, prog=prog)
+    except SystemExit:
+        if len(entries) > 1:
+            for entry in entries:
+                _apply([entry], settings, prog=prog)
+        raise UserError(f"{entries[0].origin}: {_plain(output.getvalue())}") from None
+    for entry, (_, names) in zip(entries, normalized, strict=True):
+        check_ranges(parsed, names, origin=entry.origin)
+    return parsed
+
+
+def _parse(words: Sequence[str], settings: Settings, *, prog: str) -> Settings:
+    return tyro.cli(
+        Settings,
+        args=list(words),
+        default=settings,
+        prog=prog,
+        description=DESCRIPTION,
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    )
+
+
+def _normalize(source: _Flags) -> tuple[list[str], frozenset[str]]:
+    """Spell switches in the parser's one way, and refuse names that are not settings."""
+    words: list[str] = []
+    names: set[str] = set()
+    rest = list(source.words)
+    while rest:
+        word = rest.pop(0)
+        if not re.match(r"--?[A-Za-z]", word):
+            words.append(word)
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        negated = name.removeprefix("no-") if name.startswith("no-") else None
+        if word.startswith("--") and negated in _SWITCHES:
+            if equals or (rest and rest[0].lower() in _TRUTH):
+                raise UserError(f"{source.origin}: --{name} takes no value; say --{negated} true or --{negated} false")
+            words += [f"--{negated}", "False"]
+            names.add(negated)
+            continue
+        if name not in _FIELDS or not word.startswith("--"):
+            raise UserError(
+                f"{source.origin}: there is no flag {word.partition('=')[0]}"
+                f"{suggestion(name.replace('-', '_'), _FIELDS)} (--help lists them all)"
+            )
+        if name in names:
+            raise UserError(f"{source.origin}: --{name} is given twice")
+        names.add(name)
+        words.append(f"--{name}")
+        if equals:
+            rest.insert(0, value)
+        if name in _SWITCHES:
+            if equals and value.lower() not in _TRUTH:
+                raise UserError(f"{source.origin}: --{name} is true or false, not {value!r}")
+            words.append(_TRUTH[rest.pop(0).lower()] if rest and rest[0].lower() in _TRUTH else "True")
+        elif equals:
+            words.append(rest.pop(0))
+    return words, frozenset(names)
+
+
+def _plain(output: str) -> str:
+    """Return the parser's message without its box and its pointer to --help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()]
+    body = " ".join(line for line in lines[1:] if line)
+    return re.sub(r"\s*For full helptext,.*$", "", body).replace("Argument helptext:", "\n  ").strip()
+
+
+def _args_file(path: str) -> Iterator[_Flags]:
+    """Read the text file of flags; only the default one may be missing."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        if path != Settings().sources.args_file:
+            raise UserError(f"{COMMAND_LINE}: --args_file {path}: there is no such file")
+        return
+    text = _read_text(file)
+    if text.lstrip().startswith("{"):
+        yield from _first_generation(file, text)
+        return
+    for number, words in _logical_lines(file, text):
+        yield _Flags(words, f"{file}, line {number}")
+
+
+def _logical_lines(file: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Split a file of flags into lines; one that does not begin with a flag goes on where the one above it ended."""
+    pending: list[str] = []
+    start = 1
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UserError(f"{file}, line {number}: {error}") from None
+        if pending and words and words[0].startswith("-"):
+            yield start, tuple(pending)
+            pending = []
+        if words and not pending:
+            start = number
+        pending += words
+    if pending:
+        yield start, tuple(pending)
+
+
+def _first_generation(file: Path, text: str) -> Iterator[_Flags]:
+    """Read the JSON object that the first generation of this tool wrote, and the recipe that it had no keys for."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: it begins like a JSON object, and is none: {error}") from None
+    remark = f"{file} has the first generation's form; its recipe comes with it: {' '.join(_FIRST_GENERATION)}"
+    yield _Flags(_FIRST_GENERATION, str(file), remark)
+    if "gpus" in values:
+        gpus = values.pop("gpus")
+        devices = ",".join(map(str, gpus)) if isinstance(gpus, list) else str(gpus)
+        on_cpu = gpus in (None, 0, "0", [])
+        yield _Flags(("--accelerator", "cpu") if on_cpu else ("--devices", devices), f"{file}, key 'gpus'")
+    yield from _as_flags(values, origin=str(file))
+
+
+def _yaml_file(file: Path) -> Iterator[_Flags]:
+    try:
+        values = yaml.safe_load(_read_text(file.expanduser()))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{file}: this is no YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: a file of settings holds 'name: value' lines, and this is a {type(values).__name__}")
+    yield from _as_flags(values, origin=str(file))
+
+
+def _as_flags(values: Mapping[object, object], *, origin: str) -> Iterator[_Flags]:
+    """Turn a mapping into flags, so that the one parser reads it."""
+    for key, value in values.items():
+        where = f"{origin}, key {key!r}"
+        if not isinstance(key, str) or key not in _FIELDS:
+            raise UserError(f"{where}: there is no such setting{suggestion(str(key), _FIELDS)}")
+        several = isinstance(value, list | dict)
+        if several and not str(_FIELDS[key].type).startswith("tuple"):
+            raise UserError(f"{where}: one value stands here, not {value!r}")
+        words = [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else None
+        if words is None:
+            words = [_word(item) for item in value] if isinstance(value, list) else [_word(value)]
+        if key in _SWITCHES and words[0] not in _TRUTH.values():
+            raise UserError(f"{where}: this is true or false, not {value!r}")
+        yield _Flags((f"--{key}", *words), where)
+
+
+def _word(value: object) -> str:
+    return {"true": "True", "false": "False"}.get(str(value).lower(), str(value))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{file}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: this file can't be read: {error}") from None

@@ -1,0 +1,23 @@
+"""The two LightningModules, the frozen teacher, optimizers and schedules, callbacks, and a training run."""
+
+from kd.training.callbacks import PhaseProgress, Throughput, TrainingImages, draw_views
+from kd.training.modules import ClassifierModule, DistillationModule
+from kd.training.optimization import Recipe
+from kd.training.run import Hardware, Run, evaluate, quiet_lightning, train
+from kd.training.teacher import FrozenTeacher
+
+__all__ = [
+    "ClassifierModule",
+    "DistillationModule",
+    "FrozenTeacher",
+    "Hardware",
+    "PhaseProgress",
+    "Recipe",
+    "Run",
+    "Throughput",
+    "TrainingImages",
+    "draw_views",
+    "evaluate",
+    "quiet_lightning",
+    "train",
+]
