@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -10,8 +12,6 @@ from rich.table import Table
 
 from kd.errors import UserError
 from kd.sources import resolve
-
-Positional = tyro.conf.Positional
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,6 @@ def experiment(arguments: Sequence[str] | None = None, *, prog: str = "experimen
 
 def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     settings, remarks = resolve(arguments, prog=prog)
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from kd.pipeline import run_experiment
     from kd.report import print_summary, summarise, write_summary
@@ -47,7 +46,7 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     for remark in remarks:
         console.print(remark, highlight=False, soft_wrap=True, markup=False)
     done = run_experiment(settings, console=console)
-    if rank_zero_only.rank:
+    if not done.is_global_zero:
         return
     summary = summarise(done.runs, data=done.data)
     print_summary(summary, console)
@@ -55,9 +54,11 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
         console.print("--fast_dev_run: one batch of everything; these figures mean nothing, and no files were left.")
         return
     path = write_summary(summary, done.folder)
-    console.print(f"\nFiles: {done.folder}", highlight=False, soft_wrap=True)
-    for kept in [path, done.folder / "config.yaml", *(run["checkpoint"] for runs in done.runs.values() for run in runs)]:
-        console.print(f"  {kept}", highlight=False, soft_wrap=True)
+    console.print(f"\nFiles in {done.folder}:", highlight=False, soft_wrap=True)
+    checkpoints = [Path(run["checkpoint"]) for runs in done.runs.values() for run in runs]
+    for file in [path, done.folder / "config.yaml", *checkpoints]:
+        shown = file.relative_to(done.folder) if file.is_relative_to(done.folder) else file
+        console.print(f"  {shown}", highlight=False, soft_wrap=True)
     with_uv = "uv run " if "UV" in os.environ else ""
     console.print(f"TensorBoard: {with_uv}tensorboard --logdir {done.folder}", highlight=False, soft_wrap=True)
 
@@ -67,7 +68,7 @@ def _experiment() -> None:
 
 
 def _evaluate(
-    checkpoint: Positional[str],
+    checkpoint: Annotated[str, tyro.conf.Positional],
     *,
     dataset: str = "imagefolder",
     data_dir: str | None = None,

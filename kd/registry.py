@@ -1,7 +1,7 @@
 """Things that a person picks by name: one generic registry, and the ways to write a choice down.
 
-A choice is written ``name``, ``name(key=value, ...)`` with Python literals as values, or ``path/to/file.py:function`` for
-a person's own code.
+A choice is written ``name``, ``name(key=value, ...)`` with Python literals as values, or
+``path/to/file.py:function`` for a person's own code.
 """
 
 import ast
@@ -26,7 +26,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         >>> suggestion("resnet19", ["resnet18", "vgg16"])
         "; did you mean 'resnet18'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1) or [one for one in known if name and one.startswith(name)]
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -104,7 +105,12 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
     problem = UserError(f"{text!r}: in the parentheses stand key=value pairs, such as {name}(size=8)")
     try:
         call = ast.parse(f"_({arguments})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        if (
+            not isinstance(call, ast.Call)
+            or not isinstance(call.func, ast.Name)
+            or call.args
+            or any(keyword.arg is None for keyword in call.keywords)
+        ):
             raise problem
         return name, {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -178,4 +184,5 @@ def load_own_code(name: str) -> Callable[..., Any]:
     if not callable(found):
         defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{file} has no function {attribute!r}{suggestion(attribute, defined)}")
-    return found
+    function: Callable[..., Any] = found
+    return function

@@ -138,9 +138,7 @@ class Machine:
     devices: str = setting("auto", "how many devices, or which (0,1)")
     num_nodes: int = setting(1, "machines", at_least=1)
     strategy: str = setting("auto", "auto, ddp, fsdp, ...: as Lightning has it")
-    precision: str = setting(
-        "auto", "auto (bf16-mixed or 16-mixed on a GPU, 32-true on a CPU), or as Lightning has it"
-    )
+    precision: str = setting("auto", "auto (bf16-mixed or 16-mixed on a GPU, 32-true on a CPU), or as Lightning has it")
     default_root_dir: str = setting("logs", "folder of all experiments")
     fast_dev_run: bool = setting(False, "one batch of everything, to see whether it runs; leaves no files")
     limit_train_batches: int | float = setting(1.0, "batches of an epoch: a number, or a part such as 0.1", above=0)
@@ -179,8 +177,9 @@ class Settings:
 
 def setting_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
     """Iterate over ``(section, field)``, in the order of ``--help``."""
+    defaults = Settings()
     for section in dataclasses.fields(Settings):
-        for one in dataclasses.fields(type(section.default)):
+        for one in dataclasses.fields(getattr(defaults, section.name)):
             yield section.name, one
 
 
@@ -200,14 +199,11 @@ def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> N
         if one.name not in names or isinstance(value, str | bool | tuple) or value is None:
             continue
         bounds = one.metadata["bounds"]
+        above, at_least, at_most = bounds["above"], bounds["at_least"], bounds["at_most"]
         wrong = [
-            words
-            for words, bound, holds in (
-                (f"above {bounds['above']}", bounds["above"], lambda limit, v=value: v > limit),
-                (f"at least {bounds['at_least']}", bounds["at_least"], lambda limit, v=value: v >= limit),
-                (f"at most {bounds['at_most']}", bounds["at_most"], lambda limit, v=value: v <= limit),
-            )
-            if bound is not None and not holds(bound)
+            *([f"above {above}"] if above is not None and not value > above else []),
+            *([f"at least {at_least}"] if at_least is not None and not value >= at_least else []),
+            *([f"at most {at_most}"] if at_most is not None and not value <= at_most else []),
         ]
         if wrong:
             raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")

@@ -1,7 +1,8 @@
 """Where the settings' values come from, and which source wins; the one place that decides it.
 
-Defaults in code < ``commandline_args.txt`` < ``--config`` YAML < command line. Every source is turned into flags and read
-by the same parser on top of the ones before it, so that all share spelling, types and errors, and an error names its source.
+Defaults in code < ``commandline_args.txt`` < ``--config`` YAML < command line. Every source is turned into flags and
+read by the same parser on top of the ones before it, so that all share spelling, types and errors, and an error names
+its source.
 """
 
 import contextlib
@@ -117,7 +118,7 @@ def _parse(words: Sequence[str], settings: Settings, *, prog: str) -> Settings:
 
 
 def _normalize(source: _Flags) -> tuple[list[str], frozenset[str]]:
-    """Spell switches in the parser's one way, and refuse names that are not settings."""
+    """Spell flags in the parser's one way (``--name value``, switches with True or False), and refuse unknown names."""
     words: list[str] = []
     names: set[str] = set()
     rest = list(source.words)
@@ -126,32 +127,36 @@ def _normalize(source: _Flags) -> tuple[list[str], frozenset[str]]:
         if not re.match(r"--?[A-Za-z]", word):
             words.append(word)
             continue
-        name, equals, value = word.lstrip("-").partition("=")
-        negated = name.removeprefix("no-") if name.startswith("no-") else None
-        if word.startswith("--") and negated in _SWITCHES:
-            if equals or (rest and rest[0].lower() in _TRUTH):
-                raise UserError(f"{source.origin}: --{name} takes no value; say --{negated} true or --{negated} false")
-            words += [f"--{negated}", "False"]
-            names.add(negated)
-            continue
-        if name not in _FIELDS or not word.startswith("--"):
-            raise UserError(
-                f"{source.origin}: there is no flag {word.partition('=')[0]}"
-                f"{suggestion(name.replace('-', '_'), _FIELDS)} (--help lists them all)"
-            )
+        given, equals, value = word.partition("=")
+        name, negated = _setting_of(given, origin=source.origin)
         if name in names:
             raise UserError(f"{source.origin}: --{name} is given twice")
         names.add(name)
-        words.append(f"--{name}")
         if equals:
             rest.insert(0, value)
+        words.append(f"--{name}")
+        has_truth = bool(rest) and rest[0].lower() in _TRUTH
+        if negated and (equals or has_truth):
+            raise UserError(f"{source.origin}: {given} takes no value; say --{name} true or --{name} false")
         if name in _SWITCHES:
-            if equals and value.lower() not in _TRUTH:
+            if equals and not has_truth:
                 raise UserError(f"{source.origin}: --{name} is true or false, not {value!r}")
-            words.append(_TRUTH[rest.pop(0).lower()] if rest and rest[0].lower() in _TRUTH else "True")
+            words.append("False" if negated else _TRUTH[rest.pop(0).lower()] if has_truth else "True")
         elif equals:
             words.append(rest.pop(0))
     return words, frozenset(names)
+
+
+def _setting_of(flag: str, *, origin: str) -> tuple[str, bool]:
+    """Return the setting that a flag is about, and whether it is switched off by ``--no-``."""
+    name = flag.removeprefix("--")
+    if name in _FIELDS:
+        return name, False
+    if name.removeprefix("no-") in _SWITCHES:
+        return name.removeprefix("no-"), True
+    spelled = "--" + flag.lstrip("-").replace("-", "_")
+    hint = suggestion(spelled, [f"--{known}" for known in _FIELDS])
+    raise UserError(f"{origin}: there is no flag {flag}{hint} (--help lists them all)")
 
 
 def _plain(output: str) -> str:

@@ -48,8 +48,9 @@ class ImageData(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.train_views = Views(splits.train, training_view(augment, image_size, resize), seed=seed)
-        self.val_views = Views(splits.val, plain_view(image_size, resize), seed=seed)
+        view_seed = None if augment == "none" else seed
+        self.train_views = Views(splits.train, training_view(augment, image_size, resize), seed=view_seed)
+        self.val_views = Views(splits.val, plain_view(image_size, resize), seed=None)
         self.train_indices = keep_fraction(splits.train, train_fraction, seed=seed)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -78,10 +79,13 @@ class ImageData(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _loader(self, views: Views, sampler: EpochSampler, *, drop_last: bool = False) -> DataLoader[tuple[Tensor, int]]:
+    def _loader(
+        self, views: Views, sampler: EpochSampler, *, drop_last: bool = False
+    ) -> DataLoader[tuple[Tensor, int]]:
         return DataLoader(
             views,
-            batch_sampler=BatchSampler(sampler, self.batch_size, drop_last=drop_last),
+            # Its annotation asks for plain indices; ours carry the epoch.
+            batch_sampler=BatchSampler(sampler, self.batch_size, drop_last=drop_last),  # type: ignore[arg-type]
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

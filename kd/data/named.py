@@ -20,8 +20,9 @@ from kd.data.images import LabelledImages, Splits
 from kd.errors import UserError
 from kd.registry import Registry
 
-Reader = Callable[[Path, bool], Splits]
+Reader = Callable[..., Splits]
 DATASETS: Registry[Reader] = Registry("data set")
+"""Data sets by name: a function of the folder that holds it, and of ``download``."""
 
 
 def cache_dir() -> Path:
@@ -59,11 +60,11 @@ def load_splits(
     root.mkdir(parents=True, exist_ok=True)
     # One process fetches, the others of this machine wait for it.
     with FileLock(root / ".lock"):
-        return reader(root, download)
+        return reader(root, download=download)
 
 
 @DATASETS.register("digits")
-def digits(root: Path, download: bool) -> Splits:  # noqa: ARG001 (bundled: there is nothing to download)
+def digits(root: Path, *, download: bool = False) -> Splits:  # noqa: ARG001 (bundled: there is nothing to download)
     """Read the 1,797 handwritten digits of 8x8 pixels that scikit-learn bundles, one in five for validation.
 
     They are written once as a folder of PNGs, so that they go the way of anybody's images.
@@ -90,9 +91,10 @@ def digits(root: Path, download: bool) -> Splits:  # noqa: ARG001 (bundled: ther
     return read_splits(folder)
 
 
-def _imagenette(root: Path, download: bool, *, size: str, name: str) -> Splits:
-    train, _ = _from_torchvision(datasets.Imagenette, root, download, ("train", "val"), size=size)
-    splits = read_splits(Path(train._size_root))
+def _imagenette(root: Path, *, download: bool, size: str, name: str) -> Splits:
+    train, _ = _from_torchvision(datasets.Imagenette, root, ("train", "val"), download=download, size=size)
+    # torchvision keeps the folder to itself; its list of images tells it.
+    splits = read_splits(Path(train._samples[0][0]).parents[2])  # noqa: SLF001
     names = dict(zip(train.wnids, (names[0] for names in train.classes), strict=True))
     classes = tuple(names[wnid] for wnid in splits.classes)
     return Splits(name, *(_renamed(images, classes) for images in (splits.train, splits.val)))
@@ -102,11 +104,14 @@ def _renamed(images: LabelledImages, classes: tuple[str, ...]) -> LabelledImages
     return LabelledImages(classes, images.labels, images.keys, images.load)
 
 
-def _in_memory(root: Path, download: bool, *, kind: type[Any], name: str) -> Splits:
+def _in_memory(root: Path, *, download: bool, kind: type[Any], name: str) -> Splits:
     halves = []
-    for split, one in zip(("train", "val"), _from_torchvision(kind, root, download, (True, False)), strict=True):
+    for split, one in zip(
+        ("train", "val"), _from_torchvision(kind, root, (True, False), download=download), strict=True
+    ):
         pixels = torch.as_tensor(one.data)
-        pixels = pixels[:, None].expand(-1, 3, -1, -1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        is_grey = pixels.ndim == len(("N", "H", "W"))
+        pixels = pixels[:, None].expand(-1, 3, -1, -1) if is_grey else pixels.permute(0, 3, 1, 2)
         halves.append(
             LabelledImages(
                 classes=tuple(one.classes),
@@ -123,7 +128,7 @@ def _pixels_at(pixels: Tensor, index: int) -> Tensor:
 
 
 def _from_torchvision(
-    kind: type[Any], root: Path, download: bool, splits: Sequence[str | bool], **options: str
+    kind: type[Any], root: Path, splits: Sequence[str | bool], *, download: bool, **options: str
 ) -> tuple[Any, Any]:
     key = "split" if kind is datasets.Imagenette else "train"
     try:
@@ -131,7 +136,9 @@ def _from_torchvision(
     except (RuntimeError, OSError) as error:
         if download:
             raise UserError(f"{kind.__name__} could not be downloaded into {root}: {error}") from None
-        raise UserError(f"{kind.__name__} is not in {root}; --download fetches it, --data_dir names its folder") from None
+        raise UserError(
+            f"{kind.__name__} is not in {root}; --download fetches it, --data_dir names its folder"
+        ) from None
     return first, second
 
 

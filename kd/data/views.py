@@ -1,5 +1,6 @@
 """Views: one square version of an image, a pure function of (seed, epoch, image)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -10,7 +11,6 @@ from torchvision.transforms import v2
 from kd.data.images import LabelledImages
 from kd.randomness import derive_seed, seeded
 from kd.registry import Registry
-from kd.errors import UserError
 
 View = Callable[[Tensor], Tensor]
 
@@ -51,8 +51,8 @@ def plain_view(size: int, resize: str = "crop") -> View:
             habit); ``squash`` resizes to the square regardless of proportions.
     """
     if resize == "squash":
-        return v2.Resize((size, size), antialias=True)
-    return v2.Compose([v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)])
+        return _in_order([v2.Resize((size, size), antialias=True)])
+    return _in_order([v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)])
 
 
 def training_view(augment: str, size: int, resize: str = "crop") -> View:
@@ -66,7 +66,12 @@ def training_view(augment: str, size: int, resize: str = "crop") -> View:
     Raises:
         UserError: If there is no such augmentation.
     """
-    return plain_view(size, resize) if augment == "none" else v2.Compose(AUGMENTATIONS[augment](size))
+    return plain_view(size, resize) if augment == "none" else _in_order(AUGMENTATIONS[augment](size))
+
+
+def _in_order(transforms: Sequence[View]) -> View:
+    view: View = v2.Compose(transforms)
+    return view
 
 
 class Views(Dataset[tuple[Tensor, int]]):
@@ -75,10 +80,10 @@ class Views(Dataset[tuple[Tensor, int]]):
     Args:
         images: The images.
         view: What makes a square of each.
-        seed: What the views hang on, with the epoch and the image.
+        seed: What the views hang on, with the epoch and the image; ``None`` for a view without chance.
     """
 
-    def __init__(self, images: LabelledImages, view: View, *, seed: int) -> None:
+    def __init__(self, images: LabelledImages, view: View, *, seed: int | None) -> None:
         self.images = images
         self.view = view
         self.seed = seed
@@ -91,6 +96,8 @@ class Views(Dataset[tuple[Tensor, int]]):
         """Return the view ``(3, S, S)``, uint8, of image ``index`` in ``epoch``, and its label."""
         epoch, index = which
         pixels = self.images.load(index)
+        if self.seed is None:
+            return self.view(pixels), self.images.labels[index]
         with seeded(self.seed, "view", epoch, self.images.keys[index]):
             return self.view(pixels), self.images.labels[index]
 
@@ -123,7 +130,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         """Count the images of this process."""
         if self.even:
-            return -(-len(self.indices) // self.world_size)
+            return math.ceil(len(self.indices) / self.world_size)
         return len(range(self.rank, len(self.indices), self.world_size))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

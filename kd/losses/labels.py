@@ -16,7 +16,7 @@ class CrossEntropy:
 
     .. math:: -\frac{1}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} y_{bc} \log \sigma(z_b)_c
 
-    where :math:`y_{bc}` is :math:`1 - \epsilon + \epsilon / C` for the label and :math:`\epsilon / C` for the other classes.
+    where :math:`y_{bc}` is :math:`1 - \epsilon + \epsilon / C` for the label and :math:`\epsilon / C` for the others.
 
     Args:
         label_smoothing: :math:`0 \le \epsilon \le 1`, the part of each label that is spread over all classes.

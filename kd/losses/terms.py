@@ -1,6 +1,6 @@
 """What a loss is given and what it says of itself; the registry that all losses stand in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -41,5 +41,5 @@ class Loss(Protocol):
         ...
 
 
-LOSSES: Registry[Callable[..., Loss]] = Registry("loss")
+LOSSES: Registry[type[Loss]] = Registry("loss")
 """The losses by name; each is a class whose parameters are the loss's hyperparameters."""

@@ -23,7 +23,8 @@ for _factory in (small.simple, small.convnet, small.mlp, small.linear):
 
 def torchvision_names() -> list[str]:
     """List torchvision's classifiers of images, all with published weights (its quantised twins are left out)."""
-    return torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
 
 
 def build_classifier(
@@ -56,34 +57,23 @@ def build_classifier(
             images.
     """
     name, hyperparameters = parse_choice(architecture)
-    weights_statistics = None
-    try:
-        if is_own_code(name):
-            if pretrained:
-                raise UserError(f"{pretrained_flag}: {name} is your own code; let it load its own weights")
-            factory = load_own_code(name)
-            check_hyperparameters(factory, hyperparameters, choice=architecture)
-            network = factory(num_classes=len(classes), **hyperparameters)
-        elif name in SMALL:
-            if pretrained:
-                raise UserError(f"{pretrained_flag}: there are no published weights for {name}")
-            check_hyperparameters(SMALL[name], hyperparameters, choice=architecture)
-            network = SMALL[name](len(classes), image_size, **hyperparameters)
-        elif name.startswith("timm/"):
-            network, weights_statistics = _build_timm(
-                name.removeprefix("timm/"), len(classes), pretrained, pretrained_flag, hyperparameters
-            )
-        else:
-            network, weights_statistics = _build_torchvision(
-                name, len(classes), pretrained, pretrained_flag, hyperparameters
-            )
-    except (TypeError, ValueError) as error:
-        if not hyperparameters:
-            raise
-        raise UserError(f"{architecture!r}: these hyperparameters make no network: {error}") from None
+    flag = pretrained_flag if pretrained else None
+    statistics = None
+    if is_own_code(name):
+        if pretrained:
+            raise UserError(f"{pretrained_flag}: {name} is your own code; let it load its own weights")
+        factory = load_own_code(name)
+        check_hyperparameters(factory, hyperparameters, choice=architecture)
+        network = factory(num_classes=len(classes), **hyperparameters)
+    else:
+        try:
+            network, statistics = _build_by_name(name, len(classes), image_size, hyperparameters, flag=flag)
+        except (TypeError, ValueError, RuntimeError) as error:
+            what = f"there is no {architecture} for images of {image_size} px and {len(classes)} classes"
+            raise UserError(f"{what}: {error}") from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{architecture!r}: the factory returned a {type(network).__name__}, not a torch.nn.Module")
-    mean, std = weights_statistics or (mean, std)
+    mean, std = statistics or (mean, std)
     description = Description(architecture, classes, image_size, resize, mean, std)
     classifier = Classifier(network, description)
     _try_on(classifier, image_size)
@@ -117,7 +107,8 @@ def _usual_size(architecture: str) -> str:
     if name.startswith("timm/"):
         import timm
 
-        return f" (it was made for {timm.get_pretrained_cfg(name.removeprefix('timm/')).input_size[-1]})"
+        configuration = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+        return f" (it was made for {configuration.input_size[-1]})" if configuration is not None else ""
     if name in torchvision_names():
         weights = torchvision.models.get_model_weights(name).DEFAULT
         return f" (it was made for {weights.transforms().crop_size[0]})"
@@ -127,9 +118,20 @@ def _usual_size(architecture: str) -> str:
 Built = tuple[nn.Module, tuple[tuple[float, ...], tuple[float, ...]] | None]
 
 
-def _build_torchvision(
-    name: str, num_classes: int, pretrained: bool, pretrained_flag: str, hyperparameters: dict[str, Any]
+def _build_by_name(
+    name: str, num_classes: int, image_size: int, hyperparameters: dict[str, Any], *, flag: str | None
 ) -> Built:
+    if name.startswith("timm/"):
+        return _build_timm(name.removeprefix("timm/"), num_classes, hyperparameters, flag=flag)
+    if name not in SMALL:
+        return _build_torchvision(name, num_classes, hyperparameters, flag=flag)
+    if flag is not None:
+        raise UserError(f"{flag}: there are no published weights for {name}")
+    check_hyperparameters(SMALL[name], hyperparameters, choice=name)
+    return SMALL[name](num_classes, image_size, **hyperparameters), None
+
+
+def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> Built:
     if name not in torchvision_names():
         known = [*torchvision_names(), *SMALL]
         raise UserError(f"there is no network {name!r}{suggestion(name, known)} (`kd models` lists them all)")
@@ -137,12 +139,12 @@ def _build_torchvision(
     options: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
         # In training mode their auxiliary heads would make a tuple of the logits.
-        options = {"aux_logits": False, "init_weights": not pretrained, "transform_input": pretrained}
-    if not pretrained:
+        options = {"aux_logits": False, "init_weights": flag is None, "transform_input": flag is not None}
+    if flag is None:
         return _call(builder, num_classes=num_classes, **options | hyperparameters), None
     weights = torchvision.models.get_model_weights(name).DEFAULT
     network = _call(builder, num_classes=num_classes, **options | hyperparameters)
-    state = _fetch(functools.partial(weights.get_state_dict, progress=True, check_hash=True), weights.url, pretrained_flag)
+    state = _fetch(functools.partial(weights.get_state_dict, progress=True, check_hash=True), weights.url, flag)
     own = network.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     network.load_state_dict(fitting, strict=False)
@@ -150,13 +152,11 @@ def _build_torchvision(
     return network, (tuple(preset.mean), tuple(preset.std))
 
 
-def _call(builder: Factory, **options: Any) -> nn.Module:  # noqa: ANN401 (the network's own hyperparameters)
+def _call(builder: Factory, **options: Any) -> nn.Module:
     return builder(weights=None, **options)
 
 
-def _build_timm(
-    name: str, num_classes: int, pretrained: bool, pretrained_flag: str, hyperparameters: dict[str, Any]
-) -> Built:
+def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> Built:
     try:
         import timm
     except ImportError:
@@ -164,9 +164,9 @@ def _build_timm(
     if not timm.is_model(name):
         raise UserError(f"there is no network 'timm/{name}'{suggestion(name, timm.list_models())} (`kd models --timm`)")
     build = functools.partial(timm.create_model, name, num_classes=num_classes, **hyperparameters)
-    if not pretrained:
+    if flag is None:
         return build(), None
-    network = _fetch(functools.partial(build, pretrained=True), f"timm/{name}", pretrained_flag)
+    network = _fetch(functools.partial(build, pretrained=True), f"timm/{name}", flag)
     configuration = network.pretrained_cfg
     return network, (tuple(configuration["mean"]), tuple(configuration["std"]))
 
@@ -177,7 +177,9 @@ def _fetch(fetch: Callable[[], Any], url: str, flag: str) -> Any:  # noqa: ANN40
         return fetch()
     except (OSError, RuntimeError, ValueError) as error:
         file = url.rpartition("/")[2]
-        place = f"put that file into {torch.hub.get_dir()}/checkpoints" if "://" in url else "put it into the hub's cache"
+        place = (
+            f"put that file into {torch.hub.get_dir()}/checkpoints" if "://" in url else "put it into the hub's cache"
+        )
         raise UserError(
             f"{flag}: the weights could not be fetched ({error}).\n"
             f"  The missing file is {file}, from {url}.\n"
@@ -200,8 +202,10 @@ def parameters_by_name(*, with_timm: bool = False) -> list[tuple[str, str, int |
         with torch.device("meta"):
             network = factory(1000, 224)
         rows.append((name, "kd, at 224 px", sum(parameter.numel() for parameter in network.parameters())))
-    for name in torchvision_names():
-        rows.append((name, "torchvision", torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]))
+    rows += [
+        (name, "torchvision", torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
+        for name in torchvision_names()
+    ]
     if with_timm:
         try:
             import timm
@@ -209,4 +213,3 @@ def parameters_by_name(*, with_timm: bool = False) -> list[tuple[str, str, int |
             raise UserError("timm is not installed; install it with `pip install timm`") from None
         rows += [(f"timm/{name}", "timm", None) for name in timm.list_models()]
     return rows
-

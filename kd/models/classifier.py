@@ -34,8 +34,8 @@ class Description:
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Description":
         """Read what :meth:`plain` returned; other keys are passed over."""
-        known = {name: values[name] for name in cls.__dataclass_fields__}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        known: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
+        return cls(**known | {name: tuple(known[name]) for name in ("classes", "mean", "std")})
 
 
 class Normalization(nn.Module):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+_SIMPLE_LEAST = 2**3
+
 
 def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: int = 512) -> nn.Module:
     """Build three 3x3 convolutions of 16, 32, 64 channels, each with ReLU and 2x2 max pooling, and a hidden layer.
@@ -19,7 +21,12 @@ def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: 
 
     Shape:
         ``(B, 3, image_size, image_size)`` to ``(B, C)``.
+
+    Raises:
+        ValueError: If the images are smaller.
     """
+    if image_size < _SIMPLE_LEAST:
+        raise ValueError(f"three poolings leave no pixel of less than {_SIMPLE_LEAST} px")
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise((3, 16, 32, 64)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -29,7 +36,7 @@ def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: 
 
 
 def convnet(num_classes: int, image_size: int, *, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:  # noqa: ARG001
-    """Build 3x3 convolutions with batch normalisation, ReLU and 2x2 max pooling, then the mean over the map and a layer.
+    """Build 3x3 convolutions with batch normalisation, ReLU and 2x2 max pooling, then the mean of the map, and a layer.
 
     Args:
         num_classes: Number of classes C.

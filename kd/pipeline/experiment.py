@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
-from kd.data import ImageData, Splits, channel_statistics, load_splits, plain_view
+from kd.data import ImageData, channel_statistics, load_splits, plain_view
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, build_classifier, load_classifier
@@ -24,8 +24,11 @@ from kd.training import ClassifierModule, DistillationModule, FrozenTeacher, Har
 
 # What a phase's result does not depend on, so that it may be compared with one of another call.
 _IRRELEVANT = frozenset(
-    "train_teacher baseline distill name seed seeds allow_weak_teacher num_workers download num_classes accelerator "
-    "devices num_nodes strategy default_root_dir fast_dev_run".split()
+    (
+        *("train_teacher", "baseline", "distill", "name", "seed", "seeds", "allow_weak_teacher"),
+        *("num_workers", "download", "num_classes"),
+        *("accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "fast_dev_run"),
+    )
 )
 
 
@@ -38,12 +41,14 @@ class Experiment:
         data: Name of the data set.
         runs: What each training came to, by phase; with those of earlier calls that were trained alike.
         kept: Whether there are files.
+        is_global_zero: Whether this process, of several, is the one that speaks and writes.
     """
 
     folder: Path
     data: str
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     kept: bool = True
+    is_global_zero: bool = True
 
 
 def run_experiment(settings: Settings, *, console: Console | None = None) -> Experiment:
@@ -93,7 +98,7 @@ class _Pipeline:
         self.teacher = self._first_teacher()
         self.experiment = Experiment(self.folder, self.splits.name, kept=not machine.fast_dev_run)
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
@@ -110,14 +115,17 @@ class _Pipeline:
             if self.distill:
                 self._train_student("distilled", seed, self._distillation_module(seed, teacher_acc))
         self._add_earlier_runs()
+        self.experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
         return self.experiment
 
     def build_student(self, seed: int) -> Classifier:
         """Build the student; its first weights hang on the seed alone, and are the same for baseline and distilled."""
         models = self.settings.models
-        return self._build(models.student_model, seed, models.student_pretrained, "--student_pretrained")
+        return self._build(
+            models.student_model, seed, pretrained=models.student_pretrained, flag="--student_pretrained"
+        )
 
-    def _build(self, model: str, seed: int, pretrained: bool, flag: str) -> Classifier:
+    def _build(self, model: str, seed: int, *, pretrained: bool, flag: str) -> Classifier:
         data = self.settings.data
         mean, std = self.statistics
         with seeded(seed, "weights"):
@@ -142,8 +150,8 @@ class _Pipeline:
         )
         if self.distill and not objective.needs_teacher:
             raise UserError(
-                f"--distill --loss {' '.join(wanted.loss)}: there is nothing to distil, as no term looks at the teacher; "
-                "add one such as kl=0.9, or use --baseline"
+                f"--distill --loss {' '.join(wanted.loss)}: there is nothing to distil, as no term looks at the "
+                "teacher; add one such as kl=0.9, or use --baseline"
             )
         return objective
 
@@ -165,14 +173,16 @@ class _Pipeline:
             if not self.train_teacher:
                 return None
             seed = self.settings.phases.seed
-            return self._build(models.teacher_model, seed, models.teacher_pretrained, "--teacher_pretrained")
+            return self._build(
+                models.teacher_model, seed, pretrained=models.teacher_pretrained, flag="--teacher_pretrained"
+            )
         self.say(f"Teacher: {self.found.checkpoint}")
         teacher = load_teacher(self.found.checkpoint, model=models.teacher_model, splits=self.splits)
         made_for, size = teacher.description.image_size, self.settings.data.image_size
         if made_for != size:
             raise UserError(
-                f"the teacher {self.found.checkpoint} was trained on images of {made_for} px, and --image_size is {size}; "
-                "teacher and student see the same view"
+                f"the teacher {self.found.checkpoint} was trained on images of {made_for} px, and --image_size is "
+                f"{size}; teacher and student see the same view"
             )
         return teacher
 
@@ -227,7 +237,8 @@ class _Pipeline:
         data = self._data(self.settings.phases.seed, 1.0)
         accuracy = evaluate(self.teacher, data, hardware=self.hardware)["val/acc"]
         limit = chance_limit(list(self.splits.val.labels))
-        self.say(f"The teacher, {self.teacher.description.architecture}, is right on {accuracy:.1%} of the validation images.")
+        name = self.teacher.description.architecture
+        self.say(f"The teacher, {name}, is right on {accuracy:.1%} of the validation images.")
         if accuracy < limit:
             words = f"the teacher's accuracy, {accuracy:.1%}, is no better than chance (up to {limit:.1%})"
             if not (self.settings.machine.fast_dev_run or self.settings.phases.allow_weak_teacher):

@@ -12,6 +12,7 @@ from kd.errors import UserError
 from kd.models import Classifier, load_classifier
 
 METRICS_FILE = "metrics.json"
+_SHOWN = 5
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 
 
@@ -91,7 +92,8 @@ def check_classes(have: tuple[str, ...], want: tuple[str, ...], *, whose: str, d
         first = next(index for index, (one, other) in enumerate(zip(have, want, strict=True)) if one != other)
         how = f"they are in another order: class {first} is {have[first]!r} to it, and {want[first]!r} in {data}"
     else:
-        how = f"only it has {_some(sorted(set(have) - set(want)))}; only {data} has {_some(sorted(set(want) - set(have)))}"
+        only_it, only_data = (_some(sorted(names)) for names in (set(have) - set(want), set(want) - set(have)))
+        how = f"only it has {only_it}; only {data} has {only_data}"
     raise UserError(f"{whose} was trained for other classes: {how}")
 
 
@@ -108,4 +110,4 @@ def chance_limit(labels: list[int]) -> float:
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

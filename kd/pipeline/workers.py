@@ -6,7 +6,7 @@ import os
 def default_workers(accelerator: str) -> int:
     """Choose from the cores that this process may use.
 
-    A GPU leaves the cores to the loaders. On a CPU they are the training's own, and loaders only pay where there are many.
+    A GPU leaves the cores to the loaders. On a CPU they are the training's own, and loaders pay where there are many.
 
     Args:
         accelerator: What trains, in Lightning's words.

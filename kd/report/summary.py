@@ -63,7 +63,9 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
 
 def _gain(runs: Runs) -> dict[str, Any] | None:
     alone = {run["seed"]: run["val_acc"] for run in runs.get("baseline", [])}
-    pairs = [(run["seed"], run["val_acc"] - alone[run["seed"]]) for run in runs.get("distilled", []) if run["seed"] in alone]
+    pairs = [
+        (run["seed"], run["val_acc"] - alone[run["seed"]]) for run in runs.get("distilled", []) if run["seed"] in alone
+    ]
     if not pairs:
         return None
     mean, std = _mean_and_std([gain for _, gain in pairs])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _TITLES = {"teacher": "teacher", "baseline": "student alone", "distilled": "student distilled"}
@@ -17,15 +18,13 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console: Where to.
     """
     table = Table(title=f"Accuracy on the validation images of {summary['data']}", title_justify="left")
-    table.add_column("")
-    table.add_column("model")
-    for heading in ("parameters", "last epoch", "best epoch", "agrees with teacher", "seeds", "time"):
+    table.add_column("network")
+    for heading in ("parameters", "last epoch", "best epoch", "as teacher", "seeds", "time"):
         table.add_column(heading, justify="right")
     for phase, facts in summary["phases"].items():
         runs = facts["runs"]
         table.add_row(
-            _TITLES[phase],
-            facts["model"],
+            f"{_TITLES[phase]}\n[dim]{escape(facts['model'])}[/dim]",
             f"{facts['parameters']:,}",
             _accuracy(facts["val_acc_mean"], facts["val_acc_std"]),
             _mean(runs, "best_val_acc", "{:.2%}"),
@@ -34,7 +33,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
             _mean(runs, "seconds", "{:,.0f} s"),
         )
     console.print(table)
-    console.print(gain_sentence(summary), highlight=False)
+    console.print(gain_sentence(summary), highlight=False, soft_wrap=True)
 
 
 def gain_sentence(summary: Mapping[str, Any]) -> str:
@@ -44,12 +43,12 @@ def gain_sentence(summary: Mapping[str, Any]) -> str:
         missing = [name for name in ("baseline", "distilled") if name not in summary["phases"]]
         flags = " ".join({"baseline": "--baseline", "distilled": "--distill"}[name] for name in missing)
         return f"To see whether distillation pays, train the other student too: {flags}" if len(missing) == 1 else ""
+    words = "Distillation against the student alone, last epoch:"
     points = [100 * run["val_acc"] for run in gain["runs"]]
     if gain["std"] is None:
-        return f"Distillation against the student alone, last epoch: {points[0]:+.2f} points (one seed; --seeds 3 repeats)."
+        return f"{words} {points[0]:+.2f} points (one seed; --seeds 3 repeats it)."
     each = ", ".join(f"{value:+.2f}" for value in points)
-    spread = f"± {100 * gain['std']:.2f}"
-    return f"Distillation against the student alone, last epoch: {100 * gain['mean']:+.2f} points {spread} (by seed: {each})."
+    return f"{words} {100 * gain['mean']:+.2f} points ± {100 * gain['std']:.2f} (by seed: {each})."
 
 
 def _accuracy(mean: float, std: float | None) -> str:

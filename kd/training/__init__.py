@@ -1,8 +1,9 @@
 """The two LightningModules, the frozen teacher, optimizers and schedules, callbacks, and a training run."""
 
-from kd.training.callbacks import PhaseProgress, Throughput, TrainingImages, draw_views
+from kd.training.callbacks import Throughput, TrainingImages, draw_views
 from kd.training.modules import ClassifierModule, DistillationModule
 from kd.training.optimization import Recipe
+from kd.training.progress import PhaseProgress
 from kd.training.run import Hardware, Run, evaluate, quiet_lightning, train
 from kd.training.teacher import FrozenTeacher
 

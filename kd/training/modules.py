@@ -18,6 +18,8 @@ from kd.training.teacher import FrozenTeacher
 
 Batch = tuple[Tensor, Tensor]
 
+TOP = 5
+LOG_EVERY = 50
 CROSS_ENTROPY = build_objective("ce")
 
 
@@ -48,7 +50,8 @@ class ClassifierModule(LightningModule):
         self.val_loss = MeanMetric()
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         # Right by chance five times in five is no measure of anything.
-        self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes > 5 else None
+        self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
+        self.train_metrics: dict[str, float] = {}
         self._means = _RunningMeans()
 
     def teacher_outputs(self, images: Tensor) -> Outputs | None:  # noqa: ARG002 (what DistillationModule looks at)
@@ -60,7 +63,7 @@ class ClassifierModule(LightningModule):
         torch.manual_seed(derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
-        """Compute the objective on a batch; the only difference between phases is where the teacher's outputs come from."""
+        """Compute the objective on a batch; phases differ in where the teacher's outputs come from, and in no more."""
         images, labels = batch
         student = Outputs(logits=self.model(images), images=images)
         total, terms = self.objective(student, self.teacher_outputs(images), labels)
@@ -70,15 +73,17 @@ class ClassifierModule(LightningModule):
         return total
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ANN401, ARG002
-        """Log means over the batches since the last time, now and then: a log of each step costs more than a small step."""
-        is_last = batch_idx + 1 == self.trainer.num_training_batches
-        if (batch_idx + 1) % self.trainer.log_every_n_steps and not is_last:
+        """Log means over the batches since the last time; to log each step would cost more than a small step does."""
+        batches = int(self.trainer.num_training_batches)
+        # Often enough for a curve within a short epoch, seldom enough to cost nothing in a long one.
+        every = max(1, min(LOG_EVERY, batches // 4))
+        if (batch_idx + 1) % every and batch_idx + 1 != batches:
             return
-        means = {f"train/{name}": value for name, value in self._means.take().items()}
-        for name, value in means.items():
-            self.log(name, value, sync_dist=True)
-        if self.trainer.optimizers:
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        means = {name: self.trainer.strategy.reduce(value, reduce_op="mean") for name, value in self._means.take()}
+        self.train_metrics = {f"train/{name}": float(value) for name, value in means.items()}
+        self.train_metrics["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.logger is not None:
+            self.logger.log_metrics(self.train_metrics, step=self.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count what is right; the loss is cross-entropy with the labels in every phase, so that phases compare."""
@@ -167,7 +172,6 @@ class DistillationModule(ClassifierModule):
         self.val_agreement.update((logits.argmax(dim=1) == self._teacher_decisions[batch_idx]).float())
         self.log("val/agreement", self.val_agreement, on_step=False, on_epoch=True)
 
-
     def on_validation_epoch_end(self) -> None:
         """Draw the teacher's accuracy as a line beside the student's."""
         if self.teacher_acc is not None:
@@ -186,7 +190,7 @@ class _RunningMeans:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
-    def take(self) -> dict[str, Tensor]:
-        means = {name: value / self._count for name, value in self._sums.items()}
+    def take(self) -> list[tuple[str, Tensor]]:
+        means = [(name, value / self._count) for name, value in self._sums.items()]
         self._sums, self._count = {}, 0
         return means

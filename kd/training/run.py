@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from kd.data import ImageData
 from kd.errors import UserError
 from kd.models import Classifier
-from kd.training.callbacks import PhaseProgress, Throughput, TrainingImages
+from kd.training.callbacks import Throughput, TrainingImages
 from kd.training.modules import ClassifierModule
+from kd.training.progress import PhaseProgress
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,6 @@ def train(
     Raises:
         UserError: If Lightning can't run on such hardware.
     """
-    batches = len(data.train_dataloader())
     logger = TensorBoardLogger(str(folder), name=phase, default_hp_metric=False)
     checkpoints = ModelCheckpoint(filename="best", monitor="val/acc", mode="max", save_last=True)
     checkpoints.CHECKPOINT_NAME_LAST = "last"
@@ -161,8 +161,6 @@ def train(
         max_steps=-1 if max_steps is None else max_steps,
         gradient_clip_val=gradient_clip,
         accumulate_grad_batches=accumulate,
-        # Often enough for a curve within a short epoch, seldom enough to cost nothing in a long one.
-        log_every_n_steps=max(1, min(50, batches // 4)),
     )
     start = time.perf_counter()
     with quiet_lightning():
@@ -211,7 +209,7 @@ def evaluate(classifier: Classifier, data: ImageData, *, hardware: Hardware) -> 
     return dict(results[0])
 
 
-def _trainer(hardware: Hardware, **options: Any) -> Trainer:  # noqa: ANN401 (Lightning's own)
+def _trainer(hardware: Hardware, **options: Any) -> Trainer:
     devices = int(hardware.devices) if hardware.devices.lstrip("-").isdigit() else hardware.devices
     try:
         with quiet_lightning():
@@ -220,7 +218,7 @@ def _trainer(hardware: Hardware, **options: Any) -> Trainer:  # noqa: ANN401 (Li
                 devices=devices,
                 num_nodes=hardware.num_nodes,
                 strategy=hardware.strategy,
-                precision=hardware.precision,  # type: ignore[arg-type] (checked by Lightning)
+                precision=hardware.precision,  # type: ignore[arg-type]  # Lightning checks it
                 fast_dev_run=hardware.fast_dev_run,
                 limit_train_batches=hardware.limit_train_batches,
                 limit_val_batches=hardware.limit_val_batches,
@@ -246,6 +244,8 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # The flags decide about the accelerator; Lightning need not advertise another.
         warnings.filterwarnings("ignore", message=".*available but not used.*")
+        # Lightning's own call of a function that torch has renamed.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         for logger in loggers:
             logger.setLevel(logging.WARNING)
         try:
@@ -255,7 +255,7 @@ def quiet_lightning() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _for_hparams(hyperparameters: Mapping[str, Any], **more: Any) -> dict[str, Any]:  # noqa: ANN401
+def _for_hparams(hyperparameters: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return what TensorBoard can show: numbers, booleans and words."""
     merged = {**hyperparameters, **more}
     return {

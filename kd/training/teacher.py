@@ -13,8 +13,8 @@ class FrozenTeacher:
     """A classifier that only answers: in evaluation mode, without gradients, never trained.
 
     It is a plain value and no ``torch.nn.Module``, so that a module that holds it does not register it: it is in no
-    checkpoint, no optimizer, no parameter count and no bucket of DDP, and ``.train()`` can't reach it. The classifier is
-    copied, so that nothing else that holds it can change the teacher, and a network may teach a copy of itself.
+    checkpoint, no optimizer, no parameter count and no bucket of DDP, and ``.train()`` can't reach it. The classifier
+    is copied, so that nothing else that holds it can change the teacher, and a network may teach a copy of itself.
 
     Args:
         classifier: The network that was trained.

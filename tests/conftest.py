@@ -1,0 +1,56 @@
+"""What the tests share: small folders of real image files, and a place of their own to run in."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parent.parent
+
+MakeFolder = Callable[..., Path]
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave nothing behind: work, caches and downloads stay in the test's own folder."""
+    workplace = tmp_path / "workplace"
+    workplace.mkdir()
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Return a function that writes an image folder whose classes can be told apart by their colour."""
+
+    def make(
+        name: str = "photos",
+        *,
+        classes: tuple[str, ...] = CLASSES,
+        train: int = 8,
+        val: int = 5,
+        size: tuple[int, int] = (20, 16),
+    ) -> Path:
+        root = tmp_path / name
+        generator = np.random.default_rng(0)
+        for split, count in (("train", train), ("val", val)):
+            for label, class_name in enumerate(classes):
+                folder = root / split / class_name
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    pixels = generator.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
+                    pixels[..., label % 3] += np.uint8(120 + 10 * (label // 3))
+                    Image.fromarray(pixels).save(folder / f"{index}.png")
+        return root
+
+    return make

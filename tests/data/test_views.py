@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import Tensor
+
+from kd.data import AUGMENTATIONS, EpochSampler, ImageData, Views, plain_view, read_splits, training_view
+from kd.errors import UserError
+from tests.conftest import MakeFolder
+
+
+@pytest.mark.parametrize("augment", ["none", *AUGMENTATIONS])
+@pytest.mark.parametrize("shape", [(3, 20, 30), (3, 64, 9)])
+def test_every_augmentation_makes_squares_of_bytes(augment: str, shape: tuple[int, ...]) -> None:
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    view = training_view(augment, 16)(pixels)
+    assert (tuple(view.shape), view.dtype) == ((3, 16, 16), torch.uint8)
+
+
+def test_an_unknown_augmentation_is_refused() -> None:
+    with pytest.raises(UserError, match=r"there is no augmentation 'corp'; did you mean 'crop'\?"):
+        training_view("corp", 16)
+
+
+def test_crop_keeps_proportions_and_squash_does_not() -> None:
+    # A white square in the middle of a wide black picture.
+    pixels = torch.zeros(3, 20, 60, dtype=torch.uint8)
+    pixels[:, :, 20:40] = 255
+    assert plain_view(16, "crop")(pixels).float().mean() > 250
+    assert plain_view(16, "squash")(pixels).float().mean() == pytest.approx(255 / 3, abs=10)
+
+
+@pytest.mark.parametrize("augment", list(AUGMENTATIONS))
+def test_a_view_is_a_function_of_seed_epoch_and_image(make_folder: MakeFolder, augment: str) -> None:
+    train = read_splits(make_folder(size=(40, 40))).train
+
+    def view(*, seed: int = 0, epoch: int = 0, index: int = 0) -> Tensor:
+        torch.rand(7)  # whatever was drawn before does not matter
+        return Views(train, training_view(augment, 16), seed=seed)[epoch, index][0]
+
+    assert torch.equal(view(), view())
+    others = [view(seed=1), view(epoch=1), view(epoch=2), view(index=1)]
+    assert all(not torch.equal(view(), other) for other in others)
+
+
+def test_a_view_hangs_on_the_image_not_on_its_place(make_folder: MakeFolder) -> None:
+    root = make_folder(size=(40, 40))
+    before = read_splits(root).train
+    (root / "train" / "ant" / "0.png").unlink()
+    after = read_splits(root).train
+    views = [Views(images, training_view("crop", 16), seed=0) for images in (before, after)]
+    assert torch.equal(views[0][4, before.keys.index("bee/3.png")][0], views[1][4, after.keys.index("bee/3.png")][0])
+
+
+def test_an_epochs_order_hangs_on_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        sampler = EpochSampler(range(20), seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 0) == order(0, 0)
+    assert sorted(index for _, index in order(0, 1)) == list(range(20))
+    assert {epoch for epoch, _ in order(0, 1)} == {1}
+    assert len({tuple(index for _, index in one) for one in (order(0, 0), order(0, 1), order(1, 0))}) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_the_images_out(count: int, world_size: int) -> None:
+    exact = [EpochSampler(range(count), seed=None, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert sorted(index for sampler in exact for _, index in sampler) == list(range(count))
+    assert all(len(list(sampler)) == len(sampler) for sampler in exact)
+    even = [
+        EpochSampler(range(count), seed=0, rank=rank, world_size=world_size, even=True) for rank in range(world_size)
+    ]
+    assert {len(list(sampler)) for sampler in even} == {len(even[0])}
+    assert {index for sampler in even for _, index in sampler} == set(range(count))
+
+
+# Three workers on two cores are slow, and that is all.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_batches_are_the_same_for_any_number_of_workers(make_folder: MakeFolder) -> None:
+    splits = read_splits(make_folder(size=(40, 40)))
+
+    def two_epochs(workers: int) -> list[Tensor]:
+        loader = ImageData(
+            splits, image_size=16, batch_size=5, augment="trivial", num_workers=workers
+        ).train_dataloader()
+        batches = []
+        for epoch in range(2):
+            loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+            batches += [part for batch in loader for part in batch]
+        return batches
+
+    alone = two_epochs(0)
+    assert len(alone) == 20
+    for workers in (1, 3):
+        torch.testing.assert_close(two_epochs(workers), alone, rtol=0, atol=0)

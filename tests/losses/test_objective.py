@@ -1,0 +1,133 @@
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd.errors import UserError
+from kd.losses import CrossEntropy, LogitMSE, Outputs, SoftenedKL, build_objective
+
+
+def outputs(seed: int) -> Outputs:
+    return Outputs(torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)))
+
+
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("terms", ["ce=0.1 kl=0.9", ["ce=0.1", "kl=0.9"], {"ce": 0.1, "kl": 0.9}, ["ce=0.1 kl=0.9"]])
+def test_an_objective_is_the_weighted_sum_of_its_unweighted_terms(
+    terms: str | Sequence[str] | Mapping[str, float],
+) -> None:
+    student, teacher = outputs(0), outputs(1)
+    total, values = build_objective(terms, temperature=2.0)(student, teacher, LABELS)
+    ce = CrossEntropy()(student.logits, teacher.logits, LABELS)
+    kl = SoftenedKL(temperature=2.0)(student.logits, teacher.logits, LABELS)
+    assert list(values) == ["ce", "kl"]
+    torch.testing.assert_close(values["ce"], ce)
+    torch.testing.assert_close(values["kl"], kl)
+    torch.testing.assert_close(total, 0.1 * ce + 0.9 * kl)
+
+
+def test_a_terms_own_hyperparameter_wins_over_the_default() -> None:
+    objective = build_objective("ce kl(temperature=7)=2 mse", temperature=3.0, label_smoothing=0.2)
+    losses = [term.loss for term in objective.terms]
+    assert losses == [CrossEntropy(label_smoothing=0.2), SoftenedKL(temperature=7), LogitMSE()]
+    assert [term.weight for term in objective.terms] == [1.0, 2.0, 1.0]
+
+
+def test_two_of_a_kind_go_by_their_full_spelling() -> None:
+    objective = build_objective("kl(temperature=1)=0.5 kl(temperature = 4)=0.5 ce")
+    assert [term.name for term in objective.terms] == ["kl(temperature=1)", "kl(temperature = 4)", "ce"]
+
+
+def test_the_teacher_gets_no_gradient_and_the_student_does() -> None:
+    student, teacher = (outputs(seed).logits.requires_grad_() for seed in (0, 1))
+    total, terms = build_objective("ce=1 kl=1 mse=1 hard=1")(Outputs(student), Outputs(teacher), LABELS)
+    total.backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad.abs().sum() > 0
+    assert not any(value.requires_grad for value in terms.values())
+
+
+def test_an_objective_is_computed_in_float32_under_autocast() -> None:
+    student, teacher = (Outputs(outputs(seed).logits.bfloat16()) for seed in (0, 1))
+    objective = build_objective("ce=1 kl=1 mse=1 hard=1")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, terms = objective(student, teacher, LABELS)
+    exact, _ = objective(Outputs(student.logits.double()), Outputs(teacher.logits.double()), LABELS)
+    assert all(value.dtype == torch.float32 for value in (total, *terms.values()))
+    torch.testing.assert_close(total, exact, rtol=1e-6, atol=0)
+
+
+def test_whether_a_teacher_is_needed_hangs_on_the_weights() -> None:
+    assert not build_objective("ce").needs_teacher
+    assert not build_objective("ce=1 kl=0").needs_teacher
+    assert build_objective("ce=0.5 kl=0.5").needs_teacher
+    with pytest.raises(ValueError, match="needs a teacher's outputs"):
+        build_objective("kl")(outputs(0), None, LABELS)
+    total, _ = build_objective("ce")(outputs(0), None, LABELS)
+    torch.testing.assert_close(total, CrossEntropy()(outputs(0).logits, outputs(0).logits, LABELS))
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ("", "an objective needs a term at least"),
+        ("kll=1", r"there is no loss 'kll'; did you mean 'kl'\? \(there are: ce, mse, kl, hard\)"),
+        ("kl=-1", "the weight of kl must be 0 or more, and is -1"),
+        ("kl=nan", "the weight of kl must be 0 or more, and is nan"),
+        ("kl=inf", "the weight of kl must be 0 or more"),
+        ("kl=much", "the weight of kl must be a number, and is 'much'"),
+        ("kl=", "the weight of kl must be a number, and is ''"),
+        ("=1", "a term is written name=weight"),
+        ("kl=1=2", "a term is written name=weight"),
+        ("kl(temp=3)=1", r"there is no hyperparameter 'temp'; did you mean 'temperature'\?"),
+        ("kl(temperature=0)=1", r"--loss kl\(temperature=0\): temperature must be above 0, and is 0"),
+        ("kl(temperature=hot)=1", r"--loss kl\(temperature=hot\): "),
+        ("ce(label_smoothing=2)=1", "label_smoothing must be from 0 to 1"),
+        ("kl=1 ce=1 kl=2", "--loss: kl stands there twice"),
+        ("absent.py:f=1", "there is no file"),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_a_clean_error(terms: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_objective(terms)
+
+
+def own(tmp_path: Path, body: str, *, arguments: str = "student_logits, teacher_logits, labels, power=2") -> str:
+    file = tmp_path / "my_losses.py"
+    file.write_text(f"import torch\ndef far({arguments}):\n    {body}\n")
+    return f"{file}:far"
+
+
+def test_a_persons_own_loss_is_a_plain_function(tmp_path: Path) -> None:
+    name = own(tmp_path, "return (student_logits - teacher_logits).abs().pow(power).mean()")
+    total, terms = build_objective(f"ce=0 {name}=0.5 {name}(power=4)=1")(outputs(0), outputs(1), LABELS)
+    far = (outputs(0).logits - outputs(1).logits).abs()
+    torch.testing.assert_close(terms[name], far.pow(2).mean())
+    torch.testing.assert_close(total, 0.5 * far.pow(2).mean() + far.pow(4).mean())
+    assert [term.name for term in build_objective(f"{name}=1").terms] == ["far"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return student_logits.mean(dim=1)", r"it returned a tensor of shape \(8,\); a loss returns a scalar tensor"),
+        ("return 3.0", "it returned a float; a loss returns a scalar"),
+        ("return student_logits.mean() / 0", "it returned -?inf; a loss is finite"),
+        ("return student_logits.detach().mean()", "it gave the student no gradient"),
+        ("return teacher_logits.mean()", "it gave the student no gradient"),
+        ("return (student_logits - student_logits).abs().sqrt().sum()", "the gradient that it gave the student is not"),
+        ("return student_logits[99].mean()", "it raised IndexError"),
+    ],
+)
+def test_a_persons_own_loss_is_tried_and_refused_with_the_reason(tmp_path: Path, body: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_objective(f"{own(tmp_path, body)}=1")
+
+
+def test_a_loss_of_other_arguments_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it raised TypeError: far\(\) takes 1 positional argument"):
+        build_objective(f"{own(tmp_path, 'return x.mean()', arguments='x')}=1")

@@ -1,0 +1,90 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd.errors import UserError
+from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, build_classifier, load_classifier, read_description
+
+
+def save(classifier: Classifier, path: Path, **more: Any) -> Path:
+    state = {f"{STATE_PREFIX}{name}": value for name, value in classifier.state_dict().items()}
+    torch.save({"state_dict": state, CLASSIFIER_KEY: classifier.description.plain() | {"val_acc": 0.5}, **more}, path)
+    return path
+
+
+def convnet(architecture: str = "convnet(widths=[4, 6])") -> Classifier:
+    return build_classifier(
+        architecture, classes=("a", "b"), image_size=16, resize="squash", mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3)
+    )
+
+
+def test_a_classifier_comes_back_as_it_was_in_evaluation_mode(tmp_path: Path) -> None:
+    classifier = convnet()
+    classifier(torch.rand(8, 3, 16, 16))  # moves the statistics of batch normalisation
+    path = save(classifier, tmp_path / "c.ckpt")
+    again = load_classifier(path)
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(again(images), classifier.eval()(images), rtol=0, atol=0)
+    assert again.description == classifier.description == read_description(path)
+    assert not again.training
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("evil_was_here"),))
+
+
+@pytest.mark.parametrize("kind", ["absent", "text", "empty", "pickle", "code", "foreign", "weights", "network"])
+def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "c.ckpt"
+    words = "can't be read as a checkpoint of plain weights"
+    match kind:
+        case "absent":
+            words = "there is no such checkpoint"
+        case "text":
+            path.write_text("hello")
+        case "empty":
+            path.write_bytes(b"")
+        case "pickle":
+            path.write_bytes(pickle.dumps(Evil()))
+        case "code":
+            save(convnet(), path, surprise=Evil())
+        case "foreign":
+            torch.save({"state_dict": {}}, path)
+            words = "no checkpoint of a classifier that this tool trained"
+        case "weights":
+            save(convnet(), path)
+            checkpoint = torch.load(path, weights_only=True)
+            checkpoint["state_dict"].popitem()
+            torch.save(checkpoint, path)
+            words = r"its weights do not fit convnet\(widths"
+        case "network":
+            save(convnet(), path)
+            words = r"holds convnet\(widths=\[4, 6\]\), and --teacher_model says resnet18"
+    with pytest.raises(UserError, match=words):
+        load_classifier(path, architecture="resnet18" if kind == "network" else None, flag="--teacher_model")
+    assert not Path("evil_was_here").exists()
+
+
+def test_the_same_network_may_be_spelled_with_other_spaces(tmp_path: Path) -> None:
+    path = save(convnet(), tmp_path / "c.ckpt")
+    assert (
+        load_classifier(path, architecture="convnet(widths=[4,6])").count_parameters() == convnet().count_parameters()
+    )
+
+
+def test_a_network_from_a_python_file_runs_only_when_a_person_says_so(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(
+            "from torch import nn\n"
+            "def net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, num_classes))\n"
+        )
+    path = save(convnet(f"{tmp_path}/here/mine.py:net"), tmp_path / "c.ckpt")
+    with pytest.raises(UserError, match=r"say --model '.*/here/mine.py:net' if that code may run"):
+        load_classifier(path)
+    moved = f"{tmp_path}/there/mine.py:net"
+    assert load_classifier(path, architecture=moved).description.classes == ("a", "b")

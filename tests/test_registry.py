@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from kd.errors import UserError
+from kd.registry import Registry, check_hyperparameters, load_own_code, parse_choice
+
+
+def test_a_name_twice_is_a_bug() -> None:
+    shapes: Registry[int] = Registry("shape")
+    shapes.register("square")(4)
+    with pytest.raises(ValueError, match="two shapes are called 'square'"):
+        shapes.register("square")(5)
+
+
+def test_an_unknown_name_lists_the_choices_and_suggests_the_nearest() -> None:
+    shapes: Registry[int] = Registry("shape")
+    shapes.register("square")(4)
+    shapes.register("triangle")(3)
+    with pytest.raises(UserError, match=r"there is no shape 'squar'; did you mean 'square'\? \(there are: square, tri"):
+        shapes["squar"]
+    assert "squar" not in shapes
+    assert (list(shapes), len(shapes)) == (["square", "triangle"], 2)
+
+
+def test_a_choice_carries_its_hyperparameters() -> None:
+    assert parse_choice("kl") == ("kl", {})
+    assert parse_choice("kl()") == ("kl", {})
+    assert parse_choice("dkd(alpha=1, beta=8.0)") == ("dkd", {"alpha": 1, "beta": 8.0})
+    assert parse_choice("f(mode=crop, widths=(1, 2), neg=-1)") == ("f", {"mode": "crop", "widths": (1, 2), "neg": -1})
+
+
+@pytest.mark.parametrize("text", ["", "a b", "kl(3)", "kl(x=)", "kl(x=1", "kl(x=open('f'))", "kl(**x)", "kl(x=1)(y=2)"])
+def test_a_choice_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"form|key=value"):
+        parse_choice(text)
+
+
+def test_an_unknown_hyperparameter_suggests_the_nearest() -> None:
+    def area(width: int, height: int) -> int:
+        return width * height
+
+    check_hyperparameters(area, {"width": 3}, choice="area(width=3)")
+    with pytest.raises(
+        UserError, match=r"no hyperparameter 'widht'; did you mean 'width'\? \(it takes: width, height\)"
+    ):
+        check_hyperparameters(area, {"widht": 3}, choice="area(widht=3)")
+
+
+def test_hyperparameters_of_a_function_that_takes_any_are_not_checked() -> None:
+    check_hyperparameters(lambda **anything: anything, {"x": 1}, choice="f(x=1)")
+
+
+def test_own_code_is_run_once_and_found_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("calls = []\ndef double(x):\n    return 2 * x\n")
+    double = load_own_code(f"{file}:double")
+    assert double(4) == 8
+    assert load_own_code(f"{file}:double") is double
+
+
+def test_own_code_that_is_not_there_is_a_clean_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no file"):
+        load_own_code(f"{tmp_path}/absent.py:double")
+    file = tmp_path / "mine.py"
+    file.write_text("def double(x):\n    return 2 * x\n")
+    with pytest.raises(UserError, match=r"has no function 'dubble'; did you mean 'double'\?"):
+        load_own_code(f"{file}:dubble")
+
+
+def test_own_code_that_fails_shows_its_own_error_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("1 / 0\n")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            load_own_code(f"{file}:anything")
