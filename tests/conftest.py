@@ -49,7 +49,7 @@ def make_folder(tmp_path: Path) -> MakeFolder:
                 folder.mkdir(parents=True)
                 for index in range(count):
                     pixels = generator.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
-                    pixels[..., label % 3] += np.uint8(120 + 10 * (label // 3))
+                    pixels[..., label % 3] += np.uint8(70 + 120 * (label // 3))
                     Image.fromarray(pixels).save(folder / f"{index}.png")
         return root
 

@@ -59,7 +59,8 @@ class ImageData(LightningDataModule):
         sampler = EpochSampler(self.train_indices, seed=self.seed, rank=rank, world_size=world_size, even=True)
         if self.trainer is not None:
             # Lightning asks for the first batches of a resumed run before it sets the epoch.
-            sampler.set_epoch(self.trainer.current_epoch)
+            progress = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]
         lone_image_left = self.batch_size > 1 and len(sampler) % self.batch_size == 1
         if lone_image_left and len(sampler) == 1:
             raise UserError("there is a single training image (on each device); training needs at least two")

@@ -8,7 +8,7 @@ from torch import nn
 _SIMPLE_LEAST = 2**3
 
 
-def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: int = 512) -> nn.Module:
+def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: int = 512) -> nn.Sequential:
     """Build three 3x3 convolutions of 16, 32, 64 channels, each with ReLU and 2x2 max pooling, and a hidden layer.
 
     Most of its weights are in the hidden layer: 25.7 million of them at 224 px, 8.4 million at 128 px.
@@ -35,7 +35,7 @@ def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: 
     return nn.Sequential(*layers, *head)
 
 
-def convnet(num_classes: int, image_size: int, *, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:  # noqa: ARG001
+def convnet(num_classes: int, image_size: int, *, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequential:  # noqa: ARG001
     """Build 3x3 convolutions with batch normalisation, ReLU and 2x2 max pooling, then the mean of the map, and a layer.
 
     Args:
@@ -55,7 +55,7 @@ def convnet(num_classes: int, image_size: int, *, widths: Sequence[int] = (16, 3
     return nn.Sequential(*layers[:-1], *head)
 
 
-def mlp(num_classes: int, image_size: int, *, hidden: Sequence[int] = (256,), dropout: float = 0.0) -> nn.Module:
+def mlp(num_classes: int, image_size: int, *, hidden: Sequence[int] = (256,), dropout: float = 0.0) -> nn.Sequential:
     """Build fully connected layers with ReLU and dropout on the flattened image.
 
     Args:
@@ -73,7 +73,7 @@ def mlp(num_classes: int, image_size: int, *, hidden: Sequence[int] = (256,), dr
     return nn.Sequential(*layers, nn.Linear((*hidden,)[-1] if hidden else 3 * image_size**2, num_classes))
 
 
-def linear(num_classes: int, image_size: int) -> nn.Module:
+def linear(num_classes: int, image_size: int) -> nn.Sequential:
     """Build softmax regression: one layer on the flattened image.
 
     Args:

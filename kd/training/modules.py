@@ -1,5 +1,6 @@
 """The two LightningModules, and the one training step that they share."""
 
+import math
 from typing import Any
 
 import torch
@@ -104,10 +105,20 @@ class ClassifierModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule; the learning rate moves with each optimizer step."""
         optimizer = self.recipe.build_optimizer(self.model)
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        steps_per_epoch = self._count_batches() / self.trainer.accumulate_grad_batches
+        total_steps = math.ceil(steps_per_epoch) * (self.trainer.max_epochs or 1)
+        if self.trainer.max_steps > 0:
+            total_steps = min(total_steps, self.trainer.max_steps)
         scheduler = self.recipe.build_scheduler(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _count_batches(self) -> int:
+        """Count the batches of an epoch; Lightning, if asked, would begin the first epoch before a resume is known."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
+        batches, limit = len(data.train_dataloader()), self.trainer.limit_train_batches or 1.0
+        return max(1, int(batches * limit)) if isinstance(limit, float) else min(batches, limit)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what it takes to use the classifier: architecture, classes, size, normalisation, accuracy."""

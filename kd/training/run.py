@@ -149,14 +149,15 @@ def train(
         UserError: If Lightning can't run on such hardware.
     """
     logger = TensorBoardLogger(str(folder), name=phase, default_hp_metric=False)
-    checkpoints = ModelCheckpoint(filename="best", monitor="val/acc", mode="max", save_last=True)
-    checkpoints.CHECKPOINT_NAME_LAST = "last"
+    best = ModelCheckpoint(filename="best", monitor="val/acc", mode="max")
+    # Not save_last of the one above: that writes only where the best was written.
+    last = ModelCheckpoint(filename="last", enable_version_counter=False)
     throughput = Throughput()
     progress = PhaseProgress(title or phase, console=console)
     trainer = _trainer(
         hardware,
         logger=logger,
-        callbacks=[throughput, TrainingImages(), progress, *([] if hardware.fast_dev_run else [checkpoints])],
+        callbacks=[throughput, TrainingImages(), progress, *([] if hardware.fast_dev_run else [best, last])],
         max_epochs=max_epochs,
         max_steps=-1 if max_steps is None else max_steps,
         gradient_clip_val=gradient_clip,
@@ -167,7 +168,6 @@ def train(
         trainer.fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    best = checkpoints.best_model_score
     run = Run(
         phase=phase,
         seed=data.seed,
@@ -176,12 +176,12 @@ def train(
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
         val_acc=metrics["val/acc"],
-        best_val_acc=metrics["val/acc"] if best is None else float(best),
+        best_val_acc=metrics["val/acc"] if best.best_model_score is None else float(best.best_model_score),
         val_loss=metrics["val/loss"],
         agreement=metrics.get("val/agreement"),
         seconds=seconds,
         images_per_second=throughput.images_per_second,
-        checkpoint=checkpoints.best_model_path or None,
+        checkpoint=best.best_model_path or None,
         folder=None if hardware.fast_dev_run else trainer.log_dir,
     )
     if not hardware.fast_dev_run:
@@ -210,6 +210,7 @@ def evaluate(classifier: Classifier, data: ImageData, *, hardware: Hardware) -> 
 
 
 def _trainer(hardware: Hardware, **options: Any) -> Trainer:
+    hardware, _ = hardware.resolved()
     devices = int(hardware.devices) if hardware.devices.lstrip("-").isdigit() else hardware.devices
     try:
         with quiet_lightning():
@@ -224,12 +225,14 @@ def _trainer(hardware: Hardware, **options: Any) -> Trainer:
                 limit_val_batches=hardware.limit_val_batches,
                 # EpochSampler shares the images out itself, and counts each validation image once.
                 use_distributed_sampler=False,
+                # The modules log in their own time; of what they log nothing is held back.
+                log_every_n_steps=1,
                 num_sanity_val_steps=0,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 **options,
             )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         flags = f"--accelerator {hardware.accelerator} --devices {hardware.devices} --strategy {hardware.strategy}"
         raise UserError(f"{flags} --precision {hardware.precision}: {error}") from None
 

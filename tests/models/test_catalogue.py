@@ -14,9 +14,8 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def build(architecture: str, **options: Any) -> Classifier:
-    return build_classifier(
-        architecture, **{"classes": CLASSES, "image_size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3} | options
-    )
+    defaults: dict[str, Any] = {"classes": CLASSES, "image_size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return build_classifier(architecture, **defaults | options)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +100,8 @@ def own(tmp_path: Path, body: str) -> str:
 
 def test_a_persons_own_network_is_called_with_the_number_of_classes(tmp_path: Path) -> None:
     name = own(tmp_path, "return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, num_classes))")
-    assert build(name).network[2].out_features == 3  # type: ignore[index, union-attr]
-    assert build(f"{name}(width=7)").network[2].in_features == 7  # type: ignore[index, union-attr]
+    assert build(name).network[2].out_features == 3  # type: ignore[index]
+    assert build(f"{name}(width=7)").network[2].in_features == 7  # type: ignore[index]
     with pytest.raises(UserError, match="let it load its own weights"):
         build(name, pretrained=True)
 

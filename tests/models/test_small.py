@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ def count(network: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("size", [8, 16, 30, 33, 64])
 @pytest.mark.parametrize("factory", [simple, convnet, mlp, linear])
-def test_small_networks_take_any_image_size(size: int, factory: type[torch.nn.Module]) -> None:
+def test_small_networks_take_any_image_size(size: int, factory: Callable[..., torch.nn.Sequential]) -> None:
     network = factory(7, size)
     assert network(torch.zeros(2, 3, size, size)).shape == (2, 7)
 

@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from kd.training import Recipe
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_biases_and_normalisation_have_no_weight_decay() -> None:
+    optimizer = Recipe(weight_decay=0.3).build_optimizer(network())
+    decays = {tuple(one.shape): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    assert decays == {(4, 3, 3, 3): 0.3, (2, 4): 0.3, (4,): 0.0, (2,): 0.0}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_is_the_one_asked_for(name: str, kind: type[torch.optim.Optimizer]) -> None:
+    optimizer = Recipe(optimizer=name, momentum=0.7, learning_rate=0.2).build_optimizer(network())
+    assert type(optimizer) is kind
+    group = optimizer.param_groups[0]
+    assert group["lr"] == 0.2
+    assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.7
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    linear = nn.Linear(2, 2)
+    linear.weight.requires_grad_(False)
+    optimizer = Recipe().build_optimizer(linear)
+    assert [one.shape for group in optimizer.param_groups for one in group["params"]] == [(2,)]
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
+    factor = Recipe(schedule="cosine").factor(total_steps=110, warmup_steps=10)
+    assert [factor(step) for step in (0, 4, 9, 10)] == [0.1, 0.5, 1.0, 1.0]
+    assert factor(60) == pytest.approx(0.5)
+    assert factor(35) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert factor(110) == pytest.approx(0.0)
+    assert factor(111) == pytest.approx(0.0)
+
+
+def test_a_constant_schedule_stays() -> None:
+    factor = Recipe(schedule="constant").factor(total_steps=10, warmup_steps=2)
+    assert [factor(step) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_the_warm_up_is_in_epochs() -> None:
+    recipe = Recipe(warmup_epochs=0.5, learning_rate=1.0, optimizer="sgd")
+    optimizer = recipe.build_optimizer(network())
+    scheduler = recipe.build_scheduler(optimizer, total_steps=100, steps_per_epoch=8)
+    rates = []
+    for _ in range(4):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates == [0.25, 0.5, 0.75, 1.0]

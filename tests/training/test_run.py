@@ -1,0 +1,227 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kd.data import ImageData, read_splits
+from kd.errors import UserError
+from kd.losses import build_objective
+from kd.models import Classifier, build_classifier, load_classifier
+from kd.training import ClassifierModule, DistillationModule, FrozenTeacher, Hardware, Recipe, Run, evaluate, train
+from tests.conftest import MakeFolder
+
+CPU = Hardware(accelerator="cpu", precision="32-true")
+SIX = ("a", "b", "c", "d", "e", "f")
+
+
+def network(classes: tuple[str, ...], architecture: str = "convnet(widths=[6])", seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    return build_classifier(architecture, classes=classes, image_size=16, mean=(0.4,) * 3, std=(0.2,) * 3)
+
+
+def images(folder: Path, **options: Any) -> ImageData:
+    defaults: dict[str, Any] = {"image_size": 16, "batch_size": 8, "augment": "none"}
+    return ImageData(read_splits(folder), **defaults | options)
+
+
+def scalars(run: Run) -> dict[str, list[tuple[int, float]]]:
+    assert run.folder is not None
+    events = EventAccumulator(run.folder)
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_a_teacher_learns_and_leaves_what_it_should(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder(classes=SIX, train=12))
+    module = ClassifierModule(network(SIX), recipe=Recipe(learning_rate=0.05))
+    run = train(
+        module, data, phase="teacher", folder=tmp_path / "e", hardware=CPU, max_epochs=6, hyperparameters={"x": 3}
+    )
+    assert (run.phase, run.seed, run.epochs, run.steps, run.model) == ("teacher", 0, 6, 54, "convnet(widths=[6])")
+    assert run.val_acc > 0.5
+    assert run.best_val_acc >= run.val_acc
+    assert run.agreement is None
+    assert run.folder == str(tmp_path / "e" / "teacher" / "version_0")
+    checkpoints = sorted(path.name for path in Path(run.folder, "checkpoints").iterdir())
+    assert checkpoints == ["best.ckpt", "last.ckpt"]
+    logged = scalars(run)
+    assert {"train/loss", "train/ce", "train/acc", "val/loss", "val/acc", "val/top5", "lr", "images_per_second"} <= set(
+        logged
+    )
+    assert logged["val/acc"][-1][0] == 53
+    assert logged["val/acc"][-1][1] == pytest.approx(run.val_acc)
+    assert len(logged["val/acc"]) == 6
+    assert logged["lr"][0][1] > logged["lr"][-1][1]
+    assert logged["final/val_acc"][-1][1] == pytest.approx(run.val_acc)
+
+
+def test_checkpoints_are_those_of_plain_classifiers(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder())
+    classes = data.splits.classes
+    module = DistillationModule(
+        teacher=FrozenTeacher(network(classes)), student=network(classes, seed=1), objective=build_objective("kl")
+    )
+    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
+    last = Path(run.folder or "", "checkpoints", "last.ckpt")
+    again = load_classifier(last)
+    batch = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(again(batch), module.model.eval()(batch), rtol=0, atol=0)
+    assert again.description.classes == classes
+    assert torch.load(last, weights_only=True)["classifier"]["val_acc"] == pytest.approx(run.val_acc)
+    assert run.agreement is not None
+    measured = evaluate(again, data, hardware=CPU)
+    assert measured["val/acc"] == pytest.approx(run.val_acc)
+    assert measured["val/loss"] == pytest.approx(run.val_loss, rel=1e-5)
+    assert not again.training
+
+
+def test_agreement_is_the_share_of_equal_decisions(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder(), batch_size=4)
+    teacher = network(data.splits.classes)
+    module = DistillationModule(
+        teacher=FrozenTeacher(teacher),
+        student=network(data.splits.classes, seed=1),
+        objective=build_objective("kl"),
+        teacher_acc=0.25,
+    )
+    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
+    views = torch.stack([data.val_views[0, index][0] for index in range(len(data.splits.val))]).float() / 255
+    decisions = [one.eval()(views).argmax(dim=1) for one in (teacher, module.model)]
+    assert run.agreement == pytest.approx((decisions[0] == decisions[1]).float().mean().item())
+    assert [value for _, value in scalars(run)["teacher/acc"]] == [0.25, 0.25]
+
+
+def test_logged_terms_are_unweighted_means_of_all_batches(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder(), batch_size=5)
+    classes = data.splits.classes
+    module = DistillationModule(
+        teacher=FrozenTeacher(network(classes)),
+        student=network(classes, seed=1),
+        objective=build_objective("ce=0.25 kl=3"),
+        recipe=Recipe(learning_rate=1e-12),
+    )
+    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=1)
+    logged = scalars(run)
+    assert len(logged["train/loss"]) == 5
+    for (_, total), (_, ce), (_, kl) in zip(logged["train/loss"], logged["train/ce"], logged["train/kl"], strict=True):
+        assert total == pytest.approx(0.25 * ce + 3 * kl, rel=1e-5)
+
+
+def test_two_runs_of_one_seed_are_equal_bit_for_bit_and_nothing_is_overwritten(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder()
+
+    def weights(seed: int, workers: int) -> tuple[dict[str, torch.Tensor], str | None]:
+        data = images(folder, augment="rotate", seed=seed, num_workers=workers)
+        torch.rand(seed + workers)  # what was drawn before does not matter
+        module = ClassifierModule(network(data.splits.classes, "simple"), seed=seed)
+        run = train(module, data, phase="baseline", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
+        return module.model.state_dict(), run.folder
+
+    (first, folder_0), (again, folder_1), (other, _) = weights(0, 0), weights(0, 2), weights(1, 0)
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert not torch.equal(first["network.0.weight"], other["network.0.weight"])
+    assert folder_0 != folder_1
+
+
+def test_views_after_a_resume_are_those_of_the_uninterrupted_run(make_folder: MakeFolder, tmp_path: Path) -> None:
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    from kd.training import quiet_lightning
+
+    folder = make_folder()
+
+    class Noting(ClassifierModule):
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            seen.append(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    def fit(workers: int, max_epochs: int, checkpoint: Path | None = None) -> list[torch.Tensor]:
+        seen.clear()
+        data = images(folder, augment="crop", num_workers=workers)
+        options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+        trainer = Trainer(
+            max_epochs=max_epochs,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            callbacks=[
+                ModelCheckpoint(tmp_path / f"{workers}{max_epochs}{checkpoint is None}", filename="part", save_top_k=1)
+            ],
+            **options,
+        )
+        module = Noting(network(data.splits.classes))
+        with quiet_lightning():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return list(seen)
+
+    seen: list[torch.Tensor] = []
+    whole = fit(0, 4)
+    first = fit(0, 2)
+    for workers in (0, 1):
+        rest = fit(workers, 4, tmp_path / "02True" / "part.ckpt")
+        torch.testing.assert_close([*first, *rest], whole, rtol=0, atol=0)
+
+
+def test_a_fast_dev_run_leaves_no_files(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder(), batch_size=2)
+    hardware = Hardware(accelerator="cpu", precision="32-true", fast_dev_run=True)
+    module = ClassifierModule(network(data.splits.classes))
+    run = train(module, data, phase="teacher", folder=tmp_path / "e", hardware=hardware, max_epochs=3)
+    assert (run.steps, run.checkpoint, run.folder) == (1, None, None)
+    assert not (tmp_path / "e").exists()
+
+
+def test_steps_and_limits_end_a_training(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder(), batch_size=4)
+    run = train(
+        ClassifierModule(network(data.splits.classes)),
+        data,
+        phase="teacher",
+        folder=tmp_path / "e",
+        hardware=Hardware(accelerator="cpu", precision="32-true", limit_train_batches=4, limit_val_batches=0.5),
+        max_epochs=50,
+        max_steps=3,
+        accumulate=2,
+        gradient_clip=0.1,
+    )
+    assert (run.steps, run.epochs) == (3, 2)
+
+
+def test_hardware_that_is_not_there_is_a_clean_error(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder())
+    module = ClassifierModule(network(data.splits.classes))
+    for wrong in ({"accelerator": "quantum"}, {"precision": "12-true"}, {"strategy": "magic"}, {"devices": "many"}):
+        hardware = Hardware(**{"accelerator": "cpu", "precision": "32-true"} | wrong)  # type: ignore[arg-type]
+        flag, value = next(iter(wrong.items()))
+        with pytest.raises(UserError, match=f"--{flag} {value}"):
+            train(module, data, phase="teacher", folder=tmp_path / "e", hardware=hardware, max_epochs=1)
+
+
+@pytest.mark.parametrize("devices", ["auto", "1", "4"])
+def test_without_a_gpu_auto_is_one_cpu_and_says_so(devices: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    chosen, remarks = Hardware(devices=devices).resolved()
+    assert (chosen.accelerator, chosen.devices, chosen.precision) == ("cpu", "1", "32-true")
+    assert "No GPU was found: running on the CPU" in remarks[0]
+    assert ("--devices 4 would be GPUs" in remarks[0]) is (devices == "4")
+
+
+def test_what_is_asked_for_is_not_changed() -> None:
+    asked = Hardware(accelerator="cpu", devices="2", precision="bf16-mixed")
+    assert asked.resolved() == (asked, [])
+
+
+@pytest.mark.parametrize(("bfloat16", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])
+def test_with_a_gpu_auto_is_the_gpu_and_its_best_precision(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
+    chosen, remarks = Hardware(devices="2").resolved()
+    assert (chosen.accelerator, chosen.devices, chosen.precision) == ("gpu", "2", precision)
+    assert len(remarks) == 1
