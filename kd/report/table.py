@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,19 +18,24 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         summary: As :func:`kd.report.summary.summarise` made it.
         console: Where to.
     """
-    table = Table(title=f"Accuracy on the validation images of {summary['data']}", title_justify="left")
-    table.add_column("network")
-    for heading in ("parameters", "last epoch", "best epoch", "as teacher", "seeds", "time"):
+    table = Table(
+        title=f"Accuracy on the validation images of {summary['data']}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+    )
+    table.add_column("network", min_width=len(_TITLES["distilled"]), overflow="fold")
+    for heading in ("parameters", "last epoch", "best", "agreement", "time"):
         table.add_column(heading, justify="right")
     for phase, facts in summary["phases"].items():
         runs = facts["runs"]
+        of_seeds = f"\n{len(runs)} seeds" if len(runs) > 1 else ""
         table.add_row(
-            f"{_TITLES[phase]}\n[dim]{escape(facts['model'])}[/dim]",
+            f"{_TITLES[phase]}\n[dim]{escape(facts['model'])}{of_seeds}[/dim]",
             f"{facts['parameters']:,}",
             _accuracy(facts["val_acc_mean"], facts["val_acc_std"]),
             _mean(runs, "best_val_acc", "{:.2%}"),
             _mean(runs, "agreement", "{:.2%}"),
-            str(len(runs)),
             _mean(runs, "seconds", "{:,.0f} s"),
         )
     console.print(table)

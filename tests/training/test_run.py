@@ -127,6 +127,8 @@ def test_two_runs_of_one_seed_are_equal_bit_for_bit_and_nothing_is_overwritten(
     assert folder_0 != folder_1
 
 
+# Each part keeps its checkpoints in a folder of its own.
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
 def test_views_after_a_resume_are_those_of_the_uninterrupted_run(make_folder: MakeFolder, tmp_path: Path) -> None:
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import ModelCheckpoint

@@ -1,0 +1,211 @@
+"""Whole experiments on small folders, through the settings, as the commands run them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from kd.errors import UserError
+from kd.pipeline import Experiment, evaluate_checkpoint, run_experiment
+from kd.sources import resolve
+from kd.training import Hardware
+from tests.conftest import MakeFolder
+
+SMALL = """
+image_size: 16
+batch_size: 8
+augment: none
+max_epochs: 3
+learning_rate: 0.02
+accelerator: cpu
+teacher_model: convnet(widths=[6])
+student_model: convnet(widths=[3])
+"""
+
+
+def run(folder: Path, *flags: str) -> tuple[Experiment, str]:
+    output = io.StringIO()
+    Path("small.yaml").write_text(SMALL)
+    settings, _ = resolve(["--config", "small.yaml", "--data_dir", str(folder), *flags])
+    return run_experiment(settings, console=Console(file=output, width=200)), output.getvalue()
+
+
+def weights(run: dict[str, Any]) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(Path(run["folder"], "checkpoints", "last.ckpt"), weights_only=True)
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return state
+
+
+def test_all_phases_over_two_seeds_leave_what_the_plan_says(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    done, output = run(folder, "--train_teacher", "--baseline", "--distill", "--seeds", "2", "--name", "all")
+    assert {phase: [one["seed"] for one in runs] for phase, runs in done.runs.items()} == {
+        "teacher": [0],
+        "baseline": [0, 1],
+        "distilled": [0, 1],
+    }
+    assert "The teacher, convnet(widths=[6]), is right on 100.0% of the validation images." in output
+    assert done.folder == Path("logs/all")
+    assert {path.name for path in done.folder.iterdir()} == {"config.yaml", "teacher", "baseline", "distilled"}
+    for phase, runs in done.runs.items():
+        for version, one in enumerate(runs):
+            place = done.folder / phase / f"version_{version}"
+            assert one["folder"] == str(place)
+            assert json.loads((place / "metrics.json").read_text()) == one
+            assert yaml.safe_load((place / "config.yaml").read_text())["seeds"] == 2
+    assert all(0 <= one["agreement"] <= 1 for one in done.runs["distilled"])
+    again, _ = resolve(["--config", str(done.folder / "config.yaml")])
+    assert again.phases.name == "all"
+
+
+def test_baseline_and_distilled_of_one_seed_start_from_the_same_weights_and_see_the_same_images(
+    make_folder: MakeFolder,
+) -> None:
+    # With a learning rate that changes nothing, what is left is what they started from, and the statistics of batch
+    # normalisation are those of the images that they met, in the order that they met them.
+    still = ["--learning_rate", "1e-30", "--teacher_learning_rate", "0.02", "--weight_decay", "0"]
+    done, _ = run(make_folder(train=12), "--train_teacher", "--baseline", "--distill", "--seeds", "2", *still)
+    alone, distilled = done.runs["baseline"], done.runs["distilled"]
+    for one, other in zip(alone, distilled, strict=True):
+        torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=1e-25)
+    first, second = weights(alone[0]), weights(alone[1])
+    assert not torch.equal(first["model.network.0.weight"], second["model.network.0.weight"])
+    assert not torch.equal(first["model.network.1.running_mean"], second["model.network.1.running_mean"])
+
+
+def test_distill_alone_takes_the_teacher_of_an_earlier_call_and_meets_its_baseline(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    first, _ = run(folder, "--train_teacher", "--baseline")
+    done, output = run(folder, "--distill")
+    assert f"Teacher: {first.runs['teacher'][0]['checkpoint']}" in output
+    assert done.folder == first.folder == Path("logs/photos-convnet_widths_6-convnet_widths_3")
+    assert done.runs["teacher"][0]["val_acc"] == first.runs["teacher"][0]["val_acc"]
+    # The same recipe: comparable, and so in one table.
+    assert done.runs["baseline"] == first.runs["baseline"]
+    other, _ = run(folder, "--distill", "--max_epochs", "2")
+    assert "baseline" not in other.runs
+    # An experiment of another name finds the teacher, too.
+    third, output = run(folder, "--distill", "--name", "third")
+    assert f"Teacher: {first.runs['teacher'][0]['checkpoint']}" in output
+    assert third.folder == Path("logs/third")
+
+
+def test_a_teacher_checkpoint_may_be_named(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(train=12)
+    first, _ = run(folder, "--train_teacher")
+    moved = tmp_path / "teacher.ckpt"
+    Path(first.runs["teacher"][0]["checkpoint"]).rename(moved)
+    done, output = run(folder, "--distill", "--teacher_checkpoint", str(moved), "--name", "given")
+    assert f"Teacher: {moved}" in output
+    assert done.runs["teacher"][0]["val_acc"] == 1.0
+    assert done.runs["teacher"][0]["parameters"] == first.runs["teacher"][0]["parameters"]
+
+
+def test_no_phase_named_trains_the_student_on_the_labels(make_folder: MakeFolder) -> None:
+    done, _ = run(make_folder())
+    assert list(done.runs) == ["baseline"]
+
+
+def test_a_fast_dev_run_goes_through_everything_and_leaves_no_files(make_folder: MakeFolder) -> None:
+    done, output = run(make_folder(), "--train_teacher", "--baseline", "--distill", "--fast_dev_run", "--seeds", "2")
+    assert {phase: len(runs) for phase, runs in done.runs.items()} == {"teacher": 1, "baseline": 2, "distilled": 2}
+    assert not done.kept
+    assert not Path("logs").exists()
+    assert "The teacher," in output
+
+
+def test_the_fraction_is_the_students_alone(make_folder: MakeFolder) -> None:
+    flags = ["--allow_weak_teacher", "--train_fraction", "0.5", "--batch_size", "4", "--max_epochs", "1"]
+    done, _ = run(make_folder(train=8), "--train_teacher", "--baseline", "--distill", *flags)
+    assert {phase: runs[0]["steps"] for phase, runs in done.runs.items()} == {
+        "teacher": 6,
+        "baseline": 3,
+        "distilled": 3,
+    }
+
+
+def test_the_teachers_twins_are_the_teachers_alone(make_folder: MakeFolder) -> None:
+    twins = ["--teacher_epochs", "2", "--teacher_steps", "4", "--max_steps", "5"]
+    done, _ = run(make_folder(train=8), "--train_teacher", "--baseline", *twins)
+    assert done.runs["teacher"][0]["steps"] == 4
+    assert done.runs["baseline"][0]["steps"] == 5
+
+
+def test_a_teacher_that_has_learnt_nothing_is_refused_unless_allowed(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    weak = ["--train_teacher", "--distill", "--teacher_learning_rate", "1e-30", "--max_epochs", "1"]
+    with pytest.raises(UserError, match=r"is no better than chance \(up to \d+.\d%\); train it longer"):
+        run(folder, *weak)
+    done, output = run(folder, *weak, "--allow_weak_teacher")
+    assert "Warning: the teacher's accuracy" in output
+    assert "distilled" in done.runs
+
+
+def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
+    Path("mine.py").write_text(
+        "from torch import nn\nimport torch.nn.functional as F\n"
+        "def far(student_logits, teacher_logits, labels):\n    return F.l1_loss(student_logits, teacher_logits)\n"
+        "def net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, num_classes))\n"
+    )
+    flags = ["--teacher_model", "mine.py:net", "--student_model", "mine.py:net", "--loss", "ce=0.1", "mine.py:far=0.9"]
+    done, _ = run(make_folder(train=12), "--train_teacher", "--distill", *flags)
+    checkpoint = done.runs["distilled"][0]["checkpoint"]
+    folder = str(make_folder("again"))
+    with pytest.raises(UserError, match=r"say --model 'mine.py:net' if that code may run"):
+        evaluate_checkpoint(checkpoint, data_dir=folder)
+    assert evaluate_checkpoint(checkpoint, data_dir=folder, model="mine.py:net")["images"] == 15
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--distill", "--distill: there is no teacher: under logs no finished"),
+        ("--distill --loss ce=1", "--distill --loss ce=1: there is nothing to distil"),
+        ("--distill --loss ce=1 kl=0", "there is nothing to distil"),
+        ("--loss kll=1", r"there is no loss 'kll'; did you mean 'kl'\?"),
+        ("--num_classes 5", "--num_classes 5: photos has 3"),
+        ("--student_model resnet19", "there is no network 'resnet19'"),
+        ("--baseline --student_pretrained", "--student_pretrained: there are no published weights"),
+        ("--train_teacher --teacher_pretrained", "--teacher_pretrained: there are no published weights"),
+        ("--distill --teacher_checkpoint absent.ckpt", "absent.ckpt: there is no such checkpoint"),
+        ("--dataset mnits", r"there is no data set 'mnits'; did you mean 'mnist'\?"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_trained(make_folder: MakeFolder, flags: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        run(make_folder(), *flags.split())
+    assert not Path("logs").exists()
+
+
+def test_a_teacher_of_other_classes_or_another_size_is_refused(make_folder: MakeFolder) -> None:
+    first, _ = run(make_folder(train=12), "--train_teacher")
+    given = ["--distill", "--teacher_checkpoint", first.runs["teacher"][0]["checkpoint"]]
+    with pytest.raises(UserError, match=r"was trained for other classes: only it has cat; only pets has dog"):
+        run(make_folder("pets", classes=("ant", "bee", "dog")), *given)
+    with pytest.raises(UserError, match=r"was trained on images of 16 px, and --image_size is 24"):
+        run(make_folder("more"), *given, "--image_size", "24")
+    with pytest.raises(UserError, match=r"holds convnet\(widths=\[6\]\), and --teacher_model says linear"):
+        run(make_folder("other"), *given, "--teacher_model", "linear")
+
+
+def test_a_checkpoint_is_measured_on_any_folder_of_its_classes(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    done, _ = run(folder, "--train_teacher")
+    checkpoint = done.runs["teacher"][0]["checkpoint"]
+    measured = evaluate_checkpoint(checkpoint, data_dir=str(folder))
+    assert measured["val/acc"] == pytest.approx(done.runs["teacher"][0]["best_val_acc"])
+    assert measured["images"] == 15
+    # A folder of class folders will do.
+    hardware = Hardware(accelerator="cpu", precision="32-true")
+    assert evaluate_checkpoint(checkpoint, data_dir=str(folder / "train"), hardware=hardware)["images"] == 36
+    with pytest.raises(UserError, match="was trained for other classes"):
+        evaluate_checkpoint(checkpoint, dataset="digits")
+    with pytest.raises(UserError, match="--data_dir absent: there is no such folder"):
+        evaluate_checkpoint(checkpoint, data_dir="absent")
+    with pytest.raises(UserError, match=r"which images\?"):
+        evaluate_checkpoint(checkpoint)

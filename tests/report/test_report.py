@@ -1,0 +1,104 @@
+import io
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kd.report import gain_sentence, print_summary, summarise, write_summary
+
+
+def one(seed: int | None, val_acc: float, **more: Any) -> dict[str, Any]:
+    facts = {
+        "seed": seed,
+        "model": "convnet(widths=[8])",
+        "parameters": 1234567,
+        "epochs": 3,
+        "steps": 30,
+        "val_acc": val_acc,
+        "best_val_acc": val_acc + 0.01,
+        "val_loss": 0.5,
+        "agreement": None,
+        "seconds": 3.4,
+        "images_per_second": 99.0,
+        "checkpoint": "best.ckpt",
+        "folder": "elsewhere",
+    }
+    return facts | more
+
+
+ALONE = [one(0, 0.80), one(1, 0.82), one(2, 0.78)]
+DISTILLED = [one(1, 0.84, agreement=0.9), one(0, 0.81, agreement=0.8), one(2, 0.84, agreement=0.7)]
+
+
+def printed(summary: dict[str, Any]) -> str:
+    output = io.StringIO()
+    print_summary(summary, Console(file=output, width=80))
+    return output.getvalue()
+
+
+def test_phases_are_put_together_and_the_gain_is_paired_by_seed() -> None:
+    summary = summarise({"distilled": DISTILLED, "teacher": [one(0, 0.97)], "baseline": ALONE}, data="photos")
+    assert list(summary["phases"]) == ["teacher", "baseline", "distilled"]
+    baseline = summary["phases"]["baseline"]
+    assert baseline["val_acc_mean"] == pytest.approx(0.80)
+    assert baseline["val_acc_std"] == pytest.approx(statistics.stdev([0.80, 0.82, 0.78]))
+    assert summary["phases"]["teacher"]["val_acc_std"] is None
+    assert set(baseline["runs"][0]) >= {
+        *("seed", "epochs", "val_acc", "best_val_acc", "val_loss", "agreement", "seconds", "images_per_second"),
+        "checkpoint",
+    }
+    gains = {run["seed"]: run["val_acc"] for run in summary["gain"]["runs"]}
+    assert gains == pytest.approx({0: 0.01, 1: 0.02, 2: 0.06})
+    assert summary["gain"]["mean"] == pytest.approx(0.03)
+    assert summary["gain"]["std"] == pytest.approx(statistics.stdev([0.01, 0.02, 0.06]))
+
+
+def test_only_seeds_of_both_are_paired() -> None:
+    summary = summarise({"baseline": ALONE[:1], "distilled": DISTILLED}, data="photos")
+    assert [run["seed"] for run in summary["gain"]["runs"]] == [0]
+    assert summary["gain"]["std"] is None
+
+
+def test_the_summary_is_written_whole(tmp_path: Path) -> None:
+    summary = summarise({"baseline": ALONE}, data="photos")
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    path = write_summary(summary, folder)
+    assert json.loads(path.read_text()) == summary
+    assert [child.name for child in folder.iterdir()] == ["summary.json"]
+
+
+def test_the_table_fits_a_terminal_and_says_what_was_measured() -> None:
+    text = printed(summarise({"teacher": [one(0, 0.97)], "baseline": ALONE, "distilled": DISTILLED}, data="photos"))
+    lines = text.splitlines()
+    assert all(len(line) <= 80 for line in lines[:-1])
+    row = next(line for line in lines if line.startswith(" student alone"))
+    assert re.split(r"\s{2,}", row.strip()) == ["student alone", "1,234,567", "80.00% ± 2.00", "81.00%", "3 s"]
+    assert "80.00%" in next(line for line in lines if line.startswith(" student distilled"))
+    assert "convnet(widths=[8])" in text
+    assert text.count(" 3 seeds") == 2
+    assert lines[-1] == (
+        "Distillation against the student alone, last epoch: +3.00 points ± 2.65 (by seed: +2.00, +1.00, +6.00)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        (
+            {"baseline": ALONE[:1], "distilled": DISTILLED[1:2]},
+            "last epoch: +1.00 points (one seed; --seeds 3 repeats it).",
+        ),
+        ({"baseline": DISTILLED[1:2], "distilled": ALONE[:1]}, "last epoch: -1.00 points (one seed"),
+        ({"baseline": ALONE}, "train the other student too: --distill"),
+        ({"distilled": DISTILLED}, "train the other student too: --baseline"),
+        ({"teacher": ALONE}, ""),
+        ({"baseline": ALONE[:1], "distilled": DISTILLED[:1]}, ""),
+    ],
+)
+def test_the_gain_is_said_as_it_is(runs: dict[str, list[dict[str, Any]]], words: str) -> None:
+    assert words in gain_sentence(summarise(runs, data="photos"))
