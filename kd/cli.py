@@ -51,7 +51,8 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     summary = summarise(done.runs, data=done.data)
     print_summary(summary, console)
     if not done.kept:
-        console.print("--fast_dev_run: one batch of everything; these figures mean nothing, and no files were left.")
+        remark = "--fast_dev_run: one batch of everything; these figures mean nothing, and no files were left."
+        console.print(remark, highlight=False, soft_wrap=True)
         return
     path = write_summary(summary, done.folder)
     console.print(f"\nFiles in {done.folder}:", highlight=False, soft_wrap=True)

@@ -160,10 +160,13 @@ def _setting_of(flag: str, *, origin: str) -> tuple[str, bool]:
 
 
 def _plain(output: str) -> str:
-    """Return the parser's message without its box and its pointer to --help."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()]
-    body = " ".join(line for line in lines[1:] if line)
-    return re.sub(r"\s*For full helptext,.*$", "", body).replace("Argument helptext:", "\n  ").strip()
+    """Return the parser's message without its box (drawn in ASCII where need be) and its pointer to --help."""
+    # The first line is the box's title.
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()[1:]
+    rules = r"[╭╰].*|[│\s]*[─-]*[│\s]*"
+    kept = [line.strip("│ ") for line in lines if not re.fullmatch(rules, line)]
+    text = re.sub(r"\s*For full helptext,.*$", "", " ".join(kept))
+    return text.replace("Argument helptext: ", "\n  ").strip()
 
 
 def _args_file(path: str) -> Iterator[_Flags]:

@@ -182,7 +182,7 @@ def test_a_mistake_in_a_file_names_the_file_and_the_place(file: str, text: str, 
     [
         ("--bach_size 3", r"on the command line: there is no flag --bach_size; did you mean '--batch_size'\?"),
         ("--batch-size 3", r"there is no flag --batch-size; did you mean '--batch_size'\?"),
-        ("-b 3", r"there is no flag -b "),
+        ("-b 3", r"there is no flag -b; "),
         ("--batch_size two", r"on the command line: .*--batch_size.*'two'"),
         ("--batch_size", r"on the command line: Missing value for argument '--batch_size'"),
         ("--temperature 0", r"--temperature must be above 0, and is 0.0"),

@@ -1,0 +1,145 @@
+"""The commands, as a person runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kd.cli import experiment, main
+from tests.conftest import MakeFolder
+
+TINY = "--image_size 16 --batch_size 8 --augment none --accelerator cpu --teacher_model linear --student_model linear"
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_an_experiment_prints_its_table_and_names_its_files(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV", raising=False)
+    flags = f"--data_dir {make_folder(train=12)} --train_teacher --baseline --distill --max_epochs 3 --name tiny {TINY}"
+    assert experiment(flags.split()) == 0
+    out, err = said(capsys)
+    assert err == ""
+    assert "student distilled" in out
+    assert "Distillation against the student alone, last epoch:" in out
+    for file in ("summary.json", "config.yaml", "distilled/version_0/checkpoints/best.ckpt"):
+        assert f"  {file}\n" in out
+        assert Path("logs/tiny", file).is_file()
+    assert out.endswith("TensorBoard: tensorboard --logdir logs/tiny\n")
+    # Lightning's news of itself and its tips are not among what is said.
+    assert not any(word in out for word in ("TPU", "Tip", "litlogger", "Trainer.fit"))
+
+    monkeypatch.setenv("UV", "/usr/bin/uv")
+    assert experiment(f"{flags} --fast_dev_run".split()) == 0
+    out, _ = said(capsys)
+    assert out.endswith("these figures mean nothing, and no files were left.\n")
+
+
+def test_the_first_generations_file_runs_and_says_how_it_was_understood(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f'{{"data_dir": "{make_folder()}", "gpus": 1, "image_size": 32, "max_epochs": 1, "batch_size": 8}}'
+    Path("commandline_args.txt").write_text(text)
+    assert experiment(["--no-teacher_pretrained", "--accelerator", "cpu", "--teacher_model", "linear"]) == 0
+    out, _ = said(capsys)
+    assert "commandline_args.txt has the first generation's form; its recipe comes with it: --optimizer sgd" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--bach_size 3", "error: on the command line: there is no flag --bach_size; did you mean '--batch_size'?"),
+        ("--batch_size two", "error: on the command line: Error parsing --batch_size: invalid literal"),
+        ("--temperature 0", "error: on the command line: --temperature must be above 0"),
+        ("--data_dir absent", "error: --data_dir absent: there is no such folder"),
+        ("--dataset digits --distill", "error: --distill: there is no teacher"),
+        ("--dataset digits --distill --loss ce=1", "there is nothing to distil"),
+        ("--dataset digits --accelerator gpu --image_size 8", "error: --accelerator gpu"),
+    ],
+)
+def test_a_mistake_ends_in_status_2_and_one_message(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiment(flags.split()) == 2
+    out, err = said(capsys)
+    assert words in err
+    assert "Traceback" not in out + err
+    assert err.count("error:") == 1
+
+
+def test_evaluate_measures_a_checkpoint(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(classes=tuple("abcdef"), train=12)
+    assert experiment(f"--data_dir {folder} --max_epochs 2 --name e {TINY}".split()) == 0
+    said(capsys)
+    assert main(["evaluate", "logs/e/baseline/version_0/checkpoints/best.ckpt", "--data_dir", str(folder)]) == 0
+    out, _ = said(capsys)
+    assert "images" in out
+    assert "30" in out
+    assert "right within five" in out
+    assert main(["evaluate", "absent.ckpt", "--data_dir", str(folder)]) == 2
+    assert "absent.ckpt: there is no such checkpoint" in said(capsys)[1]
+
+
+def test_losses_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "--names"]) == 0
+    assert said(capsys)[0].splitlines() == ["ce", "mse", "kl", "hard"]
+    assert main(["losses"]) == 0
+    out, _ = said(capsys)
+    for words in ("KL(softmax", "temperature=4.0", "Hinton", "path/to/file.py:function"):
+        assert words in out
+
+
+def test_models_are_listed_with_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    out, _ = said(capsys)
+    assert "11,689,512" in next(line for line in out.splitlines() if " resnet18 " in line)
+    assert "simple" in out
+
+
+def test_kd_experiment_is_experiment_py(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "--bach_size", "3"]) == 2
+    assert "--bach_size" in said(capsys)[1]
+    with pytest.raises(SystemExit) as end:
+        main(["experiment", "--help"])
+    assert end.value.code == 0
+    assert "usage: kd experiment" in said(capsys)[0]
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kd.cli.resolve", broken)
+    with pytest.raises(ZeroDivisionError):
+        experiment([])
+
+
+def run_python(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=120
+    )
+
+
+def test_help_comes_before_anything_heavy_is_imported(repository: Path) -> None:
+    code = (
+        "import sys\nfrom kd.cli import experiment\n"
+        "try:\n    experiment(['--help'])\n"
+        "finally:\n    print([name for name in ('torch', 'torchvision', 'pytorch_lightning') if name in sys.modules])"
+    )
+    done = run_python(repository, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_experiment_py_is_the_command(repository: Path) -> None:
+    done = run_python(repository, str(repository / "experiment.py"), "--temprature", "3")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: on the command line: there is no flag --temprature; did you mean '--temperature'"
+    )
+    assert done.stdout == ""
