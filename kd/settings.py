@@ -207,3 +207,17 @@ def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> N
         ]
         if wrong:
             raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")
+
+
+def markdown_table() -> str:
+    """Return all settings as a Markdown table, as it stands in the README."""
+    lines = ["| flag | default | what it is |", "|---|---|---|"]
+    section_before = None
+    for section, one in setting_fields():
+        if section != section_before:
+            lines.append(f"| **{section}** | | |")
+            section_before = section
+        default = " ".join(one.default) if isinstance(one.default, tuple) else one.default
+        words = one.metadata["help"].replace("|", "\\|")
+        lines.append(f"| `--{one.name}` | {'' if default in ('', None) else f'`{default}`'} | {words} |")
+    return "\n".join(lines)

@@ -301,7 +301,7 @@ class _Pipeline:
             max_steps=max_steps,
             gradient_clip=wanted.gradient_clip,
             accumulate=wanted.accumulate,
-            hyperparameters=self.settings.flat(),
+            hyperparameters=self._relevant(phase),
             title=title if phases.seeds == 1 or phase == "teacher" else f"{title}, seed {data.seed}",
             console=self.console,
         )

@@ -111,6 +111,14 @@ class Run:
     folder: str | None
 
 
+class EventLogger(TensorBoardLogger):
+    """TensorBoard without the curve of the epoch's number, which Lightning adds to whatever is logged."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log all but the epoch."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
 def train(
     module: ClassifierModule,
     data: ImageData,
@@ -148,7 +156,7 @@ def train(
     Raises:
         UserError: If Lightning can't run on such hardware.
     """
-    logger = TensorBoardLogger(str(folder), name=phase, default_hp_metric=False)
+    logger = EventLogger(str(folder), name=phase, default_hp_metric=False)
     best = ModelCheckpoint(filename="best", monitor="val/acc", mode="max")
     # Not save_last of the one above: that writes only where the best was written.
     last = ModelCheckpoint(filename="last", enable_version_counter=False)
@@ -185,8 +193,10 @@ def train(
         folder=None if hardware.fast_dev_run else trainer.log_dir,
     )
     if not hardware.fast_dev_run:
-        final = {"final/val_acc": run.val_acc, "final/best_val_acc": run.best_val_acc}
-        logger.log_hyperparams(_for_hparams(hyperparameters or {}, phase=phase, seed=data.seed), metrics=final)
+        # The HPARAMS tab reads the last value of a curve: here that of the last epoch, at the step where it stands.
+        final = {"val/acc": run.val_acc}
+        parameters = _for_hparams(hyperparameters or {}, phase=phase, seed=data.seed)
+        logger.log_hyperparams(parameters, metrics=final, step=trainer.global_step - 1)
         logger.finalize("success")
     return run
 

@@ -1,0 +1,63 @@
+"""Every configuration that is shipped is resolved by the real parser."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kd.losses import build_objective
+from kd.sources import resolve
+from tests.conftest import REPOSITORY
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+
+
+def test_there_are_configurations() -> None:
+    assert [path.name for path in CONFIGS if path.name == "quickstart.yaml"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_is_understood(path: Path) -> None:
+    settings, _ = resolve(["--config", str(path)])
+    build_objective(list(settings.objective.loss))
+
+
+def test_the_shipped_file_of_flags_is_understood_and_names_no_phase(repository: Path) -> None:
+    settings, remarks = resolve(["--args_file", str(repository / "commandline_args.txt")])
+    assert remarks == []
+    assert (settings.models.teacher_model, settings.data.image_size) == ("densenet121", 224)
+    build_objective(list(settings.objective.loss))
+    # --distill alone must distil alone.
+    phases = settings.phases
+    assert [phases.train_teacher, phases.baseline, phases.distill] == [False] * 3
+
+
+def test_the_quickstart_does_not_hang_on_the_file_of_flags(repository: Path) -> None:
+    quickstart = ["--config", str(repository / "configs" / "quickstart.yaml")]
+    with_file, _ = resolve([*quickstart, "--args_file", str(repository / "commandline_args.txt")])
+    without, _ = resolve(quickstart)
+    assert with_file.flat() == without.flat()
+    assert without.phases.seeds >= 3
+
+
+def test_compose_and_workflow_are_yaml(repository: Path) -> None:
+    compose = yaml.safe_load((repository / "compose.yaml").read_text())
+    assert compose["services"]["tensorboard"]["ports"] == ["127.0.0.1:6006:6006"]
+    assert yaml.safe_load((repository / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+
+
+def test_the_lock_pins_every_dependency_with_hashes_and_names_no_address(repository: Path) -> None:
+    lock = (repository / "requirements.lock").read_text()
+    assert "://" not in lock
+    for package in (
+        "torch",
+        "torchvision",
+        "pytorch-lightning",
+        "tensorboard",
+        "pyyaml",
+        "tyro",
+        "rich",
+        "scikit-learn",
+    ):
+        assert f"\n{package}==" in lock
+    assert lock.count("==") <= lock.count("--hash=sha256:")

@@ -1,0 +1,86 @@
+"""The README keeps its word: its table is the settings', its commands are understood, its example runs."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd.cli import experiment
+from kd.losses import LOSSES, Outputs, build_objective
+from kd.settings import markdown_table
+from kd.sources import resolve
+
+
+def blocks(repository: Path, language: str) -> list[str]:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(repository: Path) -> list[list[str]]:
+    """Return every command line of the README that runs an experiment, in Docker too, as its arguments."""
+    found = []
+    for line in "\n".join(blocks(repository, "bash")).splitlines():
+        words = shlex.split(line, comments=True)
+        if "experiment.py" in words:
+            found.append(words[words.index("experiment.py") + 1 :])
+        elif words[:2] == ["docker", "run"]:
+            found.append(words[words.index("kd") + 1 :])
+        elif words[:3] == ["docker", "compose", "run"]:
+            found.append(words[words.index("experiment") + 1 :])
+    return found
+
+
+def test_the_table_of_flags_is_that_of_the_settings(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- flags: .*? -->\n(.*?)\n<!-- end of flags -->", text, flags=re.DOTALL)
+    assert table is not None
+    assert table[1] == markdown_table()
+
+
+def test_the_table_of_losses_is_that_of_the_registry(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    for name, loss in LOSSES.items():
+        parameters = ", ".join(f"{one.name}={one.default}" for one in inspect.signature(loss).parameters.values())
+        hyperparameters = f" {parameters} " if parameters else " "
+        assert f"| `{name}` | {loss.formula} |{hyperparameters}| {loss.source} |" in text
+
+
+def test_every_command_is_understood(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    found = commands(repository)
+    assert len(found) >= 7
+    for arguments in found:
+        settings, _ = resolve(arguments)
+        build_objective([term for term in settings.objective.loss if ".py:" not in term])
+
+
+@pytest.mark.slow
+def test_the_worked_example_runs(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = next(block for block in blocks(repository, "python") if "def cosine" in block)
+    Path("my_code.py").write_text(example, encoding="utf-8")
+    (arguments,) = [words for words in commands(repository) if any("my_code.py" in word for word in words)]
+    assert experiment([*arguments, "--accelerator", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "my_code.py" in out
+    assert "student distilled" in out
+
+
+def test_the_notebooks_lines_run(repository: Path) -> None:
+    code = next(block for block in blocks(repository, "python") if "build_objective" in block)
+    names = {
+        "student_logits": torch.zeros(2, 3),
+        "teacher_logits": torch.zeros(2, 3),
+        "labels": torch.tensor([0, 1]),
+        "Outputs": Outputs,
+    }
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (the README's own lines)
+    torch.testing.assert_close(names["total"], 0.1 * torch.tensor(3.0).log())
+
+
+def test_files_that_the_readme_names_are_there(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        assert (repository / name).is_file(), name
