@@ -5,13 +5,12 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kd.data import Splits
 from kd.errors import UserError
 from kd.models import Classifier, load_classifier
+from kd.pipeline.records import METRICS_FILE, Facts
 
-METRICS_FILE = "metrics.json"
 _SHOWN = 5
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 
@@ -26,7 +25,23 @@ class FoundTeacher:
     """
 
     checkpoint: Path
-    metrics: dict[str, Any]
+    metrics: Facts
+
+    def facts(self, teacher: Classifier, accuracy: float) -> Facts:
+        """Return what is known of it: what its training came to, or else what was measured now.
+
+        Args:
+            teacher: The classifier that its checkpoint holds.
+            accuracy: Its accuracy on the validation images, a fraction of 1.
+        """
+        measured = {
+            "seed": None,
+            "model": teacher.description.architecture,
+            "parameters": teacher.count_parameters(),
+            "val_acc": accuracy,
+            "best_val_acc": accuracy,
+        }
+        return measured | self.metrics | {"checkpoint": str(self.checkpoint), "measured_val_acc": accuracy}
 
 
 def find_teacher(root: Path, folder: Path, *, data: str, model: str, image_size: int) -> FoundTeacher:

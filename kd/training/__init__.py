@@ -1,10 +1,11 @@
 """The two LightningModules, the frozen teacher, optimizers and schedules, callbacks, and a training run."""
 
 from kd.training.callbacks import Throughput, TrainingImages, draw_views
+from kd.training.hardware import Hardware, quiet_lightning
 from kd.training.modules import ClassifierModule, DistillationModule
 from kd.training.optimization import Recipe
 from kd.training.progress import PhaseProgress
-from kd.training.run import Hardware, Run, evaluate, quiet_lightning, train
+from kd.training.run import Run, evaluate, train
 from kd.training.teacher import FrozenTeacher
 
 __all__ = [

@@ -1,0 +1,122 @@
+"""Where a training runs: Lightning's trainer with what this tool wants of it."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Trainer
+
+from kd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where Lightning runs, in its words.
+
+    Args:
+        accelerator: ``auto`` (a GPU if there is one), ``cpu``, ``gpu``, ...
+        devices: ``auto``, a number, or which (``"0,1"``).
+        num_nodes: Number of machines.
+        strategy: ``auto``, ``ddp``, ...
+        precision: ``auto``, ``32-true``, ``bf16-mixed``, ...
+        fast_dev_run: One batch of everything, and no files.
+        limit_train_batches: Batches of an epoch: a number (int), or a part (float).
+        limit_val_batches: Batches of a validation, likewise.
+    """
+
+    accelerator: str = "auto"
+    devices: str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"
+    fast_dev_run: bool = False
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+
+    def resolved(self) -> tuple["Hardware", list[str]]:
+        """Replace ``auto`` by what this machine has, and say what was chosen and why."""
+        remarks: list[str] = []
+        chosen = self
+        if self.accelerator == "auto":
+            if torch.cuda.is_available():
+                chosen = replace(chosen, accelerator="gpu")
+            elif torch.backends.mps.is_available():
+                chosen = replace(chosen, accelerator="mps")
+            else:
+                as_one = "" if self.devices in ("auto", "1") else f"; --devices {self.devices} would be GPUs"
+                remarks.append(f"No GPU was found: running on the CPU{as_one}.")
+                chosen = replace(chosen, accelerator="cpu", devices="1")
+        if self.precision == "auto":
+            precision = _best_precision(chosen.accelerator)
+            remarks.append(f"Precision: {precision} (--precision changes it).")
+            chosen = replace(chosen, precision=precision)
+        return chosen, remarks
+
+
+def _best_precision(accelerator: str) -> str:
+    if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "32-true"
+
+
+def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
+    """Build a trainer that shares no images out, draws no bar and prints no summary: the modules see to that.
+
+    Args:
+        hardware: Where it runs.
+        options: What Lightning's Trainer takes besides.
+
+    Raises:
+        UserError: If Lightning can't run on such hardware.
+    """
+    hardware, _ = hardware.resolved()
+    devices = int(hardware.devices) if hardware.devices.lstrip("-").isdigit() else hardware.devices
+    try:
+        with quiet_lightning():
+            return Trainer(
+                accelerator=hardware.accelerator,
+                devices=devices,
+                num_nodes=hardware.num_nodes,
+                strategy=hardware.strategy,
+                precision=hardware.precision,  # type: ignore[arg-type]  # Lightning checks it
+                fast_dev_run=hardware.fast_dev_run,
+                limit_train_batches=hardware.limit_train_batches,
+                limit_val_batches=hardware.limit_val_batches,
+                # EpochSampler shares the images out itself, and counts each validation image once.
+                use_distributed_sampler=False,
+                # The modules log in their own time; of what they log nothing is held back.
+                log_every_n_steps=1,
+                num_sanity_val_steps=0,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                **options,
+            )
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        flags = f"--accelerator {hardware.accelerator} --devices {hardware.devices} --strategy {hardware.strategy}"
+        raise UserError(f"{flags} --precision {hardware.precision}: {error}") from None
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's news of itself and its tips; its warnings stay, but for those that do not apply here."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # The number of workers is chosen on purpose: on few cores they would take the training's own.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # The flags decide about the accelerator; Lightning need not advertise another.
+        warnings.filterwarnings("ignore", message=".*available but not used.*")
+        # Lightning's own call of a function that torch has renamed.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
