@@ -166,7 +166,11 @@ def _plain(output: str) -> str:
     rules = r"[╭╰].*|[│\s]*[─-]*[│\s]*"
     kept = [line.strip("│ ") for line in lines if not re.fullmatch(rules, line)]
     text = re.sub(r"\s*For full helptext,.*$", "", " ".join(kept))
-    return text.replace("Argument helptext: ", "\n  ").strip()
+    text = re.sub(
+        r"Error parsing (--\w+): invalid literal for int\(\) .*?: ('.*?')", r"\1 is a whole number, not \2", text
+    )
+    text = re.sub(r"Error parsing (--\w+): could not convert string to float: ('.*?')", r"\1 is a number, not \2", text)
+    return re.sub(r"\s*Argument helptext:\s*", "\n  ", text).strip()
 
 
 def _args_file(path: str) -> Iterator[_Flags]:

@@ -55,7 +55,10 @@ def test_the_first_generations_file_runs_and_says_how_it_was_understood(
     ("flags", "words"),
     [
         ("--bach_size 3", "error: on the command line: there is no flag --bach_size; did you mean '--batch_size'?"),
-        ("--batch_size two", "error: on the command line: Error parsing --batch_size: invalid literal"),
+        (
+            "--batch_size two",
+            "error: on the command line: --batch_size is a whole number, not 'two'\n  --batch_size INT images in a batch",
+        ),
         ("--temperature 0", "error: on the command line: --temperature must be above 0"),
         ("--data_dir absent", "error: --data_dir absent: there is no such folder"),
         ("--dataset digits --distill", "error: --distill: there is no teacher"),

@@ -146,6 +146,13 @@ def test_a_teacher_that_has_learnt_nothing_is_refused_unless_allowed(make_folder
     assert "distilled" in done.runs
 
 
+def test_a_teacher_is_measured_on_all_validation_images_whatever_the_limit(make_folder: MakeFolder) -> None:
+    # Of the first batch alone, all images would be of one class, and none could be better than chance.
+    flags = ["--train_teacher", "--distill", "--limit_val_batches", "1", "--batch_size", "4"]
+    _, output = run(make_folder(train=12), *flags)
+    assert "is right on 100.0% of the validation images" in output
+
+
 def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
     Path("mine.py").write_text(
         "from torch import nn\nimport torch.nn.functional as F\n"
