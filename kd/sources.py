@@ -35,6 +35,16 @@ _SWITCHES = frozenset(name for name, one in _FIELDS.items() if one.type is bool)
 _SOURCES = frozenset(one.name for section, one in setting_fields() if section == "sources")
 _TRUTH = {"true": "True", "false": "False"}
 
+# What the parser says of a value, and what a person is told.
+_PLAIN_WORDS = (
+    (r"Error parsing (--\w+): invalid literal for int\(\) .*?: ('.*?')", r"\1 is a whole number, not \2"),
+    (r"Error parsing (--\w+): could not convert string to float: ('.*?')", r"\1 is a number, not \2"),
+    (
+        r"Error parsing (--\w+): no type matching (?:\{None\}\|)?(\S+) could be .*? \[('.*?')\]\. Got.*?(?=Arg)",
+        r"\1 is \2, not \3 ",
+    ),
+)
+
 # What the first generation of this tool did without a flag for it; its JSON file goes on meaning what it meant.
 _FIRST_GENERATION = (
     *("--optimizer", "sgd", "--schedule", "constant", "--weight_decay", "0", "--augment", "rotate"),
@@ -169,7 +179,8 @@ def _plain(output: str) -> str:
     text = re.sub(
         r"Error parsing (--\w+): invalid literal for int\(\) .*?: ('.*?')", r"\1 is a whole number, not \2", text
     )
-    text = re.sub(r"Error parsing (--\w+): could not convert string to float: ('.*?')", r"\1 is a number, not \2", text)
+    for parsers_words, plain_words in _PLAIN_WORDS:
+        text = re.sub(parsers_words, plain_words, text)
     return re.sub(r"\s*Argument helptext:\s*", "\n  ", text).strip()
 
 
