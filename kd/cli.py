@@ -142,9 +142,7 @@ def _losses(*, names: bool = False) -> None:
     Args:
         names: The names alone, one a line.
     """
-    import inspect
-
-    from kd.losses import LOSSES
+    from kd.losses import LOSSES, hyperparameters_of
 
     if names:
         print("\n".join(LOSSES))  # noqa: T201 (for other programs to read)
@@ -153,8 +151,7 @@ def _losses(*, names: bool = False) -> None:
     for heading in ("name", "formula", "hyperparameters", "source"):
         table.add_column(heading)
     for name, loss in LOSSES.items():
-        parameters = ", ".join(f"{one.name}={one.default}" for one in inspect.signature(loss).parameters.values())
-        table.add_row(name, loss.formula, parameters, loss.source)
+        table.add_row(name, loss.formula, hyperparameters_of(loss), loss.source)
     console = Console()
     console.print(table)
     console.print("And your own: path/to/file.py:function", highlight=False)

@@ -104,7 +104,9 @@ class Objective:
     loss: tuple[str, ...] = setting(
         ("ce=0.1", "kl=0.9"), "terms with their weights; `kd losses` lists them; your own: path/to/file.py:function=0.9"
     )
-    temperature: float = setting(4.0, "default temperature of the terms that have one", above=0)
+    temperature: float | None = setting(
+        None, "temperature of the terms that have one and do not say it; None: each loss's own", above=0
+    )
     label_smoothing: float = setting(0.0, "part of each label spread over all classes, for ce", at_least=0, at_most=1)
     teacher_label_smoothing: float = setting(
         0.0, "the same for the teacher's own training, where it makes a worse teacher", at_least=0, at_most=1

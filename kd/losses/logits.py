@@ -1,12 +1,14 @@
 """Losses that compare the student's logits with the teacher's."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.terms import LOSSES
+from kd.losses.terms import LOSSES, check_positive
 
 
 @LOSSES.register("mse")
@@ -76,8 +78,7 @@ class SoftenedKL:
 
     def __post_init__(self) -> None:
         """Refuse a temperature at which nothing is defined."""
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, and is {self.temperature}")
+        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the divergence."""
@@ -112,3 +113,164 @@ class HardDistillation:
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the cross-entropy."""
         return F.cross_entropy(student, teacher.argmax(dim=1))
+
+
+@LOSSES.register("soft_ce")
+@dataclass(frozen=True)
+class SoftCrossEntropy:
+    r"""Cross-entropy of the student's softened prediction with the teacher's.
+
+    .. math:: -\frac{T^2}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} \sigma(v_b/T)_c \log \sigma(z_b/T)_c
+
+    It is :class:`SoftenedKL` and the entropy of the teacher's prediction, which the student can't change: the gradient
+    is the same, the value is not zero at equality.
+
+    Args:
+        temperature: :math:`T > 0`.
+
+    Shape:
+        - student: ``(B, C)``, logits :math:`z`.
+        - teacher: ``(B, C)``, logits :math:`v`.
+        - labels: not looked at.
+        - returns: scalar, in nats.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive.
+
+    Source: Hinton, Vinyals & Dean (2015), section 2, https://arxiv.org/abs/1503.02531
+    """
+
+    temperature: float = 4.0
+
+    formula: ClassVar[str] = "-T² · mean over b of sum over c of softmax(v_b/T)_c log softmax(z_b/T)_c"
+    source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature at which nothing is defined."""
+        check_positive(temperature=self.temperature)
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+        """Return the cross-entropy."""
+        targets = F.softmax(teacher / self.temperature, dim=1)
+        return F.cross_entropy(student / self.temperature, targets) * self.temperature**2
+
+
+@LOSSES.register("ttm")
+@dataclass(frozen=True)
+class TransformedTeacherMatching:
+    r"""Divergence of the student's prediction, as it is, from the teacher's softened one.
+
+    .. math:: \frac{1}{B} \sum_{b=1}^{B} w_b \, \mathrm{KL}\big(\sigma(v_b/T) \,\|\, \sigma(z_b)\big)
+
+    Without a temperature on the student's side, its prediction is pushed towards higher Renyi entropy. Weighted (WTTM),
+    :math:`w_b = \sum_c \sigma(v_b)_c^{1/T}` makes images count by how undecided the teacher is; else it is 1.
+
+    Args:
+        temperature: :math:`T > 0`; the paper's exponent is :math:`\gamma = 1/T`.
+        weighted: Whether to weigh the images.
+
+    Shape:
+        - student: ``(B, C)``, logits :math:`z`.
+        - teacher: ``(B, C)``, logits :math:`v`.
+        - labels: not looked at.
+        - returns: scalar, in nats.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive.
+
+    Source: Zheng & Yang (2024), https://arxiv.org/abs/2402.11148
+    """
+
+    temperature: float = 4.0
+    weighted: bool = False
+
+    formula: ClassVar[str] = "mean over b of w_b · KL(softmax(v_b/T) ‖ softmax(z_b))"
+    source: ClassVar[str] = "Zheng & Yang 2024 (TTM; weighted: WTTM)"
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature at which nothing is defined."""
+        check_positive(temperature=self.temperature)
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+        """Return the divergence."""
+        log_teacher = F.log_softmax(teacher / self.temperature, dim=1)
+        divergence = F.kl_div(F.log_softmax(student, dim=1), log_teacher, reduction="none", log_target=True).sum(dim=1)
+        if self.weighted:
+            divergence = divergence * (F.log_softmax(teacher, dim=1) / self.temperature).logsumexp(dim=1).exp()
+        return divergence.mean()
+
+
+@LOSSES.register("jsd")
+@dataclass(frozen=True)
+class JensenShannon:
+    r"""Jensen-Shannon divergence of the softened predictions: symmetric, and at most :math:`T^2 \log 2`.
+
+    .. math::
+        \frac{T^2}{2B} \sum_{b=1}^{B} \mathrm{KL}(q_b \,\|\, m_b) + \mathrm{KL}(p_b \,\|\, m_b),
+        \quad m_b = \tfrac12 (p_b + q_b)
+
+    with :math:`p_b = \sigma(z_b/T)` and :math:`q_b = \sigma(v_b/T)`.
+
+    Args:
+        temperature: :math:`T > 0`.
+
+    Shape:
+        - student: ``(B, C)``, logits :math:`z`.
+        - teacher: ``(B, C)``, logits :math:`v`.
+        - labels: not looked at.
+        - returns: scalar, in nats.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive.
+
+    Source: Lin (1991), https://doi.org/10.1109/18.61115
+    """
+
+    temperature: float = 4.0
+
+    formula: ClassVar[str] = "T² · mean over b of JSD(softmax(v_b/T), softmax(z_b/T))"
+    source: ClassVar[str] = "Lin 1991"
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature at which nothing is defined."""
+        check_positive(temperature=self.temperature)
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+        """Return the divergence."""
+        log_p = F.log_softmax(student / self.temperature, dim=1)
+        log_q = F.log_softmax(teacher / self.temperature, dim=1)
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        both = [F.kl_div(log_m, one, reduction="batchmean", log_target=True) for one in (log_p, log_q)]
+        return (both[0] + both[1]) / 2 * self.temperature**2
+
+
+@LOSSES.register("cosine")
+@dataclass(frozen=True)
+class CosineDistance:
+    r"""One minus the cosine between the logits: their direction is matched, their size is not.
+
+    .. math:: 1 - \frac{1}{B} \sum_{b=1}^{B} \frac{\langle z_b, v_b \rangle}{\|z_b\| \, \|v_b\|}
+
+    Shape:
+        - student: ``(B, C)``, logits :math:`z`.
+        - teacher: ``(B, C)``, logits :math:`v`.
+        - labels: not looked at.
+        - returns: scalar, from 0 to 2.
+
+    Source: Sanh et al. (2019), section 3 (on hidden states), https://arxiv.org/abs/1910.01108
+    """
+
+    formula: ClassVar[str] = "1 - mean over b of cos(z_b, v_b)"
+    source: ClassVar[str] = "Sanh et al. 2019 (DistilBERT, on hidden states), section 3"
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+        """Return the distance."""
+        return 1 - F.cosine_similarity(student, teacher, dim=1).mean()

@@ -26,6 +26,7 @@ class Term:
         loss: The loss: ``(student logits, teacher logits, labels)`` to a scalar.
         needs_teacher: Whether it looks at the teacher's logits.
         needs_labels: Whether it looks at the labels.
+        standardize: Whether it sees the logits of student and teacher standardised, see :func:`standardized`.
     """
 
     name: str
@@ -33,6 +34,13 @@ class Term:
     loss: LossFunction
     needs_teacher: bool = True
     needs_labels: bool = True
+    standardize: bool = False
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, unweighted: logits ``(B, C)`` twice and labels ``(B,)`` to a scalar."""
+        if self.standardize:
+            student, teacher = standardized(student), standardized(teacher)
+        return self.loss(student, teacher, labels)
 
 
 @dataclass(frozen=True)
@@ -75,22 +83,41 @@ class Objective:
         student_logits = student.logits.float()
         teacher_logits = student_logits.detach() if teacher is None else teacher.logits.detach().float()
         with torch.autocast(student_logits.device.type, enabled=False):
-            values = {term.name: term.loss(student_logits, teacher_logits, labels) for term in self.terms}
+            values = {term.name: term(student_logits, teacher_logits, labels) for term in self.terms}
         total = torch.stack([term.weight * values[term.name] for term in self.terms]).sum()
         return total, {name: value.detach() for name, value in values.items()}
 
 
+def standardized(logits: Tensor) -> Tensor:
+    r"""Shift and scale the logits of each image to mean 0 and standard deviation 1.
+
+    .. math:: \frac{z_{bc} - \bar z_b}{\mathrm{std}(z_b)}
+
+    A loss on standardised logits does not change when the teacher's are scaled by a positive factor and shifted, so
+    that a student need not reach the size of the teacher's logits.
+
+    Args:
+        logits: ``(B, C)``.
+
+    Source: Sun et al. (2024), section 4, https://arxiv.org/abs/2403.01427
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    # The root of a sum with something in it, for the sake of the gradient where all logits are equal.
+    return centred * (centred.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1) + 1e-14).rsqrt()
+
+
 def build_objective(
-    terms: str | Sequence[str] | Mapping[str, float], *, num_classes: int = 10, **defaults: float
+    terms: str | Sequence[str] | Mapping[str, float], *, num_classes: int = 10, **defaults: float | None
 ) -> Objective:
     """Build an objective from its written form.
 
     Args:
         terms: ``"ce=0.1 kl(temperature=2)=0.9"``, a sequence of such, or a mapping from losses to weights. A loss
-            without a weight has weight 1; a person's own is ``path/to/file.py:function``.
+            without a weight has weight 1; a person's own is ``path/to/file.py:function``. Any that looks at the
+            teacher takes ``standardize=True``.
         num_classes: Number of classes C, with which a person's own loss is tried.
         defaults: Values for hyperparameters of that name (``temperature``, ``label_smoothing``), where a term takes
-            them and has none of its own.
+            them and has none of its own; ``None`` leaves the loss's default.
 
     Raises:
         UserError: If there is no term, a loss or a hyperparameter is unknown, a weight is negative or no number, two
@@ -176,8 +203,11 @@ def _name(loss: str) -> str:
     return name.rpartition(":")[2] if is_own_code(name) else name
 
 
-def _build_term(name: str, loss: str, weight: float, *, num_classes: int, defaults: Mapping[str, float]) -> Term:
+def _build_term(name: str, loss: str, weight: float, *, num_classes: int, defaults: Mapping[str, float | None]) -> Term:
     choice, hyperparameters = parse_choice(loss)
+    standardize = hyperparameters.pop("standardize", False)
+    if not isinstance(standardize, bool):
+        raise UserError(f"--loss {loss}: standardize is True or False, not {standardize!r}")
     if is_own_code(choice):
         function = load_own_code(choice)
         check_hyperparameters(function, hyperparameters, choice=loss)
@@ -187,13 +217,22 @@ def _build_term(name: str, loss: str, weight: float, *, num_classes: int, defaul
             return value
 
         try_loss(own, name=loss, num_classes=num_classes)
-        return Term(name, weight, own)
+        return Term(name, weight, own, standardize=standardize)
     kind = LOSSES[choice]
     check_hyperparameters(kind, hyperparameters, choice=loss)
     parameters = inspect.signature(kind).parameters
-    fitting = {key: value for key, value in defaults.items() if key in parameters}
+    fitting = {key: value for key, value in defaults.items() if key in parameters and value is not None}
     try:
         built: Loss = kind(**fitting | hyperparameters)
     except (TypeError, ValueError) as error:
         raise UserError(f"--loss {loss}: {error}") from None
-    return Term(name, weight, built, needs_teacher=built.needs_teacher, needs_labels=built.needs_labels)
+    if standardize and not built.needs_teacher:
+        raise UserError(f"--loss {loss}: {choice} looks at no teacher; there is nothing to standardise")
+    return Term(
+        name,
+        weight,
+        built,
+        needs_teacher=built.needs_teacher,
+        needs_labels=built.needs_labels,
+        standardize=standardize,
+    )

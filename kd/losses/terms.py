@@ -1,5 +1,6 @@
 """What a loss is given and what it says of itself; the registry that all losses stand in."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -43,3 +44,28 @@ class Loss(Protocol):
 
 LOSSES: Registry[type[Loss]] = Registry("loss")
 """The losses by name; each is a class whose parameters are the loss's hyperparameters."""
+
+
+def check_positive(**hyperparameters: float) -> None:
+    """Refuse hyperparameters that are not above 0.
+
+    Raises:
+        ValueError: If one is not; the message names it.
+    """
+    for name, value in hyperparameters.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, and is {value}")
+
+
+def hyperparameters_of(loss: type[Loss]) -> str:
+    """Write down the hyperparameters of a loss with their defaults, as ``alpha=1.0, beta=8.0``."""
+    return ", ".join(f"{one.name}={one.default}" for one in inspect.signature(loss).parameters.values())
+
+
+def markdown_table() -> str:
+    """Return all losses as a Markdown table, as it stands in the README."""
+    rows = [
+        f"| `{name}` | {loss.formula} | {hyperparameters_of(loss)} | {loss.source} |".replace("|  |", "| |")
+        for name, loss in LOSSES.items()
+    ]
+    return "\n".join(["| name | formula | hyperparameters | source |", "|---|---|---|---|", *rows])

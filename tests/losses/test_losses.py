@@ -1,20 +1,50 @@
 """Each loss against an independent computation, by its properties, in low precision and at extreme logits."""
 
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from scipy import special
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import special, stats
+from scipy.spatial import distance
 from torch import Tensor
 
-from kd.losses import LOSSES, CrossEntropy, HardDistillation, LogitMSE, Loss, SoftenedKL
+from kd.losses import (
+    LOSSES,
+    Correlation,
+    CosineDistance,
+    CrossEntropy,
+    DecoupledKD,
+    HardDistillation,
+    JensenShannon,
+    LogitMSE,
+    Loss,
+    MultiLevel,
+    NormalizedKD,
+    SoftCrossEntropy,
+    SoftenedKL,
+    TransformedTeacherMatching,
+)
+
+Array = NDArray[np.float64]
 
 EXAMPLES: dict[str, Loss] = {
     "ce": CrossEntropy(label_smoothing=0.1),
     "mse": LogitMSE(),
     "kl": SoftenedKL(temperature=3.0),
     "hard": HardDistillation(),
+    "soft_ce": SoftCrossEntropy(temperature=3.0),
+    "ttm": TransformedTeacherMatching(temperature=3.0, weighted=True),
+    "jsd": JensenShannon(temperature=3.0),
+    "cosine": CosineDistance(),
+    "dist": Correlation(beta=2.0, gamma=0.5, temperature=3.0),
+    "mlkd": MultiLevel(batch=2.0, classes=0.5, temperature=3.0),
+    "dkd": DecoupledKD(alpha=2.0, beta=0.5, temperature=3.0),
+    "nkd": NormalizedKD(gamma=0.5, temperature=3.0),
 }
 
 
@@ -28,24 +58,72 @@ def test_there_is_an_example_of_every_loss() -> None:
     assert list(EXAMPLES) == list(LOSSES)
 
 
-def in_numpy(name: str, z: np.ndarray, v: np.ndarray, y: np.ndarray) -> float:
-    """Compute the examples' values by their formulas."""
-    rows = np.arange(len(y))
-    log_p = special.log_softmax(z, axis=1)
-    if name == "ce":
-        return float(-(0.9 * log_p[rows, y] + 0.1 * log_p.mean(axis=1)).mean())
-    if name == "mse":
-        return float(((z - v) ** 2).mean())
-    if name == "kl":
-        q, p = special.softmax(v / 3, axis=1), special.softmax(z / 3, axis=1)
-        return float(9 * special.rel_entr(q, p).sum(axis=1).mean())
-    return float(-log_p[rows, v.argmax(axis=1)].mean())
+def kl(q: Array, p: Array) -> Array:
+    result: Array = special.rel_entr(q, p).sum(axis=-1)
+    return result
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The batch in numpy, and what the formulas share, at T = 3."""
+
+    z: Array
+    v: Array
+    y: NDArray[np.int64]
+
+    @property
+    def log_prediction(self) -> Array:
+        return np.asarray(special.log_softmax(self.z, axis=1))
+
+    @property
+    def p(self) -> Array:
+        return np.asarray(special.softmax(self.z / 3, axis=1))
+
+    @property
+    def q(self) -> Array:
+        return np.asarray(special.softmax(self.v / 3, axis=1))
+
+    def of_label(self, matrix: Array) -> Array:
+        return matrix[np.arange(len(self.y)), self.y]
+
+    def of_others(self, matrix: Array) -> Array:
+        others = matrix[np.arange(matrix.shape[1]) != self.y[:, None]].reshape(len(self.y), -1)
+        return np.asarray(others / others.sum(axis=1, keepdims=True))
+
+    def binary(self, matrix: Array) -> Array:
+        return np.stack([self.of_label(matrix), 1 - self.of_label(matrix)], axis=1)
+
+
+def uncorrelated(one: Array, other: Array) -> float:
+    return float(np.mean([1 - stats.pearsonr(a, b)[0] for a, b in zip(one, other, strict=True)]))
+
+
+FORMULAS: dict[str, Callable[[Numbers], float]] = {
+    "ce": lambda n: -(0.9 * n.of_label(n.log_prediction) + 0.1 * n.log_prediction.mean(axis=1)).mean(),
+    "mse": lambda n: ((n.z - n.v) ** 2).mean(),
+    "kl": lambda n: 9 * kl(n.q, n.p).mean(),
+    "hard": lambda n: -n.log_prediction[np.arange(len(n.y)), n.v.argmax(axis=1)].mean(),
+    "soft_ce": lambda n: -9 * (n.q * np.log(n.p)).sum(axis=1).mean(),
+    "ttm": lambda n: ((special.softmax(n.v, axis=1) ** (1 / 3)).sum(axis=1) * kl(n.q, np.exp(n.log_prediction))).mean(),
+    "jsd": lambda n: 9 * (distance.jensenshannon(n.p, n.q, axis=1) ** 2).mean(),
+    "cosine": lambda n: float(np.mean([distance.cosine(a, b) for a, b in zip(n.z, n.v, strict=True)])),
+    "dist": lambda n: 9 * (2 * uncorrelated(n.p, n.q) + 0.5 * uncorrelated(n.p.T, n.q.T)),
+    "mlkd": lambda n: (
+        2 * np.linalg.norm(n.p @ n.p.T - n.q @ n.q.T) ** 2 / len(n.y)
+        + 0.5 * np.linalg.norm(n.p.T @ n.p - n.q.T @ n.q) ** 2 / n.z.shape[1]
+    ),
+    "dkd": lambda n: 9 * (2 * kl(n.binary(n.q), n.binary(n.p)) + 0.5 * kl(n.of_others(n.q), n.of_others(n.p))).mean(),
+    "nkd": lambda n: (
+        -n.of_label(special.softmax(n.v, axis=1)) * n.of_label(n.log_prediction)
+        - 0.5 * 9 * (n.of_others(n.q) * np.log(n.of_others(n.p))).sum(axis=1)
+    ).mean(),
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_loss_is_its_formula(name: str) -> None:
     student, teacher, labels = batch()
-    expected = in_numpy(name, student.numpy(), teacher.numpy(), labels.numpy())
+    expected = float(FORMULAS[name](Numbers(student.numpy(), teacher.numpy(), labels.numpy())))
     assert EXAMPLES[name](student, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -85,7 +163,7 @@ def test_a_loss_and_its_gradient_are_finite_at_extreme_logits(name: str) -> None
 def test_five_steps_lower_a_loss(name: str) -> None:
     student, teacher, labels = batch()
     student.requires_grad_()
-    optimizer = torch.optim.SGD([student], lr=0.5)
+    optimizer = torch.optim.SGD([student], lr=0.1)
     values = []
     for _ in range(6):
         optimizer.zero_grad()
@@ -97,11 +175,64 @@ def test_five_steps_lower_a_loss(name: str) -> None:
     assert values[-1] < values[0]
 
 
-def test_mse_and_kl_are_zero_at_equality_and_positive_elsewhere() -> None:
+@pytest.mark.parametrize("name", ["mse", "kl", "jsd", "cosine", "dist", "mlkd", "dkd"])
+def test_a_distance_is_zero_at_equality_and_positive_elsewhere(name: str) -> None:
     student, teacher, labels = batch()
-    for loss in (LogitMSE(), SoftenedKL()):
-        assert loss(teacher, teacher, labels).item() == 0
-        assert loss(student, teacher, labels).item() > 0
+    assert EXAMPLES[name](teacher, teacher, labels).item() == pytest.approx(0, abs=1e-12)
+    assert EXAMPLES[name](student, teacher, labels).item() > 1e-3
+
+
+def test_soft_cross_entropy_has_the_gradient_of_kl() -> None:
+    student, teacher, labels = batch()
+    gradients: list[Tensor | None] = []
+    for loss in (SoftCrossEntropy(temperature=2), SoftenedKL(temperature=2)):
+        student.grad = None
+        loss(student.requires_grad_(), teacher, labels).backward()
+        gradients.append(student.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kl_is_the_target_part_and_the_rest_by_how_unsure_the_teacher_is(temperature: float) -> None:
+    student, teacher, labels = batch()
+    target, others = DecoupledKD(temperature=temperature).parts(student, teacher, labels)
+    unsure = 1 - F.softmax(teacher / temperature, dim=1).gather(1, labels[:, None]).squeeze(1)
+    by_image = F.kl_div(
+        F.log_softmax(student / temperature, 1), F.softmax(teacher / temperature, 1), reduction="none"
+    ).sum(1)
+    torch.testing.assert_close(target + unsure * others, by_image)
+
+
+@pytest.mark.parametrize("name", ["dist", "kl", "mlkd", "jsd"])
+def test_a_constant_added_to_all_logits_of_an_image_does_not_matter(name: str) -> None:
+    student, teacher, labels = batch()
+    constants = torch.arange(6.0, dtype=torch.float64)[:, None]
+    value = EXAMPLES[name](student, teacher, labels)
+    torch.testing.assert_close(EXAMPLES[name](student + constants, teacher - 2 * constants, labels), value)
+    assert EXAMPLES[name](teacher + constants, teacher, labels).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_jensen_shannon_is_symmetric_and_bounded() -> None:
+    student, teacher, labels = batch()
+    loss = JensenShannon(temperature=2)
+    torch.testing.assert_close(loss(student, teacher, labels), loss(teacher, student, labels))
+    assert loss(1e4 * student, -1e4 * student, labels).item() <= 4 * np.log(2) + 1e-9
+
+
+def test_teacher_matching_at_temperature_one_is_kl() -> None:
+    student, teacher, labels = batch()
+    ttm = TransformedTeacherMatching(temperature=1)(student, teacher, labels)
+    torch.testing.assert_close(ttm, SoftenedKL(temperature=1)(student, teacher, labels))
+    weighted = TransformedTeacherMatching(temperature=1, weighted=True)(student, teacher, labels)
+    torch.testing.assert_close(weighted, ttm)
+
+
+def test_the_direction_of_logits_is_all_that_cosine_sees() -> None:
+    student, teacher, labels = batch()
+    torch.testing.assert_close(
+        CosineDistance()(3 * student, teacher, labels), CosineDistance()(student, teacher, labels)
+    )
+    assert CosineDistance()(-teacher, teacher, labels).item() == pytest.approx(2)
 
 
 def test_kl_at_high_temperature_is_half_the_mse_of_centred_logits() -> None:
@@ -137,9 +268,10 @@ def test_hard_is_cross_entropy_with_the_teachers_decision() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0, -1, float("nan")])
-def test_a_temperature_must_be_positive(temperature: float) -> None:
+@pytest.mark.parametrize("name", [name for name, loss in EXAMPLES.items() if hasattr(loss, "temperature")])
+def test_a_temperature_must_be_positive(name: str, temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature must be above 0"):
-        SoftenedKL(temperature=temperature)
+        LOSSES[name](temperature=temperature)  # type: ignore[call-arg]
 
 
 def test_label_smoothing_is_a_part() -> None:

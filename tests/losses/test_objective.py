@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 from kd.errors import UserError
-from kd.losses import CrossEntropy, LogitMSE, Outputs, SoftenedKL, build_objective
+from kd.losses import LOSSES, CrossEntropy, LogitMSE, NormalizedKD, Outputs, SoftenedKL, build_objective, standardized
 
 
 def outputs(seed: int) -> Outputs:
@@ -34,6 +35,11 @@ def test_a_terms_own_hyperparameter_wins_over_the_default() -> None:
     losses = [term.loss for term in objective.terms]
     assert losses == [CrossEntropy(label_smoothing=0.2), SoftenedKL(temperature=7), LogitMSE()]
     assert [term.weight for term in objective.terms] == [1.0, 2.0, 1.0]
+
+
+def test_without_a_default_a_loss_keeps_its_own_temperature() -> None:
+    objective = build_objective("kl nkd", temperature=None)
+    assert [term.loss for term in objective.terms] == [SoftenedKL(temperature=4), NormalizedKD(temperature=1)]
 
 
 def test_two_of_a_kind_go_by_their_full_spelling() -> None:
@@ -75,7 +81,7 @@ def test_whether_a_teacher_is_needed_hangs_on_the_weights() -> None:
     ("terms", "words"),
     [
         ("", "an objective needs a term at least"),
-        ("kll=1", r"there is no loss 'kll'; did you mean 'kl'\? \(there are: ce, mse, kl, hard\)"),
+        ("kll=1", r"there is no loss 'kll'; did you mean 'kl'\? \(there are: ce, mse, kl, hard, "),
         ("kl=-1", "the weight of kl must be 0 or more, and is -1"),
         ("kl=nan", "the weight of kl must be 0 or more, and is nan"),
         ("kl=inf", "the weight of kl must be 0 or more"),
@@ -89,11 +95,40 @@ def test_whether_a_teacher_is_needed_hangs_on_the_weights() -> None:
         ("ce(label_smoothing=2)=1", "label_smoothing must be from 0 to 1"),
         ("kl=1 ce=1 kl=2", "--loss: kl stands there twice"),
         ("absent.py:f=1", "there is no file"),
+        ("kl(standardize=2)=1", "standardize is True or False, not 2"),
+        ("ce(standardize=True)=1", "ce looks at no teacher; there is nothing to standardise"),
     ],
 )
 def test_an_objective_that_makes_no_sense_is_a_clean_error(terms: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_objective(terms)
+
+
+TEACHERS = [name for name, loss in LOSSES.items() if loss.needs_teacher]
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_standardised_loss_does_not_see_the_teachers_scale_and_shift(name: str) -> None:
+    student, teacher = (outputs(seed).logits.double() for seed in (0, 1))
+    term = build_objective(f"{name}(standardize=True)").terms[0]
+    value = term(student, teacher, LABELS)
+    torch.testing.assert_close(term(student, 7 * teacher - 3, LABELS), value)
+    torch.testing.assert_close(term(2 * student + 5, teacher, LABELS), value)
+
+
+def test_standardised_logits_are_those_of_scipy() -> None:
+    logits = outputs(0).logits.double()
+    expected = stats.zscore(logits.numpy(), axis=1, ddof=1)
+    torch.testing.assert_close(standardized(logits), torch.from_numpy(expected))
+
+
+def test_equal_logits_can_be_standardised() -> None:
+    logits = torch.ones(2, 5, requires_grad=True)
+    value = standardized(logits)
+    value.sum().backward()
+    assert not value.any()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
 
 
 def own(tmp_path: Path, body: str, *, arguments: str = "student_logits, teacher_logits, labels, power=2") -> str:
