@@ -6,10 +6,12 @@ A choice is written ``name``, ``name(key=value, ...)`` with Python literals as v
 
 import ast
 import difflib
-import importlib.util
+import hashlib
 import inspect
 import re
 import sys
+import traceback
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,6 +155,34 @@ def is_own_code(name: str) -> bool:
     return bool(re.search(r"\.py:[^/:]+$", name))
 
 
+_OWN_MODULES: dict[Path, types.ModuleType] = {}
+
+
+def call_own_code(name: str, function: Callable[..., Any], **arguments: object) -> Any:  # noqa: ANN401
+    """Call a person's function, and say in words where it fails.
+
+    Args:
+        name: How the person named it.
+        function: What :func:`load_own_code` returned.
+        arguments: By keyword.
+
+    Raises:
+        UserError: If it raises anything.
+    """
+    try:
+        return function(**arguments)
+    except Exception as error:
+        file = Path(getattr(getattr(function, "__code__", None), "co_filename", ""))
+        raise UserError(f"{name!r}: {_what_it_raised(error, file)}") from error
+
+
+def _what_it_raised(error: Exception, file: Path) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    where = f" at line {line} of {file}" if line is not None else ""
+    return f"it raised {type(error).__name__}{where}: {error}"
+
+
 def load_own_code(name: str) -> Callable[..., Any]:
     """Run a person's file and return the function that they named.
 
@@ -160,26 +190,24 @@ def load_own_code(name: str) -> Callable[..., Any]:
         name: ``path/to/file.py:function``; the path is relative to the working directory.
 
     Raises:
-        UserError: If the file, or the function in it, is not there.
+        UserError: If the file, or the function in it, is not there, or the file raises anything.
     """
     path, _, attribute = name.rpartition(":")
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise UserError(f"{name!r}: there is no file {file}")
-    # The module is entered in sys.modules, so that what it defines can be pickled for data loading workers.
-    module_name = f"kd_own_{file.stem}_{abs(hash(str(file))):x}"
-    module = sys.modules.get(module_name)
+    module = _OWN_MODULES.get(file)
     if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        if spec is None or spec.loader is None:
-            raise UserError(f"{name!r}: {file} can't be read as Python")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
+        # Classes look their module up by its name.
+        module = types.ModuleType(f"own_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}")
+        module.__file__ = str(file)
+        sys.modules[module.__name__] = module
         try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[module_name]
-            raise
+            exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102 (the person asked for it)
+        except Exception as error:
+            del sys.modules[module.__name__]
+            raise UserError(f"{name!r}: {_what_it_raised(error, file)}") from error
+        _OWN_MODULES[file] = module
     found = getattr(module, attribute, None)
     if not callable(found):
         defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

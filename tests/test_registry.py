@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from kd.errors import UserError
-from kd.registry import Registry, check_hyperparameters, load_own_code, parse_choice
+from kd.registry import Registry, call_own_code, check_hyperparameters, load_own_code, parse_choice
 
 
 def test_a_name_twice_is_a_bug() -> None:
@@ -68,9 +68,31 @@ def test_own_code_that_is_not_there_is_a_clean_error(tmp_path: Path) -> None:
         load_own_code(f"{file}:dubble")
 
 
-def test_own_code_that_fails_shows_its_own_error_each_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\n1 / 0\n", r"it raised ZeroDivisionError at line 2 of .*broken.py: division by zero"),
+        ("def f(:\n", r"it raised SyntaxError at line 1 of .*broken.py"),
+        (
+            "import not_there_at_all\n",
+            r"it raised ModuleNotFoundError at line 1 of .*: No module named 'not_there_at_all'",
+        ),
+    ],
+)
+def test_own_code_that_fails_says_where_each_time(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "broken.py"
-    file.write_text("1 / 0\n")
+    file.write_text(text)
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(UserError, match=words):
             load_own_code(f"{file}:anything")
+
+
+def test_a_function_that_fails_says_where(tmp_path: Path) -> None:
+    file = tmp_path / "fails.py"
+    file.write_text("def f(x):\n    return x / 0\n")
+    with pytest.raises(
+        UserError, match=r"'mine': it raised ZeroDivisionError at line 2 of .*fails.py: division by zero"
+    ):
+        call_own_code("mine", load_own_code(f"{file}:f"), x=1)
+    with pytest.raises(UserError, match=r"'mine': it raised TypeError: f\(\) got an unexpected keyword argument 'y'"):
+        call_own_code("mine", load_own_code(f"{file}:f"), y=1)

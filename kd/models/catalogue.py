@@ -1,7 +1,7 @@
 """Building a network by its name: torchvision's, timm's, our own small ones, or a person's own."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from kd.errors import UserError
 from kd.models import small
 from kd.models.classifier import Classifier, Description
-from kd.registry import Registry, check_hyperparameters, is_own_code, load_own_code, parse_choice, suggestion
+from kd.registry import (
+    Registry,
+    call_own_code,
+    check_hyperparameters,
+    is_own_code,
+    load_own_code,
+    parse_choice,
+    suggestion,
+)
 
 Factory = Callable[..., nn.Module]
 
@@ -64,11 +72,11 @@ def build_classifier(
             raise UserError(f"{pretrained_flag}: {name} is your own code; let it load its own weights")
         factory = load_own_code(name)
         check_hyperparameters(factory, hyperparameters, choice=architecture)
-        network = factory(num_classes=len(classes), **hyperparameters)
+        network = call_own_code(architecture, factory, num_classes=len(classes), **hyperparameters)
     else:
         try:
             network, statistics = _build_by_name(name, len(classes), image_size, hyperparameters, flag=flag)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
             what = f"there is no {architecture} for images of {image_size} px and {len(classes)} classes"
             raise UserError(f"{what}: {error}") from None
     if not isinstance(network, nn.Module):
@@ -115,6 +123,9 @@ def _usual_size(architecture: str) -> str:
     return ""
 
 
+_AUXILIARY = ("googlenet", "inception_v3")
+_IMAGENET_CLASSES = 1000
+
 Built = tuple[nn.Module, tuple[tuple[float, ...], tuple[float, ...]] | None]
 
 
@@ -136,24 +147,42 @@ def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, A
         known = [*torchvision_names(), *SMALL]
         raise UserError(f"there is no network {name!r}{suggestion(name, known)} (`kd models` lists them all)")
     builder = torchvision.models.get_model_builder(name)
-    options: dict[str, Any] = {}
-    if name in ("inception_v3", "googlenet"):
-        # In training mode their auxiliary heads would make a tuple of the logits.
-        options = {"aux_logits": False, "init_weights": flag is None, "transform_input": flag is not None}
+    # In training mode the auxiliary heads of these two would make a tuple of the logits.
+    options = {"aux_logits": False, "init_weights": flag is None} if name in _AUXILIARY else {}
+    network: nn.Module = builder(weights=None, num_classes=num_classes, **options | hyperparameters)
     if flag is None:
-        return _call(builder, num_classes=num_classes, **options | hyperparameters), None
+        return network, None
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    network = _call(builder, num_classes=num_classes, **options | hyperparameters)
-    state = _fetch(functools.partial(weights.get_state_dict, progress=True, check_hash=True), weights.url, flag)
-    own = network.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    network.load_state_dict(fitting, strict=False)
+    # torchvision's own loading, since some of its files hold other names than its networks.
+    published = _fetch(functools.partial(builder, weights=weights), weights.url, flag).state_dict()
+    _copy_all_but_the_head(network, published, what=f"{flag} {name}")
+    # The files of these two come from another framework, and want pixels from -1 to 1.
     preset = weights.transforms()
-    return network, (tuple(preset.mean), tuple(preset.std))
+    statistics = ((0.5,) * 3, (0.5,) * 3) if name in _AUXILIARY else (tuple(preset.mean), tuple(preset.std))
+    return network, statistics
 
 
-def _call(builder: Factory, **options: Any) -> nn.Module:
-    return builder(weights=None, **options)
+def _copy_all_but_the_head(network: nn.Module, published: Mapping[str, Tensor], *, what: str) -> None:
+    """Copy published weights, all but those that have a number for each class.
+
+    Raises:
+        UserError: If anything else differs, since part of the network would silently stay random.
+    """
+    own = network.state_dict()
+    fitting = {key: value for key, value in published.items() if key in own and own[key].shape == value.shape}
+    strange = [
+        key for key in own.keys() - fitting.keys() if key not in published or not _is_head(own[key], published[key])
+    ]
+    if strange:
+        raise UserError(
+            f"{what}: with these hyperparameters the published weights do not fit, at {min(strange)} and "
+            f"{len(strange) - 1} other places"
+        )
+    network.load_state_dict(fitting, strict=False)
+
+
+def _is_head(own: Tensor, published: Tensor) -> bool:
+    return published.shape[:1] == (_IMAGENET_CLASSES,) and own.shape[1:] == published.shape[1:]
 
 
 def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> Built:
@@ -166,9 +195,15 @@ def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *,
     build = functools.partial(timm.create_model, name, num_classes=num_classes, **hyperparameters)
     if flag is None:
         return build(), None
-    network = _fetch(functools.partial(build, pretrained=True), f"timm/{name}", flag)
-    configuration = network.pretrained_cfg
-    return network, (tuple(configuration["mean"]), tuple(configuration["std"]))
+    configuration = timm.get_pretrained_cfg(name)
+    if configuration is None:
+        raise UserError(f"{flag}: timm has no published weights for {name}")
+    url = (
+        str(configuration.url or "")
+        or f"https://huggingface.co/{configuration.hf_hub_id}/resolve/main/model.safetensors"
+    )
+    network = _fetch(functools.partial(build, pretrained=True), url, flag)
+    return network, (tuple(configuration.mean), tuple(configuration.std))
 
 
 def _fetch(fetch: Callable[[], Any], url: str, flag: str) -> Any:  # noqa: ANN401 (a network, or its weights)
@@ -177,11 +212,12 @@ def _fetch(fetch: Callable[[], Any], url: str, flag: str) -> Any:  # noqa: ANN40
         return fetch()
     except (OSError, RuntimeError, ValueError) as error:
         file = url.rpartition("/")[2]
-        place = (
-            f"put that file into {torch.hub.get_dir()}/checkpoints" if "://" in url else "put it into the hub's cache"
-        )
+        place = f"put that file into {torch.hub.get_dir()}/checkpoints"
+        if "huggingface.co" in url:
+            repository = "/".join(url.split("/")[3:5])
+            place = f"run `hf download {repository}` on one with a network, and copy its Hugging Face cache here"
         raise UserError(
-            f"{flag}: the weights could not be fetched ({error}).\n"
+            f"{flag}: the weights could not be fetched ({str(error).partition(chr(10))[0]}).\n"
             f"  The missing file is {file}, from {url}.\n"
             f"  Where there is no network, {place}, or start from random weights with "
             f"{flag.replace('--', '--no-')}."

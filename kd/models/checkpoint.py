@@ -36,6 +36,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: this can't be read as a checkpoint of plain weights: {reason}") from None
     if not isinstance(checkpoint, dict) or not {CLASSIFIER_KEY, "state_dict"} <= checkpoint.keys():
         raise UserError(f"{path}: this is no checkpoint of a classifier that this tool trained")
+    try:
+        Description.from_plain(checkpoint[CLASSIFIER_KEY])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: the description of its classifier is not whole: {error} is missing") from None
     return checkpoint
 
 

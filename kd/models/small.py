@@ -46,6 +46,7 @@ def convnet(num_classes: int, image_size: int, *, widths: Sequence[int] = (16, 3
     Shape:
         ``(B, 3, image_size, image_size)`` to ``(B, C)``.
     """
+    _check_sizes(widths=widths)
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise((3, *widths)):
         convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
@@ -67,6 +68,8 @@ def mlp(num_classes: int, image_size: int, *, hidden: Sequence[int] = (256,), dr
     Shape:
         ``(B, 3, image_size, image_size)`` to ``(B, C)``.
     """
+    if hidden:
+        _check_sizes(hidden=hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in itertools.pairwise((3 * image_size**2, *hidden)):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
@@ -84,3 +87,9 @@ def linear(num_classes: int, image_size: int) -> nn.Sequential:
         ``(B, 3, image_size, image_size)`` to ``(B, C)``.
     """
     return mlp(num_classes, image_size, hidden=())
+
+
+def _check_sizes(**sizes: Sequence[int]) -> None:
+    for name, given in sizes.items():
+        if not isinstance(given, list | tuple) or not given or not all(isinstance(n, int) and n > 0 for n in given):
+            raise ValueError(f"{name} is a list of whole numbers above 0, such as [16, 32], and not {given!r}")

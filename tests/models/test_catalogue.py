@@ -1,11 +1,11 @@
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from torch import nn
 
 from kd.errors import UserError
 from kd.models import Classifier, Normalization, build_classifier, parameters_by_name, torchvision_names
@@ -63,6 +63,9 @@ def test_parameters_are_counted_without_the_normalisation() -> None:
         ("resnet19", r"there is no network 'resnet19'; did you mean 'resnet1\d"),
         ("timm/resnet19x", r"there is no network 'timm/resnet19x'; did you mean"),
         ("convnet(width=[4])", r"no hyperparameter 'width'; did you mean 'widths'\?"),
+        ("convnet(widths=8)", r"widths is a list of whole numbers above 0, such as \[16, 32\], and not 8"),
+        ("mlp(hidden=[2.5])", "hidden is a list of whole numbers above 0"),
+        ("convnet(widths=[])", "widths is a list of whole numbers above 0"),
         ("convnet(widths=[-4])", r"there is no convnet\(widths=\[-4\]\) for images of 32 px"),
         ("resnet18(nonsense=3)", r"there is no resnet18\(nonsense=3\) for .*nonsense"),
         ("absent.py:factory", "there is no file"),
@@ -121,21 +124,64 @@ def test_a_persons_own_network_that_is_none_is_refused(tmp_path: Path, body: str
         build(own(tmp_path, body))
 
 
-def publish(network: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let resnet18's published weights be a local file, which the real code downloads and checks."""
+def publish(name: str, state: dict[str, torch.Tensor], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let a network's published weights be a local file, which the real code downloads and checks."""
     plain = folder / "plain.pth"
-    torch.save(network.state_dict(), plain)
+    torch.save(state, plain)
     checksum = hashlib.sha256(plain.read_bytes()).hexdigest()[:8]
-    file = plain.rename(folder / f"resnet18-{checksum}.pth")
-    monkeypatch.setattr(torchvision.models.ResNet18_Weights.DEFAULT.value, "url", file.as_uri())
+    file = plain.rename(folder / f"{name}-{checksum}.pth")
+    monkeypatch.setattr(torchvision.models.get_model_weights(name).DEFAULT.value, "url", file.as_uri())
     return file
+
+
+def test_densenets_file_is_read_though_it_has_other_names_for_its_layers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    published = torchvision.models.densenet121().state_dict()
+    # As the hosted file has them: denselayer1.norm.1.weight for denselayer1.norm1.weight.
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): value
+        for name, value in published.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert set(old) != set(published)
+    publish("densenet121", old, tmp_path, monkeypatch)
+    own = build("densenet121", pretrained=True).network.state_dict()
+    changed = {name for name in own if not torch.equal(own[name], published[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 32), ("inception_v3", 75)])
+def test_a_pretrained_network_with_its_own_range_of_pixels_is_rebuilt_alike(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = torchvision.models.get_model(name, weights=None, init_weights=True)
+    publish(name, network.state_dict(), tmp_path, monkeypatch)
+    classifier = build(name, pretrained=True, image_size=size).eval()
+    description = classifier.description
+    again = build(name, image_size=size, mean=description.mean, std=description.std).eval()
+    again.load_state_dict(classifier.state_dict())
+    images = torch.rand(2, 3, size, size)
+    torch.testing.assert_close(again(images), classifier(images), rtol=0, atol=0)
+    # What torchvision does with pixels normalised as ImageNet's is done by the normalisation itself.
+    theirs = torchvision.models.get_model(name, weights=None, init_weights=False, transform_input=True)
+    normalize = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(theirs._transform_input(normalize(images)), classifier.normalization(images))
+
+
+def test_published_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    publish("mobilenet_v3_small", torchvision.models.mobilenet_v3_small().state_dict(), tmp_path, monkeypatch)
+    with pytest.raises(
+        UserError, match=r"--teacher_pretrained mobilenet_v3_small: with these hyperparameters .* do not fit"
+    ):
+        build("mobilenet_v3_small(width_mult=0.5)", pretrained=True)
 
 
 def test_published_weights_are_fetched_and_all_but_the_head_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     published = torchvision.models.resnet18()
-    file = publish(published, tmp_path, monkeypatch)
+    file = publish("resnet18", published.state_dict(), tmp_path, monkeypatch)
     classifier = build("resnet18", pretrained=True)
     own_state, state = classifier.network.state_dict(), published.state_dict()
     changed = {name for name in state if not torch.equal(own_state[name], state[name])}
@@ -148,7 +194,7 @@ def test_published_weights_are_fetched_and_all_but_the_head_is_kept(
 def test_weights_that_cannot_be_fetched_say_which_file_is_missing_and_where_it_belongs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    file = publish(torchvision.models.resnet18(), tmp_path, monkeypatch)
+    file = publish("resnet18", torchvision.models.resnet18().state_dict(), tmp_path, monkeypatch)
     file.unlink()
     with pytest.raises(UserError) as error:
         build("resnet18", pretrained=True)

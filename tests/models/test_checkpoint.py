@@ -37,7 +37,9 @@ class Evil:
         return (Path.touch, (Path("evil_was_here"),))
 
 
-@pytest.mark.parametrize("kind", ["absent", "text", "empty", "pickle", "code", "foreign", "weights", "network"])
+@pytest.mark.parametrize(
+    "kind", ["absent", "text", "empty", "pickle", "code", "foreign", "partial", "weights", "network"]
+)
 def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "c.ckpt"
     words = "can't be read as a checkpoint of plain weights"
@@ -55,6 +57,9 @@ def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, kind: s
         case "foreign":
             torch.save({"state_dict": {}}, path)
             words = "no checkpoint of a classifier that this tool trained"
+        case "partial":
+            torch.save({"state_dict": {}, CLASSIFIER_KEY: {"architecture": "linear"}}, path)
+            words = "the description of its classifier is not whole: 'classes' is missing"
         case "weights":
             save(convnet(), path)
             checkpoint = torch.load(path, weights_only=True)
