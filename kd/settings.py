@@ -4,7 +4,9 @@ One setting has one name, spelled alike as field, flag, key in a YAML file and w
 """
 
 import dataclasses
-from collections.abc import Iterator
+import math
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ def setting(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    below: float | None = None,
 ) -> Any:  # noqa: ANN401 (a field stands where its type is annotated)
     """Declare a setting: its default, the words for ``--help`` and the README, and its range.
 
@@ -27,8 +30,9 @@ def setting(
         above: What the value must exceed.
         at_least: The least value.
         at_most: The greatest value.
+        below: What the value must stay under.
     """
-    bounds = {"above": above, "at_least": at_least, "at_most": at_most}
+    bounds = {"above": above, "at least": at_least, "at most": at_most, "below": below}
     return field(default=default, metadata={"help": help_text, "bounds": bounds})
 
 
@@ -120,7 +124,7 @@ class Optimization:
     optimizer: Literal["sgd", "adamw"] = setting("adamw", "the optimizer")
     learning_rate: float = setting(1e-3, "peak learning rate", above=0)
     teacher_learning_rate: float | None = setting(None, "peak learning rate for the teacher", above=0)
-    momentum: float = setting(0.9, "sgd's momentum; adamw's first beta", at_least=0, at_most=1)
+    momentum: float = setting(0.9, "sgd's momentum; adamw's first beta", at_least=0, below=1)
     weight_decay: float = setting(0.01, "weight decay of all but biases and normalisation layers", at_least=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "learning rate after the warm-up: to zero, or constant")
     warmup_epochs: float = setting(0.0, "epochs over which the learning rate rises from zero", at_least=0)
@@ -137,7 +141,7 @@ class Machine:
     """Where it runs, through Lightning, and what it leaves."""
 
     accelerator: str = setting("auto", "auto (a GPU if there is one), cpu, gpu, ...: as Lightning has it")
-    devices: str = setting("auto", "how many devices, or which (0,1)")
+    devices: str = setting("auto", "how many devices (2), or which ('0,1', or '1,' for the second alone)")
     num_nodes: int = setting(1, "machines", at_least=1)
     strategy: str = setting("auto", "auto, ddp, fsdp, ...: as Lightning has it")
     precision: str = setting("auto", "auto (bf16-mixed or 16-mixed on a GPU, 32-true on a CPU), or as Lightning has it")
@@ -185,6 +189,14 @@ def setting_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
             yield section.name, one
 
 
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    "above": operator.gt,
+    "at least": operator.ge,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+
+
 def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> None:
     """Refuse values out of their range.
 
@@ -200,13 +212,13 @@ def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> N
         value = getattr(getattr(settings, section), one.name)
         if one.name not in names or isinstance(value, str | bool | tuple) or value is None:
             continue
-        bounds = one.metadata["bounds"]
-        above, at_least, at_most = bounds["above"], bounds["at_least"], bounds["at_most"]
         wrong = [
-            *([f"above {above}"] if above is not None and not value > above else []),
-            *([f"at least {at_least}"] if at_least is not None and not value >= at_least else []),
-            *([f"at most {at_most}"] if at_most is not None and not value <= at_most else []),
+            f"{words} {bound}"
+            for words, bound in one.metadata["bounds"].items()
+            if bound is not None and not _HOLDS[words](value, bound)
         ]
+        if not math.isfinite(value):
+            wrong = ["finite"]
         if wrong:
             raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")
 

@@ -80,7 +80,12 @@ def resolve(arguments: Sequence[str], *, prog: str = "experiment.py") -> tuple[S
     command_line = _Flags(tuple(arguments), COMMAND_LINE)
     named = _apply([command_line], Settings(), prog=prog).sources
     settings, remarks = Settings(), []
-    for source in (_args_file(named.args_file), *map(_yaml_file, map(Path, named.config)), [command_line]):
+    given = _normalize(command_line)[1]
+    for source in (
+        _args_file(named.args_file, is_asked_for="args_file" in given),
+        *map(_yaml_file, map(Path, named.config)),
+        [command_line],
+    ):
         entries = list(source)
         settings = _apply(entries, settings, prog=prog)
         remarks += [entry.remark for entry in entries if entry.remark]
@@ -184,19 +189,25 @@ def _plain(output: str) -> str:
     return re.sub(r"\s*Argument helptext:\s*", "\n  ", text).strip()
 
 
-def _args_file(path: str) -> Iterator[_Flags]:
+def _args_file(path: str, *, is_asked_for: bool) -> Iterator[_Flags]:
     """Read the text file of flags; only the default one may be missing."""
     file = Path(path).expanduser()
     if not file.is_file():
-        if path != Settings().sources.args_file:
+        if is_asked_for:
             raise UserError(f"{COMMAND_LINE}: --args_file {path}: there is no such file")
         return
     text = _read_text(file)
     if text.lstrip().startswith("{"):
         yield from _first_generation(file, text)
         return
+    seen: dict[str, int] = {}
     for number, words in _logical_lines(file, text):
-        yield _Flags(words, f"{file}, line {number}")
+        flags = _Flags(words, f"{file}, line {number}")
+        for name in _normalize(flags)[1]:
+            if name in seen:
+                raise UserError(f"{flags.origin}: --{name} stands in line {seen[name]} already")
+            seen[name] = number
+        yield flags
 
 
 def _logical_lines(file: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -228,8 +239,9 @@ def _first_generation(file: Path, text: str) -> Iterator[_Flags]:
     yield _Flags(_FIRST_GENERATION, str(file), remark)
     if "gpus" in values:
         gpus = values.pop("gpus")
-        devices = ",".join(map(str, gpus)) if isinstance(gpus, list) else str(gpus)
-        on_cpu = gpus in (None, 0, "0", [])
+        # A list says which; the comma at its end tells [1] from 1, which says how many.
+        devices = ",".join([*map(str, gpus), ""]) if isinstance(gpus, list) else str(int(gpus or 0))
+        on_cpu = not gpus
         yield _Flags(("--accelerator", "cpu") if on_cpu else ("--devices", devices), f"{file}, key 'gpus'")
     yield from _as_flags(values, origin=str(file))
 
@@ -269,7 +281,7 @@ def _word(value: object) -> str:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
 import pytest
 
 from kd.errors import UserError
-from kd.settings import Data, Phases, Settings, check_ranges, setting_fields
+from kd.settings import Data, Optimization, Phases, Settings, check_ranges, setting_fields
 
 
 def test_each_setting_has_one_name_and_words_for_help() -> None:
@@ -21,12 +21,14 @@ def test_flat_holds_plain_values_and_no_sources() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        (Settings(optimization=Optimization(momentum=1.0)), "--momentum must be below 1, and is 1.0"),
+        (Settings(optimization=Optimization(learning_rate=float("inf"))), "--learning_rate must be finite, and is inf"),
         (Settings(phases=Phases(seeds=0)), "here: --seeds must be at least 1, and is 0"),
         (Settings(data=Data(train_fraction=0.0)), "--train_fraction must be above 0, and is 0.0"),
         (Settings(data=Data(train_fraction=1.5)), "--train_fraction must be at most 1, and is 1.5"),
         (
             Settings(data=Data(train_fraction=float("nan"))),
-            "--train_fraction must be above 0 and at most 1, and is nan",
+            "--train_fraction must be finite, and is nan",
         ),
     ],
 )

@@ -71,6 +71,11 @@ def test_flags_may_go_on_over_lines_and_be_quoted() -> None:
     assert (flat["loss"], flat["name"]) == (["ce=0.1", "kl(temperature=2)=0.9"], "my run")
 
 
+def test_a_mark_at_the_beginning_of_a_file_is_passed_over() -> None:
+    Path("commandline_args.txt").write_text("--seed 3\n", encoding="utf-8-sig")
+    assert resolved()["seed"] == 3
+
+
 def test_yaml_writes_terms_in_three_ways() -> None:
     for number, text in enumerate(("{ce: 0.1, kl: 0.9}", "[ce=0.1, kl=0.9]", "ce=0.1 kl=0.9")):
         Path(f"{number}.yaml").write_text(f"loss: {text}\n")
@@ -137,7 +142,17 @@ def test_the_first_generations_file_means_what_it_meant() -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "accelerator", "devices"),
-    [(0, "cpu", "auto"), (None, "cpu", "auto"), (2, "auto", "2"), ([0, 3], "auto", "0,3"), (-1, "auto", "-1")],
+    [
+        (0, "cpu", "auto"),
+        (None, "cpu", "auto"),
+        ([], "cpu", "auto"),
+        (2, "auto", "2"),
+        (True, "auto", "1"),
+        ("2", "auto", "2"),
+        ([0, 3], "auto", "0,3,"),
+        ([1], "auto", "1,"),
+        (-1, "auto", "-1"),
+    ],
 )
 def test_the_first_generations_gpus_become_devices(gpus: object, accelerator: str, devices: str) -> None:
     Path("commandline_args.txt").write_text(json.dumps({"gpus": gpus}))
@@ -156,6 +171,7 @@ def test_the_first_generations_gpus_become_devices(gpus: object, accelerator: st
         ("args", "--seed 0\n\n--batch_size two\n", r"commandline_args.txt, line 3: .*--batch_size.*'two'"),
         ("args", "--batch_size 0", r"commandline_args.txt, line 1: --batch_size must be at least 1, and is 0"),
         ("args", "--name 'open", r"commandline_args.txt, line 1: No closing quotation"),
+        ("args", "--seed 1\n--seeds 2\n--seed 3", r"line 3: --seed stands in line 1 already"),
         ("args", "--config x.yaml", r"line 1: --config can only stand on the command line"),
         ("args", '{"num_clases": 3}', r"key 'num_clases': there is no such setting; did you mean 'num_classes'\?"),
         ("args", '{"gpus": 1', r"it begins like a JSON object, and is none"),
@@ -202,6 +218,7 @@ def test_a_mistake_in_a_file_names_the_file_and_the_place(file: str, text: str, 
         ("stray", r"stray"),
         ("--config absent.yaml", r"absent.yaml: there is no such file"),
         ("--config .", r"this file can't be read"),
+        ("--args_file commandline_args.txt", r"--args_file commandline_args.txt: there is no such file"),
         ("--args_file absent.txt", r"--args_file absent.txt: there is no such file"),
     ],
 )

@@ -10,6 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from kd.data.images import Splits, keep_fraction
 from kd.data.views import EpochSampler, Views, plain_view, training_view
 from kd.errors import UserError
+from kd.randomness import derive_seed
 
 
 class ImageData(LightningDataModule):
@@ -67,9 +68,14 @@ class ImageData(LightningDataModule):
         return self._loader(self.train_views, sampler, drop_last=lone_image_left)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return this process's part of all validation images, in their order."""
+        """Return this process's part of all validation images.
+
+        They come in an order that is always the same, but not that of the classes: where a limit lets only the first
+        batches through, all classes are among them.
+        """
         rank, world_size = self._place()
-        indices = range(len(self.splits.val))
+        generator = torch.Generator().manual_seed(derive_seed("validation order"))
+        indices = torch.randperm(len(self.splits.val), generator=generator).tolist()
         return self._loader(self.val_views, EpochSampler(indices, seed=None, rank=rank, world_size=world_size))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)

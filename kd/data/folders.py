@@ -114,8 +114,11 @@ def _is_image(path: Path) -> bool:
     if path.suffix.lower() not in IMG_EXTENSIONS:
         known = " ".join(IMG_EXTENSIONS)
         raise UserError(f"{path}: this file is no image (images end in {known}); move it out of the class folder")
-    with path.open("rb") as file:
-        head = file.read(4)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise UserError(f"{path}: this file can't be read: {error.strerror}") from None
     if not head.startswith(_MAGIC):
         raise UserError(f"{path}: this file is {'empty' if not head else 'no image, whatever its name says'}")
     return True

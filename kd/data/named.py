@@ -55,12 +55,24 @@ def load_splits(
         if data_dir is None:
             raise UserError("which images? --data_dir names their folder, or --dataset a data set such as digits")
         return read_splits(data_dir, train_data=train_data, val_data=val_data)
-    reader = DATASETS[dataset]
+    try:
+        reader = DATASETS[dataset]
+    except UserError as error:
+        raise UserError(f"--dataset {dataset}: {error}") from None
     root = Path(data_dir).expanduser() if data_dir is not None else cache_dir() / dataset
-    root.mkdir(parents=True, exist_ok=True)
-    # One process fetches, the others of this machine wait for it.
-    with FileLock(root / ".lock"):
-        return reader(root, download=download)
+    if dataset != "digits" and not download and not root.is_dir():
+        ways = "--download fetches it, --data_dir names another"
+        raise UserError(f"--dataset {dataset}: there is no folder {root}; {ways}")
+    lock = cache_dir() / f"{dataset}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        if dataset == "digits" or download:
+            root.mkdir(parents=True, exist_ok=True)
+        # One process fetches, the others of this machine wait for it.
+        with FileLock(lock):
+            return reader(root, download=download)
+    except OSError as error:
+        raise UserError(f"--dataset {dataset}: {error}") from None
 
 
 @DATASETS.register("digits")
@@ -136,9 +148,7 @@ def _from_torchvision(
     except (RuntimeError, OSError) as error:
         if download:
             raise UserError(f"{kind.__name__} could not be downloaded into {root}: {error}") from None
-        raise UserError(
-            f"{kind.__name__} is not in {root}; --download fetches it, --data_dir names its folder"
-        ) from None
+        raise UserError(f"{kind.__name__} is not in {root}; --download fetches it, --data_dir names another") from None
     return first, second
 
 

@@ -139,12 +139,15 @@ def build_objective(
     names = [loss if names.count(name) > 1 else name for name, loss in zip(names, losses, strict=True)]
     if len(set(names)) < len(names):
         raise UserError(f"--loss: {max(names, key=names.count)} stands there twice")
-    return Objective(
-        tuple(
-            _build_term(name, loss, weight, num_classes=num_classes, defaults=defaults)
-            for name, (loss, weight) in zip(names, pairs, strict=True)
+    try:
+        return Objective(
+            tuple(
+                _build_term(name, loss, weight, num_classes=num_classes, defaults=defaults)
+                for name, (loss, weight) in zip(names, pairs, strict=True)
+            )
         )
-    )
+    except UserError as error:
+        raise UserError(f"--loss: {str(error).removeprefix('--loss ')}") from error.__cause__
 
 
 def try_loss(function: LossFunction, *, name: str, num_classes: int = 10) -> None:
@@ -180,8 +183,8 @@ def try_loss(function: LossFunction, *, name: str, num_classes: int = 10) -> Non
 
 
 def _split(text: str) -> list[str]:
-    """Split at white space and commas outside of parentheses."""
-    return [part for part in re.split(r"[\s]+(?![^()]*\))", text.strip()) if part]
+    """Split at white space outside of parentheses."""
+    return re.split(r"\s+(?![^()]*\))", text.strip()) if text.strip() else []
 
 
 def _weigh(text: str) -> tuple[str, float]:

@@ -1,6 +1,7 @@
 """What a loss is given and what it says of itself; the registry that all losses stand in."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -53,7 +54,7 @@ def check_positive(**hyperparameters: float) -> None:
         ValueError: If one is not; the message names it.
     """
     for name, value in hyperparameters.items():
-        if not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0, and is {value}")
 
 

@@ -9,10 +9,17 @@ from tests.conftest import MakeFolder
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 def test_all_validation_images_count_whatever_the_batch_size(make_folder: MakeFolder, batch_size: int) -> None:
     splits = read_splits(make_folder(val=5))
-    labels = torch.cat(
-        [labels for _, labels in ImageData(splits, image_size=8, batch_size=batch_size).val_dataloader()]
-    )
-    assert labels.tolist() == list(splits.val.labels)
+    batches = [labels for _, labels in ImageData(splits, image_size=8, batch_size=batch_size).val_dataloader()]
+    assert sorted(torch.cat(batches).tolist()) == list(splits.val.labels)
+
+
+def test_the_first_validation_batches_are_not_of_one_class_and_always_the_same(make_folder: MakeFolder) -> None:
+    splits = read_splits(make_folder(val=20))
+    first = [
+        next(iter(ImageData(splits, image_size=8, batch_size=12, seed=seed).val_dataloader()))[1] for seed in (0, 1)
+    ]
+    assert first[0].tolist() == first[1].tolist()
+    assert set(first[0].tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(8, [8, 8, 8]), (10, [10, 10, 4]), (23, [23]), (1, [1] * 24)])

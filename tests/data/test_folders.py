@@ -45,6 +45,7 @@ def test_images_may_lie_deeper_and_litter_is_passed_over(tmp_path: Path, make_fo
         ("text", r"ant/notes.txt: this file is no image \(images end in .jpg"),
         ("fake", "ant/fake.jpg: this file is no image, whatever its name says"),
         ("zero", "ant/zero.png: this file is empty"),
+        ("dangling", "ant/gone.png: this file can't be read: No such file or directory"),
         ("other_classes", r"differ in their classes; only in .*train: cat; only in .*val: dog"),
     ],
 )
@@ -65,6 +66,8 @@ def test_a_folder_that_is_not_as_it_should_be_is_refused_with_the_path(
             (root / "train" / name).rename(tmp_path / name)
     elif spoil == "empty_class":
         (root / "train" / "bee" / "0.png").unlink()
+    elif spoil == "dangling":
+        (ant / "gone.png").symlink_to(tmp_path / "nowhere.png")
     elif spoil == "other_classes":
         (root / "val" / "cat").rename(root / "val" / "dog")
     else:

@@ -58,8 +58,18 @@ def test_images_without_a_folder_need_its_name() -> None:
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
 def test_a_data_set_that_is_not_there_says_how_to_get_it(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"is not in {tmp_path}/there; --download fetches it"):
+    with pytest.raises(UserError, match=rf"there is no folder {tmp_path}/there; --download fetches it"):
         load_splits(name, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=rf"is not in {tmp_path}/empty; --download fetches it"):
+        load_splits(name, tmp_path / "empty")
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--dataset digits: .*File exists"):
+        load_splits("digits", tmp_path / "file")
 
 
 def test_mnist_is_read_from_its_own_files(tmp_path: Path) -> None:
