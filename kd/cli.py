@@ -1,5 +1,6 @@
 """The commands. Nothing heavy is imported before the flags are known to be right."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -8,10 +9,11 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kd.errors import UserError
-from kd.sources import resolve
+from kd.sources import resolve, with_origin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def experiment(arguments: Sequence[str] | None = None, *, prog: str = "experimen
 
 
 def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
-    settings, remarks = resolve(arguments, prog=prog)
+    settings, remarks, origins = resolve(arguments, prog=prog)
 
     from kd.pipeline import run_experiment
     from kd.report import print_summary, summarise, write_summary
@@ -45,23 +47,28 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     console = Console()
     for remark in remarks:
         console.print(remark, highlight=False, soft_wrap=True, markup=False)
-    done = run_experiment(settings, console=console)
+    try:
+        done = run_experiment(settings, console=console)
+    except UserError as error:
+        raise UserError(with_origin(str(error), origins)) from error
     if not done.is_global_zero:
         return
     summary = summarise(done.runs, data=done.data)
+    path = write_summary(summary, done.folder) if done.kept else None
     print_summary(summary, console)
-    if not done.kept:
+    if path is None:
         remark = "--fast_dev_run: one batch of everything; these figures mean nothing, and no files were left."
-        console.print(remark, highlight=False, soft_wrap=True)
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
         return
-    path = write_summary(summary, done.folder)
-    console.print(f"\nFiles in {done.folder}:", highlight=False, soft_wrap=True)
+    console.print(f"\nFiles in {done.folder}:", highlight=False, soft_wrap=True, markup=False)
     checkpoints = [Path(run["checkpoint"]) for runs in done.runs.values() for run in runs]
     for file in [path, done.folder / "config.yaml", *checkpoints]:
         shown = file.relative_to(done.folder) if file.is_relative_to(done.folder) else file
-        console.print(f"  {shown}", highlight=False, soft_wrap=True)
+        console.print(f"  {shown}", highlight=False, soft_wrap=True, markup=False)
     with_uv = "uv run " if "UV" in os.environ else ""
-    console.print(f"TensorBoard: {with_uv}tensorboard --logdir {done.folder}", highlight=False, soft_wrap=True)
+    console.print(
+        f"TensorBoard: {with_uv}tensorboard --logdir {done.folder}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def _experiment() -> None:
@@ -77,6 +84,7 @@ def _evaluate(
     batch_size: int = 64,
     num_workers: int | None = None,
     model: str | None = None,
+    download: bool = False,
     accelerator: str = "auto",
     devices: str = "1",
     precision: str = "auto",
@@ -91,6 +99,7 @@ def _evaluate(
         batch_size: Images in a batch.
         num_workers: Processes that load images; None: from the cores.
         model: The network; needed where the checkpoint names a Python file.
+        download: Download a data set that goes by name if it is not there.
         accelerator: auto, cpu, gpu, ...: as Lightning has it.
         devices: How many devices, or which.
         precision: auto, or as Lightning has it.
@@ -106,9 +115,10 @@ def _evaluate(
         batch_size=batch_size,
         num_workers=num_workers,
         model=model,
+        download=download,
         hardware=Hardware(accelerator=accelerator, devices=devices, precision=precision),
     )
-    table = Table(title=checkpoint, title_justify="left", show_header=False)
+    table = Table(title=escape(checkpoint), title_justify="left", show_header=False)
     table.add_row("images", f"{measured['images']:,.0f}")
     table.add_row("accuracy", f"{measured['val/acc']:.2%}")
     if "val/top5" in measured:
@@ -159,9 +169,16 @@ def _losses(*, names: bool = False) -> None:
 
 def _answering_for_mistakes(command: Callable[[], object]) -> int:
     """Run a command; a person's mistake is a message on standard error and status 2, anything else a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that lacks a sign shows another in its place.
+            stream.reconfigure(errors="replace")
     try:
         command()
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
+        # What a data loading worker raised comes with the worker's traceback before it.
+        message = str(error).rpartition("kd.errors.UserError: ")[2].strip()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            Console(stderr=True).print(f"error: {message}", highlight=False, soft_wrap=True, markup=False)
         return 2
     return 0

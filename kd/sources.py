@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import tyro
 import yaml
@@ -61,15 +62,26 @@ class _Flags:
     remark: str | None = None
 
 
-def resolve(arguments: Sequence[str], *, prog: str = "experiment.py") -> tuple[Settings, list[str]]:
+class Resolved(NamedTuple):
+    """What all sources together say.
+
+    Args:
+        settings: The settings.
+        remarks: What a person should know (how an old file was understood).
+        origins: Where each setting was given, for the messages; those that nobody gave are not in it.
+    """
+
+    settings: Settings
+    remarks: list[str]
+    origins: dict[str, str]
+
+
+def resolve(arguments: Sequence[str], *, prog: str = "experiment.py") -> Resolved:
     """Read all sources and let the later ones win.
 
     Args:
         arguments: The command line, without the program's name.
         prog: The program's name, for ``--help``.
-
-    Returns:
-        The settings, and remarks for the person (how an old file was understood).
 
     Raises:
         UserError: If a source is missing or says something that is not understood.
@@ -79,17 +91,26 @@ def resolve(arguments: Sequence[str], *, prog: str = "experiment.py") -> tuple[S
         _parse(["--help"], Settings(), prog=prog)
     command_line = _Flags(tuple(arguments), COMMAND_LINE)
     named = _apply([command_line], Settings(), prog=prog).sources
-    settings, remarks = Settings(), []
     given = _normalize(command_line)[1]
-    for source in (
-        _args_file(named.args_file, is_asked_for="args_file" in given),
-        *map(_yaml_file, map(Path, named.config)),
-        [command_line],
-    ):
+    text_file = _args_file(named.args_file, is_asked_for="args_file" in given)
+    settings = Settings()
+    remarks: list[str] = []
+    origins: dict[str, str] = {}
+    for source in (text_file, *map(_yaml_file, map(Path, named.config)), [command_line]):
         entries = list(source)
         settings = _apply(entries, settings, prog=prog)
         remarks += [entry.remark for entry in entries if entry.remark]
-    return settings, remarks
+        origins |= {name: entry.origin for entry in entries for name in _normalize(entry)[1]}
+    return Resolved(settings, remarks, origins)
+
+
+def with_origin(message: str, origins: Mapping[str, str]) -> str:
+    """Add to a message where the first flag that it names was given, unless that was on the command line."""
+    for name in re.findall(r"--(\w+)", message):
+        origin = origins.get(name, COMMAND_LINE)
+        if origin != COMMAND_LINE:
+            return f"{message}\n  (--{name} was given in {origin})"
+    return message
 
 
 def write_config(settings: Settings, path: Path) -> None:

@@ -75,6 +75,51 @@ def test_a_mistake_ends_in_status_2_and_one_message(flags: str, words: str, caps
     assert err.count("error:") == 1
 
 
+def test_a_mistake_names_the_file_that_it_was_made_in(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.yaml").write_text("dataset: digits\nimage_size: 16\nloss: {kll: 1}\n")
+    assert experiment(["--config", "c.yaml"]) == 2
+    assert "error: --loss: there is no loss 'kll'; did you mean 'kl'?" in (err := said(capsys)[1])
+    assert err.endswith("(--loss was given in c.yaml, key 'loss')\n")
+    assert experiment(["--config", "c.yaml", "--loss", "kll=1"]) == 2
+    assert "was given in" not in said(capsys)[1]
+
+
+def test_an_image_that_breaks_off_is_named_whoever_reads_it(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder()
+    broken = folder / "train" / "ant" / "5.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    for workers in ("0", "1"):
+        flags = f"--data_dir {folder} --max_epochs 1 --num_workers {workers} --train_fraction 1.0 {TINY}"
+        assert experiment(flags.split()) == 2
+        _, err = said(capsys)
+        assert err.startswith(f"error: {broken}: this image can't be decoded")
+        assert "Traceback" not in err
+
+
+def test_names_are_shown_as_they_are(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder("pets[bold]")
+    assert experiment(f"--data_dir {folder} --max_epochs 1 --name a[red]b {TINY}".split()) == 0
+    out, _ = said(capsys)
+    assert "validation images of pets[bold]" in out
+    assert "tensorboard --logdir logs/a[red]b" in out
+
+
+def test_a_terminal_without_our_signs_gets_the_table_all_the_same(repository: Path, make_folder: MakeFolder) -> None:
+    flags = f"--data_dir {make_folder()} --max_epochs 1 --seeds 2 --name ascii {TINY}".split()
+    done = run_python(repository, str(repository / "experiment.py"), *flags, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert Path("logs/ascii/summary.json").is_file()
+    assert "student alone" in done.stdout
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--batch_size", "0"), ("--num_workers", "-1")])
+def test_evaluate_has_bounds(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "absent.ckpt", flag, value]) == 2
+    assert f"{flag} must be at least" in said(capsys)[1]
+
+
 def test_evaluate_measures_a_checkpoint(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder(classes=tuple("abcdef"), train=12)
     assert experiment(f"--data_dir {folder} --max_epochs 2 --name e {TINY}".split()) == 0
@@ -122,8 +167,8 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         experiment([])
 
 
-def run_python(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(repository)}
+def run_python(repository: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(repository)} | variables
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=120
     )

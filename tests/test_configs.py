@@ -18,12 +18,12 @@ def test_there_are_configurations() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_is_understood(path: Path) -> None:
-    settings, _ = resolve(["--config", str(path)])
+    settings, *_ = resolve(["--config", str(path)])
     build_objective(list(settings.objective.loss))
 
 
 def test_the_shipped_file_of_flags_is_understood_and_names_no_phase(repository: Path) -> None:
-    settings, remarks = resolve(["--args_file", str(repository / "commandline_args.txt")])
+    settings, remarks, _ = resolve(["--args_file", str(repository / "commandline_args.txt")])
     assert remarks == []
     assert (settings.models.teacher_model, settings.data.image_size) == ("densenet121", 224)
     build_objective(list(settings.objective.loss))
@@ -34,8 +34,8 @@ def test_the_shipped_file_of_flags_is_understood_and_names_no_phase(repository: 
 
 def test_the_quickstart_does_not_hang_on_the_file_of_flags(repository: Path) -> None:
     quickstart = ["--config", str(repository / "configs" / "quickstart.yaml")]
-    with_file, _ = resolve([*quickstart, "--args_file", str(repository / "commandline_args.txt")])
-    without, _ = resolve(quickstart)
+    with_file, *_ = resolve([*quickstart, "--args_file", str(repository / "commandline_args.txt")])
+    without, *_ = resolve(quickstart)
     assert with_file.flat() == without.flat()
     assert without.phases.seeds >= 3
 

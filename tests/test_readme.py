@@ -49,7 +49,7 @@ def test_every_command_is_understood(repository: Path, monkeypatch: pytest.Monke
     found = commands(repository)
     assert len(found) >= 7
     for arguments in found:
-        settings, _ = resolve(arguments)
+        settings, *_ = resolve(arguments)
         build_objective([term for term in settings.objective.loss if ".py:" not in term])
 
 

@@ -94,11 +94,11 @@ def test_an_empty_yaml_changes_nothing() -> None:
 
 
 def test_resolved_settings_are_a_legal_config_again(tmp_path: Path) -> None:
-    settings, _ = resolve(
+    settings, *_ = resolve(
         ["--distill", "--loss", "ce=0.5", "kl(temperature=2)=2", "--limit_val_batches", "3", "--name", "x"]
     )
     write_config(settings, tmp_path / "folder" / "config.yaml")
-    again, _ = resolve(["--config", str(tmp_path / "folder" / "config.yaml")])
+    again, *_ = resolve(["--config", str(tmp_path / "folder" / "config.yaml")])
     assert again.flat() == settings.flat()
     assert yaml.safe_load((tmp_path / "folder" / "config.yaml").read_text()) == settings.flat()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["config.yaml"]
@@ -127,7 +127,7 @@ FIRST_GENERATION = {
 
 def test_the_first_generations_file_means_what_it_meant() -> None:
     Path("commandline_args.txt").write_text(json.dumps(FIRST_GENERATION))
-    settings, remarks = resolve(["--distill"])
+    settings, remarks, _ = resolve(["--distill"])
     flat = settings.flat()
     kept = {key: value for key, value in FIRST_GENERATION.items() if key not in ("gpus", "distill")}
     assert {key: flat[key] for key in kept} == kept

@@ -19,6 +19,7 @@ def evaluate_checkpoint(
     batch_size: int = 64,
     num_workers: int | None = None,
     model: str | None = None,
+    download: bool = False,
     hardware: Hardware | None = None,
 ) -> dict[str, float]:
     """Measure the classifier of a checkpoint, of a teacher or a student, in the views that it was made for.
@@ -31,6 +32,7 @@ def evaluate_checkpoint(
         batch_size: Images in a batch.
         num_workers: Processes that load images; ``None`` chooses from the cores.
         model: The network; needed where the checkpoint names a Python file.
+        download: Download a data set that goes by name if it is not there.
         hardware: Where to run.
 
     Returns:
@@ -39,9 +41,13 @@ def evaluate_checkpoint(
     Raises:
         UserError: If the checkpoint or the images can't be had, or their classes differ.
     """
+    if batch_size < 1:
+        raise UserError(f"--batch_size must be at least 1, and is {batch_size}")
+    if num_workers is not None and num_workers < 0:
+        raise UserError(f"--num_workers must be at least 0, and is {num_workers}")
     classifier = load_classifier(checkpoint, architecture=model)
     description = classifier.description
-    images = _validation_images(dataset, data_dir, val_data)
+    images = _validation_images(dataset, data_dir, val_data, download=download)
     check_classes(description.classes, images.classes, whose=checkpoint, data=data_dir or dataset)
     chosen, _ = (hardware or Hardware()).resolved()
     data = ImageData(
@@ -54,9 +60,9 @@ def evaluate_checkpoint(
     return evaluate(classifier, data, hardware=chosen) | {"images": float(len(images))}
 
 
-def _validation_images(dataset: str, data_dir: str | None, val_data: str) -> LabelledImages:
+def _validation_images(dataset: str, data_dir: str | None, val_data: str, *, download: bool) -> LabelledImages:
     if dataset != "imagefolder" or data_dir is None:
-        return load_splits(dataset, data_dir).val
+        return load_splits(dataset, data_dir, download=download).val
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"--data_dir {data_dir}: there is no such folder")

@@ -13,10 +13,17 @@ from kd.losses import build_objective
 from kd.models import Classifier, load_classifier
 from kd.pipeline.ingredients import Ingredients
 from kd.pipeline.records import Facts, earlier_runs, relevant_settings, write_facts
-from kd.pipeline.teacher import FoundTeacher, chance_limit, find_teacher, given_teacher, load_teacher
+from kd.pipeline.teacher import (
+    FoundTeacher,
+    chance,
+    find_teacher,
+    given_teacher,
+    is_no_better_than_chance,
+    load_teacher,
+)
 from kd.settings import Settings
 from kd.sources import write_config
-from kd.training import ClassifierModule, DistillationModule, FrozenTeacher, Run, evaluate, train
+from kd.training import ClassifierModule, DistillationModule, FrozenTeacher, Run, build_trainer, evaluate, train
 
 _TITLES = {"teacher": "Teacher", "baseline": "Student alone", "distilled": "Student distilled"}
 
@@ -68,8 +75,12 @@ class _Pipeline:
                 f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distil, as no term looks "
                 "at the teacher; add one such as kl=0.9, or use --baseline"
             )
+        if phases.train_teacher and settings.models.teacher_checkpoint is not None:
+            raise UserError("--train_teacher trains a teacher and --teacher_checkpoint names one: which one is meant?")
         for remark in self.made.remarks:
             self._say(remark)
+        # What Lightning can't run on is refused here, too.
+        build_trainer(self.made.hardware, logger=False, enable_checkpointing=False)
         if self.baseline or phases.distill:
             self.made.student(phases.seed)
         self.untrained = self.made.teacher(phases.seed) if phases.train_teacher else None
@@ -78,7 +89,10 @@ class _Pipeline:
     def run(self) -> Experiment:
         phases = self.settings.phases
         if self.experiment.kept:
-            rank_zero_only(write_config)(self.settings, self.made.folder / "config.yaml")
+            try:
+                rank_zero_only(write_config)(self.settings, self.made.folder / "config.yaml")
+            except OSError as error:
+                raise UserError(f"--default_root_dir {self.made.root}: nothing can be written there: {error}") from None
         teacher = self.found[1] if self.found is not None else None
         if self.untrained is not None:
             teacher = self._train_teacher(self.untrained)
@@ -132,11 +146,14 @@ class _Pipeline:
         # On all of them, whatever --limit_val_batches says: the first batches hold the first classes alone.
         hardware = dataclasses.replace(self.made.hardware, limit_val_batches=1.0)
         accuracy = evaluate(teacher, self.made.data(self.settings.phases.seed), hardware=hardware)["val/acc"]
-        limit = chance_limit(list(self.made.splits.val.labels))
+        labels = self.made.splits.val.labels
         name = teacher.description.architecture
         self._say(f"The teacher, {name}, is right on {accuracy:.1%} of the validation images.")
-        if accuracy < limit:
-            words = f"the teacher's accuracy, {accuracy:.1%}, is no better than chance (up to {limit:.1%})"
+        if is_no_better_than_chance(accuracy, labels):
+            words = (
+                f"the teacher's accuracy, {accuracy:.1%}, is no better than chance: always to say the most frequent "
+                f"class would be right on {chance(labels):.1%}"
+            )
             if not (self.settings.machine.fast_dev_run or self.settings.phases.allow_weak_teacher):
                 raise UserError(f"{words}; train it longer, or distil it all the same with --allow_weak_teacher")
             self._say(f"Warning: {words}.")
@@ -198,15 +215,24 @@ class _Pipeline:
 
     def _relevant(self, phase: str) -> Facts:
         teachers = self.experiment.runs.get("teacher")
-        return relevant_settings(self.settings, phase, teacher=teachers[0]["checkpoint"] if teachers else None)
+        return relevant_settings(
+            self.settings,
+            phase,
+            devices=self.made.hardware.devices,
+            precision=self.made.hardware.precision,
+            teacher=teachers[0]["checkpoint"] if teachers else None,
+        )
 
     def _add_earlier_runs(self) -> None:
-        """Add what earlier calls trained alike, so that baseline and distilled meet in one table."""
+        """Add what earlier calls trained alike, so that teacher, baseline and distilled meet in one table."""
         phases, runs = self.settings.phases, self.experiment.runs
         if not self.experiment.kept:
             return
         seeds = range(phases.seed, phases.seed + phases.seeds)
         for phase in ("baseline", "distilled"):
-            if phase not in runs and (phase == "baseline" or "teacher" in runs):
+            if phase not in runs:
                 earlier = earlier_runs(self.made.folder / phase, self._relevant(phase), seeds)
                 runs |= {phase: earlier} if earlier else {}
+        if "teacher" not in runs and "distilled" in runs:
+            teacher = given_teacher(runs["distilled"][0]["recipe"]["teacher"])
+            runs |= {"teacher": [teacher.metrics]} if teacher.metrics else {}

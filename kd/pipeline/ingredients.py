@@ -1,9 +1,12 @@
 """What the settings ask for, made of them; here they are taken apart, and go no further."""
 
+import copy
 import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from kd.data import ImageData, Splits, channel_statistics, load_splits, plain_view
 from kd.errors import UserError
@@ -13,6 +16,8 @@ from kd.pipeline.workers import default_workers
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.training import Hardware, Recipe
+
+_LONGEST_NAME = 150
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,9 @@ class Ingredients:
         Raises:
             UserError: If the images or the objective are not as they should be.
         """
-        wanted = settings.data
+        wanted, name = settings.data, settings.phases.name
+        if name is not None and (Path(name).name != name or len(name) > _LONGEST_NAME):
+            raise UserError(f"--name {name}: this is no name for a folder")
         fields = dataclasses.asdict(settings.machine)
         root = Path(fields.pop("default_root_dir")).expanduser()
         hardware, remarks = Hardware(**fields).resolved()
@@ -72,7 +79,7 @@ class Ingredients:
         return cls(
             settings=settings,
             root=root,
-            folder=root / (settings.phases.name or _default_name(settings, splits.name)),
+            folder=root / (name or _default_name(settings, splits.name)),
             hardware=hardware,
             remarks=tuple(remarks),
             splits=splits,
@@ -123,19 +130,36 @@ class Ingredients:
 
     def _network(self, architecture: str, seed: int, *, pretrained: bool, flag: str) -> Classifier:
         mean, std = self.statistics
-        with seeded(seed, "weights"):
-            return build_classifier(
-                architecture,
-                classes=self.splits.classes,
-                image_size=self.settings.data.image_size,
-                resize=self.settings.data.resize,
-                mean=mean,
-                std=std,
-                pretrained=pretrained,
-                pretrained_flag=flag,
-            )
+        try:
+            with seeded(seed, "weights"):
+                classifier = build_classifier(
+                    architecture,
+                    classes=self.splits.classes,
+                    image_size=self.settings.data.image_size,
+                    resize=self.settings.data.resize,
+                    mean=mean,
+                    std=std,
+                    pretrained=pretrained,
+                    pretrained_flag=flag,
+                )
+        except UserError as error:
+            if str(error).startswith(flag):
+                raise
+            raise UserError(f"{flag.replace('pretrained', 'model')} {architecture}: {error}") from error.__cause__
+        if self.settings.data.batch_size == 1:
+            self._try_one_image(classifier)
+        return classifier
+
+    def _try_one_image(self, classifier: Classifier) -> None:
+        """Refuse a network whose batch normalisation would see a single number of each channel."""
+        size = self.settings.data.image_size
+        try:
+            copy.deepcopy(classifier).train()(torch.zeros(1, 3, size, size))
+        except ValueError as error:
+            name = classifier.description.architecture
+            raise UserError(f"--batch_size 1: {name} can't learn from one image at a time: {error}") from None
 
 
 def _default_name(settings: Settings, data: str) -> str:
     parts = (data, settings.models.teacher_model, settings.models.student_model)
-    return "-".join(re.sub(r"[^\w.]+", "_", part).strip("_.") for part in parts)
+    return "-".join(re.sub(r"[^\w.]+", "_", part).strip("_.") for part in parts)[:_LONGEST_NAME]

@@ -18,26 +18,31 @@ _IRRELEVANT = frozenset(
     (
         *("train_teacher", "baseline", "distill", "name", "seed", "seeds", "allow_weak_teacher"),
         *("num_workers", "download", "num_classes"),
-        *("accelerator", "devices", "num_nodes", "strategy", "default_root_dir", "fast_dev_run"),
+        *("accelerator", "strategy", "default_root_dir", "fast_dev_run"),
     )
 )
 
 
-def relevant_settings(settings: Settings, phase: str, *, teacher: str | None = None) -> dict[str, Any]:
+def relevant_settings(
+    settings: Settings, phase: str, *, devices: str, precision: str, teacher: str | None = None
+) -> dict[str, Any]:
     """Return the settings that a phase's result depends on: two runs with the same ones may be compared.
 
     Args:
         settings: All settings.
         phase: ``teacher``, ``baseline`` or ``distilled``.
-        teacher: The checkpoint that is distilled.
+        devices: The devices that ``auto`` came to; the batch grows with their number.
+        precision: The precision that ``auto`` came to.
+        teacher: The checkpoint that is distilled, if it is known.
     """
     flat = {name: value for name, value in settings.flat().items() if name not in _IRRELEVANT}
+    flat |= {"devices": devices, "precision": precision}
     if phase == "teacher":
         return flat
     own = {name: value for name, value in flat.items() if not name.startswith("teacher_")}
     if phase == "baseline":
         return {name: value for name, value in own.items() if name not in ("loss", "temperature")}
-    return own | {"teacher": None if teacher is None else str(Path(teacher).resolve())}
+    return own if teacher is None else own | {"teacher": str(Path(teacher).resolve())}
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any], settings: Settings) -> None:
@@ -48,17 +53,37 @@ def write_facts(folder: Path, facts: Mapping[str, Any], settings: Settings) -> N
     beside.replace(folder / METRICS_FILE)
 
 
+def read_facts(path: Path) -> Facts | None:
+    """Read a ``metrics.json``; ``None`` where there is none, or none that is whole: it is another run's affair."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) and {"seed", "model", "recipe", "val_acc"} <= facts.keys() else None
+
+
 def earlier_runs(folder: Path, relevant: Mapping[str, Any], seeds: Container[int]) -> list[Facts]:
     """Read the newest training of each seed that was made with the same relevant settings.
 
     Args:
         folder: The phase's folder in an experiment.
-        relevant: As :func:`relevant_settings` returned them.
+        relevant: As :func:`relevant_settings` returned them; without ``teacher``, the newest one's teacher counts.
         seeds: The seeds to look for.
     """
     by_seed: dict[int, Facts] = {}
-    for path in sorted(folder.glob(f"version_*/{METRICS_FILE}"), key=lambda one: one.stat().st_mtime):
-        facts: Facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["recipe"] == relevant and facts["seed"] in seeds:
-            by_seed[facts["seed"]] = facts
+    wanted = _as_text(relevant)
+    for path in sorted(folder.glob(f"version_*/{METRICS_FILE}"), key=lambda one: one.stat().st_mtime, reverse=True):
+        facts = read_facts(path)
+        if facts is None or facts["seed"] not in seeds:
+            continue
+        recipe = facts["recipe"]
+        if "teacher" in recipe and _as_text({key: recipe[key] for key in recipe if key != "teacher"}) == wanted:
+            wanted = _as_text(recipe)
+        if _as_text(recipe) == wanted:
+            by_seed.setdefault(facts["seed"], facts)
     return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _as_text(recipe: Mapping[str, Any]) -> str:
+    # As text 1 (one batch) and 1.0 (all of them) differ.
+    return json.dumps(recipe, sort_keys=True)

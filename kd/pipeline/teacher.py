@@ -1,17 +1,19 @@
 """Finding the teacher to distil, and refusing a wrong one."""
 
-import json
-import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from scipy.stats import binom
 
 from kd.data import Splits
 from kd.errors import UserError
 from kd.models import Classifier, load_classifier
-from kd.pipeline.records import METRICS_FILE, Facts
+from kd.pipeline.records import METRICS_FILE, Facts, read_facts
 
 _SHOWN = 5
+_OFTEN = 1e-3
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 
 
@@ -28,20 +30,23 @@ class FoundTeacher:
     metrics: Facts
 
     def facts(self, teacher: Classifier, accuracy: float) -> Facts:
-        """Return what is known of it: what its training came to, or else what was measured now.
+        """Return what is known of it: its accuracy as it was measured now, and what else its training came to.
 
         Args:
             teacher: The classifier that its checkpoint holds.
             accuracy: Its accuracy on the validation images, a fraction of 1.
         """
-        measured = {
-            "seed": None,
-            "model": teacher.description.architecture,
-            "parameters": teacher.count_parameters(),
-            "val_acc": accuracy,
-            "best_val_acc": accuracy,
-        }
-        return measured | self.metrics | {"checkpoint": str(self.checkpoint), "measured_val_acc": accuracy}
+        return (
+            {"seed": None}
+            | self.metrics
+            | {
+                "model": teacher.description.architecture,
+                "parameters": teacher.count_parameters(),
+                "val_acc": accuracy,
+                "best_val_acc": accuracy,
+                "checkpoint": str(self.checkpoint),
+            }
+        )
 
 
 def find_teacher(root: Path, folder: Path, *, data: str, model: str, image_size: int) -> FoundTeacher:
@@ -62,7 +67,9 @@ def find_teacher(root: Path, folder: Path, *, data: str, model: str, image_size:
     others: list[str] = []
     for candidates in (own, places):
         for path in sorted(candidates, key=lambda one: one.stat().st_mtime, reverse=True):
-            metrics = json.loads(path.read_text(encoding="utf-8"))
+            metrics = read_facts(path)
+            if metrics is None:
+                continue
             found = tuple(metrics.get(key) for key in ("data", "model", "image_size"))
             checkpoint = path.parent / BEST_CHECKPOINT
             if found == (data, model, image_size) and checkpoint.is_file():
@@ -78,8 +85,7 @@ def find_teacher(root: Path, folder: Path, *, data: str, model: str, image_size:
 def given_teacher(checkpoint: str) -> FoundTeacher:
     """Return the teacher that ``--teacher_checkpoint`` names, with its metrics where they lie beside it."""
     path = Path(checkpoint).expanduser()
-    metrics = path.parent.parent / METRICS_FILE
-    return FoundTeacher(path, json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {})
+    return FoundTeacher(path, read_facts(path.parent.parent / METRICS_FILE) or {})
 
 
 def load_teacher(path: Path, *, model: str, splits: Splits) -> Classifier:
@@ -112,16 +118,23 @@ def check_classes(have: tuple[str, ...], want: tuple[str, ...], *, whose: str, d
     raise UserError(f"{whose} was trained for other classes: {how}")
 
 
-def chance_limit(labels: list[int]) -> float:
-    """Return the accuracy below which a classifier can't be told from one that always says the most frequent class.
+def chance(labels: Sequence[int]) -> float:
+    """Return the accuracy of a classifier that always says the most frequent class."""
+    return max(Counter(labels).values()) / len(labels)
 
-    Three standard errors above that class's share: by chance, one in 700 exceeds it.
+
+def is_no_better_than_chance(accuracy: float, labels: Sequence[int]) -> bool:
+    """Say whether a classifier that always says the most frequent class would often do as well.
+
+    "Often" is more than once in a thousand data sets of this size, by the binomial distribution. A classifier that is
+    right on every image is never refused, however few they are.
 
     Args:
-        labels: The labels that the accuracy was measured on.
+        accuracy: The accuracy measured, a fraction of 1.
+        labels: The labels that it was measured on.
     """
-    share = max(Counter(labels).values()) / len(labels)
-    return share + 3 * math.sqrt(share * (1 - share) / len(labels))
+    right = round(accuracy * len(labels))
+    return right < len(labels) and bool(binom.sf(right - 1, len(labels), chance(labels)) > _OFTEN)
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

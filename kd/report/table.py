@@ -19,7 +19,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console: Where to.
     """
     table = Table(
-        title=f"Accuracy on the validation images of {summary['data']}",
+        title=escape(f"Accuracy on the validation images of {summary['data']}"),
         title_justify="left",
         box=SIMPLE_HEAD,
         show_edge=False,

@@ -1,7 +1,7 @@
 """The two LightningModules, the frozen teacher, optimizers and schedules, callbacks, and a training run."""
 
 from kd.training.callbacks import Throughput, TrainingImages, draw_views
-from kd.training.hardware import Hardware, quiet_lightning
+from kd.training.hardware import Hardware, build_trainer, quiet_lightning
 from kd.training.modules import ClassifierModule, DistillationModule
 from kd.training.optimization import Recipe
 from kd.training.progress import PhaseProgress
@@ -18,6 +18,7 @@ __all__ = [
     "Run",
     "Throughput",
     "TrainingImages",
+    "build_trainer",
     "draw_views",
     "evaluate",
     "quiet_lightning",

@@ -45,12 +45,30 @@ class Throughput(Callback):
         seconds = self._last_batch_end - self._epoch_start
         self.images += self._epoch_images
         self.seconds += seconds
-        pl_module.log("images_per_second", self._epoch_images / max(seconds, 1e-9), rank_zero_only=True)
+        if trainer.logger is not None:
+            speed = {"images_per_second": self._epoch_images / max(seconds, 1e-9)}
+            trainer.logger.log_metrics(speed, step=trainer.global_step - 1)
 
     @property
     def images_per_second(self) -> float:
         """The speed over the whole of the training."""
         return self.images / max(self.seconds, 1e-9)
+
+
+class LastValidation(Callback):
+    """Validate after the last step of a training that ends within an epoch; Lightning would end without."""
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ANN401, ARG002
+        batch: Any,  # noqa: ANN401, ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Ask for a stop, before which Lightning validates."""
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
 
 
 class TrainingImages(Callback):

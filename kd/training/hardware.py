@@ -96,15 +96,16 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
                 enable_model_summary=False,
                 **options,
             )
-    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
         flags = f"--accelerator {hardware.accelerator} --devices {hardware.devices} --strategy {hardware.strategy}"
-        raise UserError(f"{flags} --precision {hardware.precision}: {error}") from None
+        flags += f" --precision {hardware.precision} --limit_train_batches {hardware.limit_train_batches}"
+        raise UserError(f"{flags} --limit_val_batches {hardware.limit_val_batches}: {error}") from None
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's news of itself and its tips; its warnings stay, but for those that do not apply here."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         # The number of workers is chosen on purpose: on few cores they would take the training's own.
@@ -120,3 +121,12 @@ def quiet_lightning() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextmanager
+def in_plain_words() -> Iterator[None]:
+    """Turn what Lightning refuses into a ``UserError``."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"Lightning can't run so: {error}") from None

@@ -48,7 +48,8 @@ class ClassifierModule(LightningModule):
         self.recipe = recipe or Recipe()
         self.seed = seed
         num_classes = len(model.description.classes)
-        self.val_loss = MeanMetric()
+        # A loss that is not a number must show.
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         # Right by chance five times in five is no measure of anything.
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
@@ -84,7 +85,7 @@ class ClassifierModule(LightningModule):
         self.train_metrics = {f"train/{name}": float(value) for name, value in means.items()}
         self.train_metrics["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.logger is not None:
-            self.logger.log_metrics(self.train_metrics, step=self.global_step)
+            self.logger.log_metrics(self.train_metrics, step=self.global_step - 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count what is right; the loss is cross-entropy with the labels in every phase, so that phases compare."""
@@ -186,7 +187,7 @@ class DistillationModule(ClassifierModule):
     def on_validation_epoch_end(self) -> None:
         """Draw the teacher's accuracy as a line beside the student's."""
         if self.teacher_acc is not None:
-            self.log("teacher/acc", self.teacher_acc)
+            self.log("teacher/acc", self.teacher_acc, sync_dist=True)
 
 
 class _RunningMeans:

@@ -1,5 +1,6 @@
 """Training one network once, or measuring one: a Lightning trainer with what this tool wants of it."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from rich.console import Console
 
 from kd.data import ImageData
 from kd.models import Classifier
-from kd.training.callbacks import Throughput, TrainingImages
-from kd.training.hardware import Hardware, build_trainer, quiet_lightning
+from kd.training.callbacks import LastValidation, Throughput, TrainingImages
+from kd.training.hardware import Hardware, build_trainer, in_plain_words, quiet_lightning
 from kd.training.modules import ClassifierModule
 from kd.training.progress import PhaseProgress
 
@@ -31,7 +32,7 @@ class Run:
         steps: Optimizer steps made.
         val_acc: Accuracy on the validation images after the last epoch.
         best_val_acc: The best after any epoch.
-        val_loss: Cross-entropy with the validation labels after the last epoch, in nats.
+        val_loss: Cross-entropy with the validation labels after the last epoch, in nats; ``None`` if it is not finite.
         agreement: Share of validation images on which the student decides as the teacher, after the last epoch.
         seconds: Wall time of the training, validation included.
         images_per_second: Training images a second, without validation.
@@ -47,7 +48,7 @@ class Run:
     steps: int
     val_acc: float
     best_val_acc: float
-    val_loss: float
+    val_loss: float | None
     agreement: float | None
     seconds: float
     images_per_second: float
@@ -109,14 +110,20 @@ def train(
     trainer = build_trainer(
         hardware,
         logger=logger,
-        callbacks=[throughput, TrainingImages(), progress, *([] if hardware.fast_dev_run else [best, last])],
+        callbacks=[
+            throughput,
+            LastValidation(),
+            TrainingImages(),
+            progress,
+            *([] if hardware.fast_dev_run else [best, last]),
+        ],
         max_epochs=max_epochs,
         max_steps=-1 if max_steps is None else max_steps,
         gradient_clip_val=gradient_clip,
         accumulate_grad_batches=accumulate,
     )
     start = time.perf_counter()
-    with quiet_lightning():
+    with quiet_lightning(), in_plain_words():
         trainer.fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -129,7 +136,7 @@ def train(
         steps=trainer.global_step,
         val_acc=metrics["val/acc"],
         best_val_acc=metrics["val/acc"] if best.best_model_score is None else float(best.best_model_score),
-        val_loss=metrics["val/loss"],
+        val_loss=metrics["val/loss"] if math.isfinite(metrics["val/loss"]) else None,
         agreement=metrics.get("val/agreement"),
         seconds=seconds,
         images_per_second=throughput.images_per_second,
@@ -157,7 +164,7 @@ def evaluate(classifier: Classifier, data: ImageData, *, hardware: Hardware) -> 
         ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5``; accuracies are fractions of 1.
     """
     trainer = build_trainer(hardware, logger=False, enable_checkpointing=False)
-    with quiet_lightning():
+    with quiet_lightning(), in_plain_words():
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)
     classifier.eval()
     return dict(results[0])

@@ -31,7 +31,7 @@ student_model: convnet(widths=[3])
 def run(folder: Path, *flags: str) -> tuple[Experiment, str]:
     output = io.StringIO()
     Path("small.yaml").write_text(SMALL)
-    settings, _ = resolve(["--config", "small.yaml", "--data_dir", str(folder), *flags])
+    settings, *_ = resolve(["--config", "small.yaml", "--data_dir", str(folder), *flags])
     return run_experiment(settings, console=Console(file=output, width=200)), output.getvalue()
 
 
@@ -59,7 +59,7 @@ def test_all_phases_over_two_seeds_leave_what_the_plan_says(make_folder: MakeFol
             assert json.loads((place / "metrics.json").read_text()) == one
             assert yaml.safe_load((place / "config.yaml").read_text())["seeds"] == 2
     assert all(0 <= one["agreement"] <= 1 for one in done.runs["distilled"])
-    again, _ = resolve(["--config", str(done.folder / "config.yaml")])
+    again, *_ = resolve(["--config", str(done.folder / "config.yaml")])
     assert again.phases.name == "all"
 
 
@@ -89,10 +89,38 @@ def test_distill_alone_takes_the_teacher_of_an_earlier_call_and_meets_its_baseli
     assert done.runs["baseline"] == first.runs["baseline"]
     other, _ = run(folder, "--distill", "--max_epochs", "2")
     assert "baseline" not in other.runs
+    # One batch (1) is not all of them (1.0).
+    limited, _ = run(folder, "--distill", "--limit_val_batches", "1")
+    assert "baseline" not in limited.runs
     # An experiment of another name finds the teacher, too.
     third, output = run(folder, "--distill", "--name", "third")
     assert f"Teacher: {first.runs['teacher'][0]['checkpoint']}" in output
     assert third.folder == Path("logs/third")
+
+
+def test_baseline_alone_meets_what_was_distilled_earlier_and_its_teacher(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    first, _ = run(folder, "--train_teacher", "--distill", "--seeds", "2")
+    done, _ = run(folder, "--baseline", "--seeds", "2")
+    assert done.runs["distilled"] == first.runs["distilled"]
+    assert done.runs["teacher"] == first.runs["teacher"]
+    # What an earlier run left broken is that run's affair.
+    Path(first.runs["distilled"][1]["folder"], "metrics.json").write_text("[")
+    done, _ = run(folder, "--baseline", "--seeds", "2")
+    assert done.runs["distilled"] == first.runs["distilled"][:1]
+
+
+def test_a_found_teachers_accuracy_is_the_one_measured_here(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    first, _ = run(folder, "--train_teacher")
+    assert first.runs["teacher"][0]["val_acc"] == 1.0
+    # The same name and classes, other images: two of five in each class are another class's.
+    for index in range(2):
+        for one, other in (("ant", "bee"), ("bee", "cat"), ("cat", "ant")):
+            (folder / "val" / other / f"{index}.png").rename(folder / "val" / one / f"other{index}.png")
+    done, output = run(folder, "--distill", "--allow_weak_teacher")
+    assert "is right on 60.0% of the validation images" in output
+    assert done.runs["teacher"][0]["val_acc"] == pytest.approx(0.6)
 
 
 def test_a_teacher_checkpoint_may_be_named(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -139,7 +167,7 @@ def test_the_teachers_twins_are_the_teachers_alone(make_folder: MakeFolder) -> N
 def test_a_teacher_that_has_learnt_nothing_is_refused_unless_allowed(make_folder: MakeFolder) -> None:
     folder = make_folder(train=12)
     weak = ["--train_teacher", "--distill", "--teacher_learning_rate", "1e-30", "--max_epochs", "1"]
-    with pytest.raises(UserError, match=r"is no better than chance \(up to \d+.\d%\); train it longer"):
+    with pytest.raises(UserError, match=r"is no better than chance: .* would be right on 33.3%; train it longer"):
         run(folder, *weak)
     done, output = run(folder, *weak, "--allow_weak_teacher")
     assert "Warning: the teacher's accuracy" in output
@@ -174,9 +202,15 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--distill", "--distill: there is no teacher: under logs no finished"),
         ("--distill --loss ce=1", "--distill --loss ce=1: there is nothing to distil"),
         ("--distill --loss ce=1 kl=0", "there is nothing to distil"),
+        ("--train_teacher --teacher_checkpoint x.ckpt", "which one is meant"),
+        ("--name ../x", "--name ../x: this is no name for a folder"),
+        ("--precision 12-true", "--precision 12-true"),
+        ("--limit_train_batches 2.5", "--limit_train_batches 2.5"),
+        ("--batch_size 1 --image_size 2 --student_model convnet(widths=[4,4])", "--batch_size 1: convnet"),
+        ("--default_root_dir small.yaml", "--default_root_dir small.yaml: nothing can be written there"),
         ("--loss kll=1", r"there is no loss 'kll'; did you mean 'kl'\?"),
         ("--num_classes 5", "--num_classes 5: photos has 3"),
-        ("--student_model resnet19", "there is no network 'resnet19'"),
+        ("--student_model resnet19", "--student_model resnet19: there is no network 'resnet19'"),
         ("--baseline --student_pretrained", "--student_pretrained: there are no published weights"),
         ("--train_teacher --teacher_pretrained", "--teacher_pretrained: there are no published weights"),
         ("--distill --teacher_checkpoint absent.ckpt", "absent.ckpt: there is no such checkpoint"),

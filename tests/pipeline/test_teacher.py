@@ -1,11 +1,14 @@
 import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 
 from kd.errors import UserError
-from kd.pipeline.teacher import chance_limit, check_classes, find_teacher
+from kd.pipeline.teacher import chance, check_classes, find_teacher, is_no_better_than_chance
+
+FACTS = {"data": "photos", "model": "resnet18", "image_size": 32, "seed": 0, "recipe": {}, "val_acc": 0.9}
 
 
 def left(root: Path, experiment: str, version: int, *, when: float, finished: bool = True, **facts: object) -> Path:
@@ -14,7 +17,7 @@ def left(root: Path, experiment: str, version: int, *, when: float, finished: bo
     (folder / "checkpoints" / "best.ckpt").touch()
     if finished:
         metrics = folder / "metrics.json"
-        metrics.write_text(json.dumps({"data": "photos", "model": "resnet18", "image_size": 32} | facts))
+        metrics.write_text(json.dumps(FACTS | facts))
         os.utime(metrics, (when, when))
     return folder / "checkpoints" / "best.ckpt"
 
@@ -33,6 +36,8 @@ def test_the_newest_finished_teacher_alike_is_taken(tmp_path: Path) -> None:
     left(tmp_path, "here", 3, when=30, data="pets")
     left(tmp_path, "here", 4, when=30, image_size=64)
     left(tmp_path, "here", 5, when=30, finished=False)
+    broken = left(tmp_path, "here", 6, when=60)
+    (broken.parents[1] / "metrics.json").write_text("{")
     # This experiment's own comes before a newer one of another experiment.
     assert found(tmp_path, here) == newest
 
@@ -61,6 +66,26 @@ def test_other_classes_are_refused(have: tuple[str, ...], words: str) -> None:
         check_classes(have, ("a", "b", "c"), whose="the teacher x", data="pets")
 
 
-def test_chance_is_the_most_frequent_class_and_its_noise() -> None:
-    assert chance_limit([0, 1] * 5000) == pytest.approx(0.5 + 3 * 0.005)
-    assert chance_limit([0] * 9 + [1]) == pytest.approx(0.9 + 3 * (0.09 / 10) ** 0.5)
+@pytest.mark.parametrize(
+    ("accuracy", "labels", "refused"),
+    [
+        (1.0, [0, 1] * 4, False),  # few images, but all of them right
+        (1.0, [0] * 10, False),
+        (0.75, [0, 1] * 4, True),
+        (0.5, [0, 1] * 5000, True),
+        (0.51, [0, 1] * 5000, True),
+        (0.52, [0, 1] * 5000, False),
+        (0.9, [0] * 90 + [1] * 10, True),
+        (0.0, [0, 1] * 4, True),
+    ],
+)
+def test_chance_is_the_most_frequent_class_and_its_noise(accuracy: float, labels: list[int], refused: bool) -> None:
+    assert is_no_better_than_chance(accuracy, labels) is refused
+
+
+def test_chance_leaves_one_in_a_thousand() -> None:
+    labels = [0, 1] * 50
+    limit = next(right for right in range(101) if not is_no_better_than_chance(right / 100, labels))
+    tails = [sum(math.comb(100, k) for k in range(right, 101)) / 2**100 for right in (limit - 1, limit)]
+    assert tails[0] > 1e-3 >= tails[1]
+    assert chance([0, 0, 1]) == pytest.approx(2 / 3)

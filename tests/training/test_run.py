@@ -194,14 +194,49 @@ def test_steps_and_limits_end_a_training(make_folder: MakeFolder, tmp_path: Path
     assert (run.steps, run.epochs) == (3, 2)
 
 
+@pytest.mark.parametrize(("max_steps", "validated"), [(2, [1]), (4, [3]), (5, [3, 4]), (8, [3, 7])])
+def test_a_training_that_ends_within_an_epoch_is_validated_at_its_end(
+    make_folder: MakeFolder, tmp_path: Path, max_steps: int, validated: list[int]
+) -> None:
+    data = images(make_folder(), batch_size=6)
+    module = ClassifierModule(network(data.splits.classes))
+    run = train(module, data, phase="teacher", folder=tmp_path / "e", hardware=CPU, max_epochs=3, max_steps=max_steps)
+    assert run.steps == max_steps
+    # The last once more for the HPARAMS tab.
+    assert [step for step, _ in scalars(run)["val/acc"]] == [*validated, validated[-1]]
+    last = Path(run.folder or "", "checkpoints", "last.ckpt")
+    assert torch.load(last, weights_only=True)["classifier"]["val_acc"] == pytest.approx(run.val_acc)
+    assert evaluate(load_classifier(last), data, hardware=CPU)["val/acc"] == pytest.approx(run.val_acc)
+
+
+def test_a_loss_that_is_not_finite_is_none(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder())
+    module = ClassifierModule(network(data.splits.classes), recipe=Recipe(optimizer="sgd", learning_rate=1e30))
+    run = train(module, data, phase="teacher", folder=tmp_path / "e", hardware=CPU, max_epochs=1)
+    assert run.val_loss is None
+
+
 def test_hardware_that_is_not_there_is_a_clean_error(make_folder: MakeFolder, tmp_path: Path) -> None:
     data = images(make_folder())
     module = ClassifierModule(network(data.splits.classes))
-    for wrong in ({"accelerator": "quantum"}, {"precision": "12-true"}, {"strategy": "magic"}, {"devices": "many"}):
+    for wrong in (
+        {"accelerator": "quantum"},
+        {"precision": "12-true"},
+        {"strategy": "magic"},
+        {"devices": "many"},
+        {"precision": "transformer-engine"},
+    ):
         hardware = Hardware(**{"accelerator": "cpu", "precision": "32-true"} | wrong)  # type: ignore[arg-type]
         flag, value = next(iter(wrong.items()))
         with pytest.raises(UserError, match=f"--{flag} {value}"):
             train(module, data, phase="teacher", folder=tmp_path / "e", hardware=hardware, max_epochs=1)
+
+
+def test_a_part_that_holds_no_batch_is_a_clean_error(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder())
+    hardware = Hardware(accelerator="cpu", precision="32-true", limit_val_batches=0.0001)
+    with pytest.raises(UserError, match="Lightning can't run so"):
+        evaluate(network(data.splits.classes), data, hardware=hardware)
 
 
 @pytest.mark.parametrize("devices", ["auto", "1", "4"])
