@@ -108,6 +108,9 @@ class Objective:
     loss: tuple[str, ...] = setting(
         ("ce=0.1", "kl=0.9"), "terms with their weights; `kd losses` lists them; your own: path/to/file.py:function=0.9"
     )
+    compare_losses: tuple[str, ...] = setting(
+        (), 'objectives to compare, each in quotes ("ce=0.1 kl=0.9" mse): the student is distilled with each of them'
+    )
     temperature: float | None = setting(
         None, "temperature of the terms that have one and do not say it; None: each loss's own", above=0
     )

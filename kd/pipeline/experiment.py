@@ -1,6 +1,7 @@
 """The phases in order: the teacher, then for each seed the student alone and the student distilled."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from kd.data import ImageData
 from kd.errors import UserError
-from kd.losses import build_objective
+from kd.losses import Objective, build_objective
 from kd.models import Classifier, load_classifier
 from kd.pipeline.ingredients import Ingredients
 from kd.pipeline.records import Facts, earlier_runs, relevant_settings, write_facts
@@ -67,7 +68,10 @@ class _Pipeline:
         self.settings = settings
         self.console = console
         phases = settings.phases
-        self.baseline = phases.baseline or not (phases.train_teacher or phases.distill)
+        self.compares = bool(settings.objective.compare_losses)
+        # Either needs a teacher.
+        self.distills = phases.distill or self.compares
+        self.baseline = phases.baseline or not (phases.train_teacher or self.distills)
         self.made = Ingredients.prepare(settings)
         self.experiment = Experiment(self.made.folder, self.made.splits.name, kept=not settings.machine.fast_dev_run)
         if phases.distill and not self.made.objective.needs_teacher:
@@ -81,10 +85,10 @@ class _Pipeline:
             self._say(remark)
         # What Lightning can't run on is refused here, too.
         build_trainer(self.made.hardware, logger=False, enable_checkpointing=False)
-        if self.baseline or phases.distill:
+        if self.baseline or self.distills:
             self.made.student(phases.seed)
         self.untrained = self.made.teacher(phases.seed) if phases.train_teacher else None
-        self.found = self._find_teacher() if phases.distill and not phases.train_teacher else None
+        self.found = self._find_teacher() if self.distills and not phases.train_teacher else None
 
     def run(self) -> Experiment:
         phases = self.settings.phases
@@ -96,12 +100,16 @@ class _Pipeline:
         teacher = self.found[1] if self.found is not None else None
         if self.untrained is not None:
             teacher = self._train_teacher(self.untrained)
-        teacher_acc = self._measure(teacher) if phases.distill and teacher is not None else None
+        teacher_acc = self._measure(teacher) if self.distills and teacher is not None else None
         for seed in range(phases.seed, phases.seed + phases.seeds):
             if self.baseline:
                 self._train_student("baseline", self._baseline(seed))
             if phases.distill and teacher is not None:
-                self._train_student("distilled", self._distillation(seed, teacher, teacher_acc))
+                self._train_student("distilled", self._distillation(seed, teacher, teacher_acc, self.made.objective))
+            for written, objective in self.made.compared.items():
+                if teacher is not None:
+                    module = self._distillation(seed, teacher, teacher_acc, objective)
+                    self._train_student("compared", module, written=written)
         self._add_earlier_runs()
         self.experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
         return self.experiment
@@ -169,44 +177,55 @@ class _Pipeline:
             seed=seed,
         )
 
-    def _distillation(self, seed: int, teacher: Classifier, teacher_acc: float | None) -> ClassifierModule:
+    def _distillation(
+        self, seed: int, teacher: Classifier, teacher_acc: float | None, objective: Objective
+    ) -> ClassifierModule:
         return DistillationModule(
             teacher=FrozenTeacher(teacher),
             student=self.made.student(seed),
-            objective=self.made.objective,
+            objective=objective,
             recipe=self.made.recipe(),
             seed=seed,
             teacher_acc=teacher_acc,
         )
 
-    def _train_student(self, phase: str, module: ClassifierModule) -> None:
+    def _train_student(self, phase: str, module: ClassifierModule, *, written: str | None = None) -> None:
         wanted = self.settings.optimization
         data = self.made.data(module.seed, train_fraction=self.settings.data.train_fraction)
-        self._train(phase, module, data, max_epochs=wanted.max_epochs, max_steps=wanted.max_steps)
+        self._train(phase, module, data, max_epochs=wanted.max_epochs, max_steps=wanted.max_steps, written=written)
 
     def _train(
-        self, phase: str, module: ClassifierModule, data: ImageData, *, max_epochs: int, max_steps: int | None
+        self,
+        phase: str,
+        module: ClassifierModule,
+        data: ImageData,
+        *,
+        max_epochs: int,
+        max_steps: int | None,
+        written: str | None = None,
     ) -> Run:
         wanted = self.settings.optimization
-        title = _TITLES[phase]
+        title = _TITLES[phase] if written is None else f"Student distilled with {written}"
+        relevant = self._relevant(phase) if written is None else self._relevant(phase) | {"loss": [written]}
         run = train(
             module,
             data,
-            phase=phase,
+            phase=phase if written is None else f"{phase}/{re.sub(r'[^0-9A-Za-z.]+', '_', written).strip('_')}",
             folder=self.made.folder,
             hardware=self.made.hardware,
             max_epochs=max_epochs,
             max_steps=max_steps,
             gradient_clip=wanted.gradient_clip,
             accumulate=wanted.accumulate,
-            hyperparameters=self._relevant(phase),
+            hyperparameters=relevant,
             title=title if self.settings.phases.seeds == 1 or phase == "teacher" else f"{title}, seed {data.seed}",
             console=self.console,
         )
         facts = dataclasses.asdict(run) | {
             "data": self.made.splits.name,
             "image_size": self.settings.data.image_size,
-            "recipe": self._relevant(phase),
+            "recipe": relevant,
+            "objective": written,
         }
         self.experiment.runs.setdefault(phase, []).append(facts)
         if run.folder is not None:

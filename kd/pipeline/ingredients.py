@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ class Ingredients:
         splits: The images.
         statistics: Mean and standard deviation of the training images' channels, for networks without their own.
         objective: What the distilled student minimises.
+        compared: The objectives to compare, as they are written.
         workers: Processes that load images.
     """
 
@@ -44,6 +47,7 @@ class Ingredients:
     splits: Splits
     statistics: tuple[tuple[float, ...], tuple[float, ...]]
     objective: Objective
+    compared: dict[str, Objective]
     workers: int
 
     @classmethod
@@ -69,13 +73,16 @@ class Ingredients:
         classes = len(splits.classes)
         if wanted.num_classes not in (None, classes):
             raise UserError(f"--num_classes {wanted.num_classes}: {splits.name} has {classes}")
-        objective = build_objective(
-            list(settings.objective.loss),
+        build = functools.partial(
+            build_objective,
             num_classes=classes,
             temperature=settings.objective.temperature,
             label_smoothing=settings.objective.label_smoothing,
         )
         workers = default_workers(hardware.accelerator) if wanted.num_workers is None else wanted.num_workers
+        written = settings.objective.compare_losses
+        if len(set(written)) < len(written):
+            raise UserError(f"--compare_losses: {max(written, key=written.count)!r} stands there twice")
         return cls(
             settings=settings,
             root=root,
@@ -84,7 +91,8 @@ class Ingredients:
             remarks=tuple(remarks),
             splits=splits,
             statistics=channel_statistics(splits.train, plain_view(wanted.image_size, wanted.resize)),
-            objective=objective,
+            objective=build(list(settings.objective.loss)),
+            compared={one: _named(build, one) for one in written},
             workers=workers,
         )
 
@@ -158,6 +166,14 @@ class Ingredients:
         except ValueError as error:
             name = classifier.description.architecture
             raise UserError(f"--batch_size 1: {name} can't learn from one image at a time: {error}") from None
+
+
+def _named(build: Callable[[str], Objective], written: str) -> Objective:
+    """Build an objective to compare, and name its flag where it makes no sense."""
+    try:
+        return build(written)
+    except UserError as error:
+        raise UserError(f"--compare_losses {written!r}: {str(error).removeprefix('--loss: ')}") from error.__cause__
 
 
 def _default_name(settings: Settings, data: str) -> str:

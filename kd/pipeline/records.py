@@ -41,7 +41,9 @@ def relevant_settings(
         return flat
     own = {name: value for name, value in flat.items() if not name.startswith("teacher_")}
     if phase == "baseline":
-        return {name: value for name, value in own.items() if name not in ("loss", "temperature")}
+        return {name: value for name, value in own.items() if name not in ("loss", "compare_losses", "temperature")}
+    # What is compared besides changes nothing about the one that is distilled.
+    own.pop("compare_losses")
     return own if teacher is None else own | {"teacher": str(Path(teacher).resolve())}
 
 

@@ -1,6 +1,14 @@
 """What is said after training: the summary and its table."""
 
+from kd.report.comparison import compare_objectives, print_comparison
 from kd.report.summary import summarise, write_summary
 from kd.report.table import gain_sentence, print_summary
 
-__all__ = ["gain_sentence", "print_summary", "summarise", "write_summary"]
+__all__ = [
+    "compare_objectives",
+    "gain_sentence",
+    "print_comparison",
+    "print_summary",
+    "summarise",
+    "write_summary",
+]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd.report.comparison import compare_objectives
+
 PHASES = ("teacher", "baseline", "distilled")
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -34,7 +36,8 @@ def summarise(runs: Runs, *, data: str) -> dict[str, Any]:
     Returns:
         ``phases``, each with its runs and the mean and standard deviation of ``val_acc`` (the sample's, over n - 1;
         ``None`` for one run), and ``gain``: what distillation gained over the baseline of the same seeds, paired, as
-        mean and standard deviation in fractions of 1; ``None`` where there is no pair.
+        mean and standard deviation in fractions of 1; ``None`` where there is no pair; and ``compared``, the objectives
+        that were compared, best first.
     """
     phases: dict[str, Any] = {}
     for phase in PHASES:
@@ -45,11 +48,12 @@ def summarise(runs: Runs, *, data: str) -> dict[str, Any]:
         phases[phase] = {
             "model": first["model"],
             "parameters": first["parameters"],
-            "runs": [{key: run.get(key) for key in _RUN_KEYS} for run in runs[phase]],
+            "runs": [_of_run(run) for run in runs[phase]],
             "val_acc_mean": mean,
             "val_acc_std": std,
         }
-    return {"data": data, "phases": phases, "gain": _gain(runs)}
+    compared = [_of_run(run) | {"objective": run["objective"]} for run in runs.get("compared", [])]
+    return {"data": data, "phases": phases, "gain": _gain(runs), "compared": compare_objectives(compared)}
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
@@ -59,6 +63,10 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
     beside.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     beside.replace(path)
     return path
+
+
+def _of_run(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: run.get(key) for key in _RUN_KEYS}
 
 
 def _gain(runs: Runs) -> dict[str, Any] | None:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kd.report.comparison import print_comparison
+
 _TITLES = {"teacher": "teacher", "baseline": "student alone", "distilled": "student distilled"}
 
 
@@ -39,6 +41,11 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
             _mean(runs, "seconds", "{:,.0f} s"),
         )
     console.print(table)
+    if summary["compared"]:
+        console.print()
+        print_comparison(summary["compared"], console)
+        if "distilled" not in summary["phases"]:
+            return
     console.print(gain_sentence(summary), highlight=False, soft_wrap=True)
 
 

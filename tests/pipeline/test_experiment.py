@@ -134,6 +134,27 @@ def test_a_teacher_checkpoint_may_be_named(make_folder: MakeFolder, tmp_path: Pa
     assert done.runs["teacher"][0]["parameters"] == first.runs["teacher"][0]["parameters"]
 
 
+def test_objectives_are_compared_from_the_same_teacher(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    flags = ["--train_teacher", "--compare_losses", "ce=0.1 kl(temperature=2)=0.9", "mse", "--seeds", "2"]
+    done, output = run(folder, *flags, "--name", "bench")
+    assert "Student distilled with mse, seed 1: epoch 3/3" in output
+    compared = [(one["objective"], one["seed"]) for one in done.runs["compared"]]
+    assert compared == [
+        ("ce=0.1 kl(temperature=2)=0.9", 0),
+        ("mse", 0),
+        ("ce=0.1 kl(temperature=2)=0.9", 1),
+        ("mse", 1),
+    ]
+    assert "distilled" not in done.runs
+    assert {path.name for path in Path("logs/bench/compared").iterdir()} == {"ce_0.1_kl_temperature_2_0.9", "mse"}
+    assert Path("logs/bench/compared/mse/version_1/checkpoints/best.ckpt").is_file()
+    # The same objective by --distill comes to the same weights.
+    again, _ = run(folder, "--distill", "--loss", "mse", "--name", "bench")
+    mse = next(one for one in done.runs["compared"] if one["objective"] == "mse")
+    torch.testing.assert_close(weights(again.runs["distilled"][0]), weights(mse), rtol=0, atol=0)
+
+
 def test_no_phase_named_trains_the_student_on_the_labels(make_folder: MakeFolder) -> None:
     done, _ = run(make_folder())
     assert list(done.runs) == ["baseline"]
@@ -208,6 +229,8 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--limit_train_batches 2.5", "--limit_train_batches 2.5"),
         ("--batch_size 1 --image_size 2 --student_model convnet(widths=[4,4])", "--batch_size 1: convnet"),
         ("--default_root_dir small.yaml", "--default_root_dir small.yaml: nothing can be written there"),
+        ("--compare_losses kl kll=1", r"--compare_losses 'kll=1': there is no loss 'kll'; did you mean 'kl'\?"),
+        ("--compare_losses kl kl", "--compare_losses: 'kl' stands there twice"),
         ("--loss kll=1", r"there is no loss 'kll'; did you mean 'kl'\?"),
         ("--num_classes 5", "--num_classes 5: photos has 3"),
         ("--student_model resnet19", "--student_model resnet19: there is no network 'resnet19'"),

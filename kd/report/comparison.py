@@ -1,0 +1,100 @@
+"""Objectives side by side: which is best, and which differences exceed the noise between seeds."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scipy import stats
+
+_LEVEL = 0.05
+
+
+def compare_objectives(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put the runs of several objectives side by side, best first.
+
+    Each is compared with the best by the differences of the same seeds (same first weights, same images in the same
+    order), by a paired t-test. Several comparisons find something by chance, so that the probabilities are corrected by
+    Holm's method before a difference is called one.
+
+    Args:
+        runs: What each training came to, with its objective under ``objective``.
+
+    Returns:
+        For each objective ``objective``, ``runs``, ``val_acc_mean``, ``val_acc_std`` (``None`` for one seed), and
+        against the best: ``behind`` (mean difference, a fraction of 1), ``interval`` (its 95 % interval, uncorrected,
+        or ``None`` for fewer than two seeds in common) and ``is_beyond_noise`` (``None`` where that can't be told).
+
+    Source: Holm (1979), https://www.jstor.org/stable/4615733
+    """
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        grouped.setdefault(run["objective"], []).append(run)
+    rows: list[dict[str, Any]] = [
+        {
+            "objective": objective,
+            "runs": list(group),
+            "val_acc_mean": statistics.fmean(run["val_acc"] for run in group),
+            "val_acc_std": statistics.stdev(run["val_acc"] for run in group) if len(group) > 1 else None,
+        }
+        for objective, group in grouped.items()
+    ]
+    rows.sort(key=lambda row: -row["val_acc_mean"])
+    for row in rows:
+        row.update(_against(row["runs"], rows[0]["runs"]))
+    _correct([row for row in rows[1:] if row["p"] is not None])
+    for row in rows:
+        row.pop("p")
+    return rows
+
+
+def print_comparison(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print what :func:`compare_objectives` returned as a table."""
+    table = Table(title="Objectives, best first", title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("objective", overflow="fold")
+    for heading in ("last epoch", "against the best", "95 % interval", "beyond the noise?"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        std, interval = row["val_acc_std"], row["interval"]
+        is_best = row is rows[0]
+        verdict = {None: "can't tell", True: "yes", False: "no"}[row["is_beyond_noise"]]
+        table.add_row(
+            escape(row["objective"]),
+            f"{row['val_acc_mean']:.2%}" + ("" if std is None else f" ± {100 * std:.2f}"),
+            "best" if is_best else f"{100 * row['behind']:+.2f}",
+            "" if is_best or interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}",
+            "" if is_best else verdict,
+        )
+    console.print(table)
+    seeds = max(len(row["runs"]) for row in rows)
+    words = f"Mean ± standard deviation over {seeds} seeds; differences are paired by seed, in points."
+    if seeds == 1:
+        words = "One seed can't tell a difference from noise: --seeds 3 repeats each."
+    console.print(words, highlight=False, soft_wrap=True)
+
+
+def _against(runs: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    of_best = {run["seed"]: run["val_acc"] for run in best}
+    differences = [run["val_acc"] - of_best[run["seed"]] for run in runs if run["seed"] in of_best]
+    if not differences:
+        return {"behind": None, "interval": None, "p": None, "is_beyond_noise": None}
+    mean, count = statistics.fmean(differences), len(differences)
+    if count == 1:
+        return {"behind": mean, "interval": None, "p": None, "is_beyond_noise": None}
+    error = statistics.stdev(differences) / math.sqrt(count)
+    half = float(stats.t.ppf(1 - _LEVEL / 2, count - 1)) * error
+    # Differences without any spread can't be compared with their spread.
+    p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
+    return {"behind": mean, "interval": [mean - half, mean + half], "p": p, "is_beyond_noise": None}
+
+
+def _correct(rows: list[dict[str, Any]]) -> None:
+    """Decide by Holm's method: from the least probability on, each at a level for those that are left."""
+    holds = True
+    for rank, row in enumerate(sorted(rows, key=lambda one: float(one["p"]))):
+        holds = holds and row["p"] <= _LEVEL / (len(rows) - rank)
+        row["is_beyond_noise"] = holds
