@@ -14,7 +14,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from kd.errors import UserError
 
@@ -119,7 +119,36 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
         raise problem from None
 
 
+class Call(NamedTuple):
+    """A value that is itself written as ``name(value, ...)``, such as the schedule ``linear(8, 2)``."""
+
+    name: str
+    arguments: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        """Write it down again."""
+        return f"{self.name}({', '.join(map(str, self.arguments))})"
+
+
+def parse_value(text: str) -> Any:  # noqa: ANN401 (whatever literal stands there)
+    """Read a value: a Python literal, a bare word for a string, or ``name(value, ...)`` as a :class:`Call`.
+
+    Raises:
+        ValueError: If it is none of these.
+
+    Example:
+        >>> parse_value("0.9"), parse_value("warmup(0.9, 20)")
+        (0.9, Call(name='warmup', arguments=(0.9, 20)))
+    """
+    try:
+        return _literal(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"{text!r} is no value") from None
+
+
 def _literal(node: ast.expr) -> Any:  # noqa: ANN401 (whatever literal stands there)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        return Call(node.func.id, tuple(ast.literal_eval(argument) for argument in node.args))
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 

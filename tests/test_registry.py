@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from kd.errors import UserError
-from kd.registry import Registry, call_own_code, check_hyperparameters, load_own_code, parse_choice
+from kd.registry import Call, Registry, call_own_code, check_hyperparameters, load_own_code, parse_choice
 
 
 def test_a_name_twice_is_a_bug() -> None:
@@ -30,7 +30,14 @@ def test_a_choice_carries_its_hyperparameters() -> None:
     assert parse_choice("f(mode=crop, widths=(1, 2), neg=-1)") == ("f", {"mode": "crop", "widths": (1, 2), "neg": -1})
 
 
-@pytest.mark.parametrize("text", ["", "a b", "kl(3)", "kl(x=)", "kl(x=1", "kl(x=open('f'))", "kl(**x)", "kl(x=1)(y=2)"])
+def test_a_value_may_be_written_as_a_call_and_nothing_is_called() -> None:
+    assert parse_choice("kl(x=open('f'))") == ("kl", {"x": Call("open", ("f",))})
+    assert str(parse_choice("kl(temperature=linear(8, 2))")[1]["temperature"]) == "linear(8, 2)"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a b", "kl(3)", "kl(x=)", "kl(x=1", "kl(x=open(f='g'))", "kl(x=a.b(1))", "kl(**x)", "kl(x=1)(y=2)"]
+)
 def test_a_choice_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"form|key=value"):
         parse_choice(text)

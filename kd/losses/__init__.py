@@ -16,11 +16,13 @@ from kd.losses.logits import (
 )
 from kd.losses.objective import Objective, Term, build_objective, standardized, try_loss
 from kd.losses.relations import Correlation, MultiLevel
+from kd.losses.schedules import SCHEDULES, Schedule
 from kd.losses.targets import DecoupledKD, NormalizedKD
 from kd.losses.terms import LOSSES, Loss, Outputs, hyperparameters_of, markdown_table
 
 __all__ = [
     "LOSSES",
+    "SCHEDULES",
     "Correlation",
     "CosineDistance",
     "CrossEntropy",
@@ -33,6 +35,7 @@ __all__ = [
     "NormalizedKD",
     "Objective",
     "Outputs",
+    "Schedule",
     "SoftCrossEntropy",
     "SoftenedKL",
     "Term",

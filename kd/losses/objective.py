@@ -2,16 +2,16 @@
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from kd.errors import UserError
+from kd.losses.schedules import Schedule
 from kd.losses.terms import LOSSES, Loss, Outputs
-from kd.registry import check_hyperparameters, is_own_code, load_own_code, parse_choice
+from kd.registry import Call, check_hyperparameters, is_own_code, load_own_code, parse_choice, parse_value
 
 LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -22,19 +22,28 @@ class Term:
 
     Args:
         name: What it is logged as.
-        weight: Its weight in the sum, not negative.
+        weight: Its weight in the sum, not negative, or the schedule of one.
         loss: The loss: ``(student logits, teacher logits, labels)`` to a scalar.
         needs_teacher: Whether it looks at the teacher's logits.
         needs_labels: Whether it looks at the labels.
         standardize: Whether it sees the logits of student and teacher standardised, see :func:`standardized`.
+        scheduled: Hyperparameters of the loss that change over the epochs.
     """
 
     name: str
-    weight: float
+    weight: float | Schedule
     loss: LossFunction
     needs_teacher: bool = True
     needs_labels: bool = True
     standardize: bool = False
+    scheduled: Mapping[str, Schedule] = field(default_factory=dict)
+
+    def at(self, epoch: int, epochs: int) -> "Term":
+        """Return the term as it is in an epoch (from 0) of a training of so many epochs."""
+        weight = self.weight.at(epoch, epochs) if isinstance(self.weight, Schedule) else self.weight
+        values = {name: schedule.at(epoch, epochs) for name, schedule in self.scheduled.items()}
+        loss = replace(self.loss, **values) if values else self.loss  # type: ignore[type-var]  # a dataclass
+        return replace(self, weight=weight, loss=loss, scheduled={})
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, unweighted: logits ``(B, C)`` twice and labels ``(B,)`` to a scalar."""
@@ -62,7 +71,17 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
-        return any(term.needs_teacher and term.weight > 0 for term in self.terms)
+        return any(term.needs_teacher and (isinstance(term.weight, Schedule) or term.weight > 0) for term in self.terms)
+
+    def at(self, epoch: int, epochs: int) -> "Objective":
+        """Return the objective as it is in an epoch (from 0) of a training of so many epochs.
+
+        Example:
+            >>> objective = build_objective("ce=1 'kl(temperature=linear(8, 2))=warmup(0.9, 3)'".replace("'", ""))
+            >>> [(term.weight, term.loss) for term in objective.at(1, 3).terms][1]
+            (0.6, SoftenedKL(temperature=5.0))
+        """
+        return Objective(tuple(term.at(epoch, epochs) for term in self.terms))
 
     def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the sum.
@@ -76,15 +95,18 @@ class Objective:
             The weighted total, a scalar with a gradient, and each term unweighted, by its name, without.
 
         Raises:
-            ValueError: If a term needs a teacher and there is none.
+            ValueError: If a term needs a teacher and there is none, or a schedule has not been told the epoch.
         """
+        if any(isinstance(term.weight, Schedule) or term.scheduled for term in self.terms):
+            raise ValueError("this objective changes over the epochs: say which one it is by .at(epoch, epochs)")
         if teacher is None and self.needs_teacher:
             raise ValueError("this objective needs a teacher's outputs, and there are none")
         student_logits = student.logits.float()
         teacher_logits = student_logits.detach() if teacher is None else teacher.logits.detach().float()
         with torch.autocast(student_logits.device.type, enabled=False):
             values = {term.name: term(student_logits, teacher_logits, labels) for term in self.terms}
-        total = torch.stack([term.weight * values[term.name] for term in self.terms]).sum()
+        weighted = [float(term.weight) * values[term.name] for term in self.terms]  # type: ignore[arg-type]
+        total = torch.stack(weighted).sum()
         return total, {name: value.detach() for name, value in values.items()}
 
 
@@ -114,7 +136,7 @@ def build_objective(
     Args:
         terms: ``"ce=0.1 kl(temperature=2)=0.9"``, a sequence of such, or a mapping from losses to weights. A loss
             without a weight has weight 1; a person's own is ``path/to/file.py:function``. Any that looks at the
-            teacher takes ``standardize=True``.
+            teacher takes ``standardize=True``. A weight or a hyperparameter may be a schedule, ``warmup(0.9, 20)``.
         num_classes: Number of classes C, with which a person's own loss is tried.
         defaults: Values for hyperparameters of that name (``temperature``, ``label_smoothing``), where a term takes
             them and has none of its own; ``None`` leaves the loss's default.
@@ -184,18 +206,40 @@ def try_loss(function: LossFunction, *, name: str, num_classes: int = 10) -> Non
 
 def _split(text: str) -> list[str]:
     """Split at white space outside of parentheses."""
-    return re.split(r"\s+(?![^()]*\))", text.strip()) if text.strip() else []
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character.isspace() and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part]
 
 
-def _weigh(text: str) -> tuple[str, float]:
-    match = re.fullmatch(r"(?P<loss>.+\)|[^=()]+)(?:=(?P<weight>[^=()]*))?", text)
-    if match is None:
+def _weigh(text: str) -> tuple[str, float | Schedule]:
+    """Take a written term apart: at the first equals sign that stands in no parentheses."""
+    depth, end = 0, len(text)
+    for position, character in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "=" and depth == 0:
+            end = position
+            break
+    loss, weight = text[:end], text[end + 1 :]
+    if not loss or depth:
         raise UserError(f"--loss {text}: a term is written name=weight or 'name(key=value)=weight'")
-    loss, weight = match["loss"], match["weight"]
+    if end == len(text):
+        return loss, 1.0
     try:
-        number = 1.0 if weight is None else float(weight)
+        value = parse_value(weight)
+        number = value if isinstance(value, Call) else float(weight)
     except ValueError:
         raise UserError(f"--loss {text}: the weight of {loss} must be a number, and is {weight!r}") from None
+    if isinstance(number, Call):
+        schedule = Schedule.from_call(number)
+        # The schedules go up or down, so that the ends tell.
+        if min(schedule.at(0, 2), schedule.at(1, 2)) < 0:
+            raise UserError(f"--loss {text}: the weight of {loss} must be 0 or more, all the time")
+        return loss, schedule
     if not (math.isfinite(number) and number >= 0):
         raise UserError(f"--loss {text}: the weight of {loss} must be 0 or more, and is {weight}")
     return loss, number
@@ -206,12 +250,19 @@ def _name(loss: str) -> str:
     return name.rpartition(":")[2] if is_own_code(name) else name
 
 
-def _build_term(name: str, loss: str, weight: float, *, num_classes: int, defaults: Mapping[str, float | None]) -> Term:
+def _build_term(
+    name: str, loss: str, weight: float | Schedule, *, num_classes: int, defaults: Mapping[str, float | None]
+) -> Term:
     choice, hyperparameters = parse_choice(loss)
     standardize = hyperparameters.pop("standardize", False)
     if not isinstance(standardize, bool):
         raise UserError(f"--loss {loss}: standardize is True or False, not {standardize!r}")
+    calls = {key: value for key, value in hyperparameters.items() if isinstance(value, Call)}
+    scheduled = {key: Schedule.from_call(call) for key, call in calls.items()}
+    hyperparameters |= {key: schedule.at(0, 2) for key, schedule in scheduled.items()}
     if is_own_code(choice):
+        if scheduled:
+            raise UserError(f"--loss {loss}: of your own loss the weight alone may change over the epochs")
         function = load_own_code(choice)
         check_hyperparameters(function, hyperparameters, choice=loss)
 
@@ -227,6 +278,8 @@ def _build_term(name: str, loss: str, weight: float, *, num_classes: int, defaul
     fitting = {key: value for key, value in defaults.items() if key in parameters and value is not None}
     try:
         built: Loss = kind(**fitting | hyperparameters)
+        # The schedules go up or down, so that the ends tell whether the loss can take it.
+        kind(**fitting | hyperparameters | {key: schedule.at(1, 2) for key, schedule in scheduled.items()})
     except (TypeError, ValueError) as error:
         raise UserError(f"--loss {loss}: {error}") from None
     if standardize and not built.needs_teacher:
@@ -238,4 +291,5 @@ def _build_term(name: str, loss: str, weight: float, *, num_classes: int, defaul
         needs_teacher=built.needs_teacher,
         needs_labels=built.needs_labels,
         standardize=standardize,
+        scheduled=scheduled,
     )

@@ -55,10 +55,15 @@ class ClassifierModule(LightningModule):
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
         self.train_metrics: dict[str, float] = {}
         self._means = _RunningMeans()
+        self._objective_now = objective
 
     def teacher_outputs(self, images: Tensor) -> Outputs | None:  # noqa: ARG002 (what DistillationModule looks at)
         """Return what a teacher makes of the images that the student sees: here there is none."""
         return None
+
+    def on_train_epoch_start(self) -> None:
+        """Let weights and hyperparameters that have a schedule be those of this epoch."""
+        self._objective_now = self.objective.at(self.current_epoch, self.trainer.max_epochs or 1)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """Let what this step draws hang on (seed, step, rank), not on what was drawn before."""
@@ -68,7 +73,7 @@ class ClassifierModule(LightningModule):
         """Compute the objective on a batch; phases differ in where the teacher's outputs come from, and in no more."""
         images, labels = batch
         student = Outputs(logits=self.model(images), images=images)
-        total, terms = self.objective(student, self.teacher_outputs(images), labels)
+        total, terms = self._objective_now(student, self.teacher_outputs(images), labels)
         with torch.no_grad():
             correct = (student.logits.argmax(dim=1) == labels).float().mean()
         self._means.add({"loss": total.detach(), **terms, "acc": correct})

@@ -1,6 +1,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -40,6 +41,25 @@ def test_a_terms_own_hyperparameter_wins_over_the_default() -> None:
 def test_without_a_default_a_loss_keeps_its_own_temperature() -> None:
     objective = build_objective("kl nkd", temperature=None)
     assert [term.loss for term in objective.terms] == [SoftenedKL(temperature=4), NormalizedKD(temperature=1)]
+
+
+def test_weights_and_hyperparameters_may_change_over_the_epochs() -> None:
+    objective = build_objective("ce=stop(0.5, 2) dkd(alpha=1, temperature=cosine(8, 2))=linear(0, 0.9) kl=warmup(1, 2)")
+    weights = [[term.weight for term in objective.at(epoch, 4).terms] for epoch in range(4)]
+    expected = [[0.5, 0.0, 0.5], [0.5, 0.3, 1.0], [0.0, 0.6, 1.0], [0.0, 0.9, 1.0]]
+    np.testing.assert_allclose(np.array(weights, dtype=float), expected)
+    temperatures = [objective.at(epoch, 4).terms[1].loss.temperature for epoch in range(4)]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(temperatures, 5 + 3 * np.cos(np.pi * np.arange(4) / 3))
+    assert objective.needs_teacher
+    with pytest.raises(ValueError, match=r"say which one it is by \.at"):
+        objective(outputs(0), outputs(1), LABELS)
+    total, terms = objective.at(1, 4)(outputs(0), outputs(1), LABELS)
+    torch.testing.assert_close(total, 0.5 * terms["ce"] + 0.3 * terms["dkd"] + 1.0 * terms["kl"])
+
+
+def test_an_objective_without_schedules_is_the_same_in_every_epoch() -> None:
+    objective = build_objective("ce=0.1 kl=0.9")
+    assert objective.at(3, 7) == objective
 
 
 def test_two_of_a_kind_go_by_their_full_spelling() -> None:
@@ -88,13 +108,20 @@ def test_whether_a_teacher_is_needed_hangs_on_the_weights() -> None:
         ("kl=much", "the weight of kl must be a number, and is 'much'"),
         ("kl=", "the weight of kl must be a number, and is ''"),
         ("=1", "a term is written name=weight"),
-        ("kl=1=2", "a term is written name=weight"),
+        ("kl=1=2", "the weight of kl must be a number, and is '1=2'"),
         ("kl(temp=3)=1", r"there is no hyperparameter 'temp'; did you mean 'temperature'\?"),
         ("kl(temperature=0)=1", r"--loss: kl\(temperature=0\): temperature must be above 0, and is 0"),
         ("kl(temperature=hot)=1", r"--loss: kl\(temperature=hot\): temperature must be above 0, and is hot"),
         ("ce(label_smoothing=2)=1", "label_smoothing must be from 0 to 1"),
         ("kl=1 ce=1 kl=2", "--loss: kl stands there twice"),
         ("absent.py:f=1", "there is no file"),
+        ("kl=rise(0.9, 3)", "--loss: there is no schedule 'rise'|there is no schedule 'rise'"),
+        ("kl=warmup(0.9)", r"warmup\(0.9\): it takes numbers, warmup\(value, over\)"),
+        ("kl=warmup(0.9, 0)", "a warm-up takes more than 0 epochs"),
+        ("kl=linear(0.9, -0.1)", "the weight of kl must be 0 or more, all the time"),
+        ("kl(temperature=linear(8, 0))=1", "temperature must be above 0, and is 0"),
+        ("kl(temperature=cosine(8, much))=1", "key=value pairs|it takes numbers"),
+        ("kl(temperature=4=1", "a term is written name=weight"),
         ("kl(standardize=2)=1", "standardize is True or False, not 2"),
         ("ce(standardize=True)=1", "ce looks at no teacher; there is nothing to standardise"),
     ],
@@ -161,6 +188,13 @@ def test_a_persons_own_loss_is_a_plain_function(tmp_path: Path) -> None:
 def test_a_persons_own_loss_is_tried_and_refused_with_the_reason(tmp_path: Path, body: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_objective(f"{own(tmp_path, body)}=1")
+
+
+def test_of_a_persons_own_loss_the_weight_alone_may_change(tmp_path: Path) -> None:
+    name = own(tmp_path, "return (student_logits - teacher_logits).abs().pow(power).mean()")
+    assert build_objective(f"{name}=warmup(1, 4)").at(0, 4).terms[0].weight == 0.25
+    with pytest.raises(UserError, match="of your own loss the weight alone may change"):
+        build_objective(f"{name}(power=linear(1, 2))=1")
 
 
 def test_a_loss_of_other_arguments_is_refused(tmp_path: Path) -> None:

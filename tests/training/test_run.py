@@ -110,6 +110,23 @@ def test_logged_terms_are_unweighted_means_of_all_batches(make_folder: MakeFolde
         assert total == pytest.approx(0.25 * ce + 3 * kl, rel=1e-5)
 
 
+def test_scheduled_weights_are_those_of_the_epoch(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = images(make_folder())
+    classes = data.splits.classes
+    module = DistillationModule(
+        teacher=FrozenTeacher(network(classes)),
+        student=network(classes, seed=1),
+        objective=build_objective("ce=stop(0.5, 1) kl=linear(1, 3)"),
+    )
+    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=3)
+    logged = scalars(run)
+    for (step, total), (_, ce), (_, kl) in zip(
+        logged["train/loss"], logged["train/ce"], logged["train/kl"], strict=True
+    ):
+        epoch = step // 3
+        assert total == pytest.approx((0.5 if epoch == 0 else 0) * ce + (1 + epoch) * kl, rel=1e-5)
+
+
 def test_two_runs_of_one_seed_are_equal_bit_for_bit_and_nothing_is_overwritten(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
