@@ -22,9 +22,9 @@ def repository() -> Path:
 @pytest.fixture(autouse=True)
 def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave nothing behind: work, caches and downloads stay in the test's own folder."""
-    workplace = tmp_path / "workplace"
-    workplace.mkdir()
-    monkeypatch.chdir(workplace)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.terms import LOSSES, check_positive
+from kd.losses.terms import LOSSES, Softened
 
 
 @LOSSES.register("mse")
@@ -42,7 +42,7 @@ class LogitMSE:
 
 @LOSSES.register("kl")
 @dataclass(frozen=True)
-class SoftenedKL:
+class SoftenedKL(Softened):
     r"""Divergence of the student's softened prediction from the teacher's.
 
     .. math:: \frac{T^2}{B} \sum_{b=1}^{B} \mathrm{KL}\big(\sigma(v_b/T) \,\|\, \sigma(z_b/T)\big)
@@ -69,16 +69,8 @@ class SoftenedKL:
     Source: Hinton, Vinyals & Dean (2015), section 2, https://arxiv.org/abs/1503.02531
     """
 
-    temperature: float = 4.0
-
     formula: ClassVar[str] = "T² · mean over b of KL(softmax(v_b/T) ‖ softmax(z_b/T))"
     source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature at which nothing is defined."""
-        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the divergence."""
@@ -117,7 +109,7 @@ class HardDistillation:
 
 @LOSSES.register("soft_ce")
 @dataclass(frozen=True)
-class SoftCrossEntropy:
+class SoftCrossEntropy(Softened):
     r"""Cross-entropy of the student's softened prediction with the teacher's.
 
     .. math:: -\frac{T^2}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} \sigma(v_b/T)_c \log \sigma(z_b/T)_c
@@ -140,16 +132,8 @@ class SoftCrossEntropy:
     Source: Hinton, Vinyals & Dean (2015), section 2, https://arxiv.org/abs/1503.02531
     """
 
-    temperature: float = 4.0
-
     formula: ClassVar[str] = "-T² · mean over b of sum over c of softmax(v_b/T)_c log softmax(z_b/T)_c"
     source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature at which nothing is defined."""
-        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the cross-entropy."""
@@ -159,7 +143,7 @@ class SoftCrossEntropy:
 
 @LOSSES.register("ttm")
 @dataclass(frozen=True)
-class TransformedTeacherMatching:
+class TransformedTeacherMatching(Softened):
     r"""Divergence of the student's prediction, as it is, from the teacher's softened one.
 
     .. math:: \frac{1}{B} \sum_{b=1}^{B} w_b \, \mathrm{KL}\big(\sigma(v_b/T) \,\|\, \sigma(z_b)\big)
@@ -183,17 +167,10 @@ class TransformedTeacherMatching:
     Source: Zheng & Yang (2024), https://arxiv.org/abs/2402.11148
     """
 
-    temperature: float = 4.0
     weighted: bool = False
 
     formula: ClassVar[str] = "mean over b of w_b · KL(softmax(v_b/T) ‖ softmax(z_b))"
     source: ClassVar[str] = "Zheng & Yang 2024 (TTM; weighted: WTTM)"
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature at which nothing is defined."""
-        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the divergence."""
@@ -206,7 +183,7 @@ class TransformedTeacherMatching:
 
 @LOSSES.register("jsd")
 @dataclass(frozen=True)
-class JensenShannon:
+class JensenShannon(Softened):
     r"""Jensen-Shannon divergence of the softened predictions: symmetric, and at most :math:`T^2 \log 2`.
 
     .. math::
@@ -230,16 +207,8 @@ class JensenShannon:
     Source: Lin (1991), https://doi.org/10.1109/18.61115
     """
 
-    temperature: float = 4.0
-
     formula: ClassVar[str] = "T² · mean over b of JSD(softmax(v_b/T), softmax(z_b/T))"
     source: ClassVar[str] = "Lin 1991"
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature at which nothing is defined."""
-        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the divergence."""

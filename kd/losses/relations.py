@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.terms import LOSSES, check_positive
+from kd.losses.terms import LOSSES, Softened
 
 
 @LOSSES.register("dist")
 @dataclass(frozen=True)
-class Correlation:
+class Correlation(Softened):
     r"""One minus Pearson's correlation of the softened predictions, along the classes and along the batch.
 
     .. math::
@@ -44,12 +44,6 @@ class Correlation:
 
     formula: ClassVar[str] = "T² · (beta · (1 - mean over b of ρ(p_b, q_b)) + gamma · (1 - mean over c of ρ(p_c, q_c)))"
     source: ClassVar[str] = "Huang et al. 2022 (DIST)"
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature at which nothing is defined."""
-        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the weighted distances."""
@@ -60,7 +54,7 @@ class Correlation:
 
 @LOSSES.register("mlkd")
 @dataclass(frozen=True)
-class MultiLevel:
+class MultiLevel(Softened):
     r"""Squared difference of the Gram matrices of the softened predictions: among images, and among classes.
 
     .. math::
@@ -89,16 +83,9 @@ class MultiLevel:
 
     batch: float = 1.0
     classes: float = 1.0
-    temperature: float = 4.0
 
     formula: ClassVar[str] = "batch/B · ‖p pᵀ - q qᵀ‖² + classes/C · ‖pᵀp - qᵀq‖²"
     source: ClassVar[str] = "Jin, Wang & Lin 2023, batch and class level"
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature at which nothing is defined."""
-        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the weighted differences."""

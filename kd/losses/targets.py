@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.terms import LOSSES, check_positive
+from kd.losses.terms import LOSSES, Softened
 
 
 @LOSSES.register("dkd")
 @dataclass(frozen=True)
-class DecoupledKD:
+class DecoupledKD(Softened):
     r"""Decoupled distillation: the divergence of target against rest, and that among the rest, weighed apart.
 
     .. math::
@@ -42,16 +42,10 @@ class DecoupledKD:
 
     alpha: float = 1.0
     beta: float = 8.0
-    temperature: float = 4.0
 
     formula: ClassVar[str] = "T² · mean over b of alpha · TCKD + beta · NCKD"
     source: ClassVar[str] = "Zhao et al. 2022 (DKD)"
-    needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature at which nothing is defined."""
-        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted sum of the two divergences."""
@@ -70,7 +64,7 @@ class DecoupledKD:
 
 @LOSSES.register("nkd")
 @dataclass(frozen=True)
-class NormalizedKD:
+class NormalizedKD(Softened):
     r"""Normalised distillation: cross-entropies of the target, and of the others among themselves.
 
     .. math::
@@ -100,12 +94,7 @@ class NormalizedKD:
 
     formula: ClassVar[str] = "mean over b of -q_y log p_y - gamma · T² · sum over c ≠ y of q'_c log p'_c"
     source: ClassVar[str] = "Yang et al. 2023 (NKD)"
-    needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature at which nothing is defined."""
-        check_positive(temperature=self.temperature)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted sum of the two cross-entropies."""

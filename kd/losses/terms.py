@@ -47,15 +47,27 @@ LOSSES: Registry[type[Loss]] = Registry("loss")
 """The losses by name; each is a class whose parameters are the loss's hyperparameters."""
 
 
-def check_positive(**hyperparameters: float) -> None:
-    """Refuse hyperparameters that are not above 0.
+@dataclass(frozen=True)
+class Softened:
+    """A loss on predictions that a temperature softens: it looks at the teacher, and at no labels unless it says so.
+
+    Args:
+        temperature: Above 0, dimensionless; 1 leaves the predictions as they are.
 
     Raises:
-        ValueError: If one is not; the message names it.
+        ValueError: If ``temperature`` is not positive.
     """
-    for name, value in hyperparameters.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{name} must be above 0, and is {value}")
+
+    temperature: float = 4.0
+
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature at which nothing is defined."""
+        given = self.temperature
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+            raise ValueError(f"temperature must be above 0, and is {given}")
 
 
 def hyperparameters_of(loss: type[Loss]) -> str:

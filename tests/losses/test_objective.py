@@ -33,7 +33,7 @@ def test_an_objective_is_the_weighted_sum_of_its_unweighted_terms(
 
 def test_a_terms_own_hyperparameter_wins_over_the_default() -> None:
     objective = build_objective("ce kl(temperature=7)=2 mse", temperature=3.0, label_smoothing=0.2)
-    losses = [term.loss for term in objective.terms]
+    losses: list[object] = [term.loss for term in objective.terms]
     assert losses == [CrossEntropy(label_smoothing=0.2), SoftenedKL(temperature=7), LogitMSE()]
     assert [term.weight for term in objective.terms] == [1.0, 2.0, 1.0]
 
