@@ -40,7 +40,8 @@ def test_a_terms_own_hyperparameter_wins_over_the_default() -> None:
 
 def test_without_a_default_a_loss_keeps_its_own_temperature() -> None:
     objective = build_objective("kl nkd", temperature=None)
-    assert [term.loss for term in objective.terms] == [SoftenedKL(temperature=4), NormalizedKD(temperature=1)]
+    losses: list[object] = [term.loss for term in objective.terms]
+    assert losses == [SoftenedKL(temperature=4), NormalizedKD(temperature=1)]
 
 
 def test_weights_and_hyperparameters_may_change_over_the_epochs() -> None:
