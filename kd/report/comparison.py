@@ -56,7 +56,7 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], console: Console) -> Non
     """Print what :func:`compare_objectives` returned as a table."""
     table = Table(title="Objectives, best first", title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     table.add_column("objective", overflow="fold")
-    for heading in ("last epoch", "against the best", "95 % interval", "beyond the noise?"):
+    for heading in ("last epoch", "difference", "95 % interval", "beyond noise"):
         table.add_column(heading, justify="right")
     for row in rows:
         std, interval = row["val_acc_std"], row["interval"]
