@@ -22,7 +22,7 @@ def repository() -> Path:
 @pytest.fixture(autouse=True)
 def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave nothing behind: work, caches and downloads stay in the test's own folder."""
-    here = tmp_path / "here"
+    here = tmp_path / "working_directory"
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
