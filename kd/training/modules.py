@@ -84,7 +84,8 @@ class ClassifierModule(LightningModule):
         batches = int(self.trainer.num_training_batches)
         # Often enough for a curve within a short epoch, seldom enough to cost nothing in a long one.
         every = max(1, min(LOG_EVERY, batches // 4))
-        if (batch_idx + 1) % every and batch_idx + 1 != batches:
+        is_last = batch_idx + 1 == batches or 0 < self.trainer.max_steps <= self.trainer.global_step
+        if (batch_idx + 1) % every and not is_last:
             return
         means = {name: self.trainer.strategy.reduce(value, reduce_op="mean") for name, value in self._means.take()}
         self.train_metrics = {f"train/{name}": float(value) for name, value in means.items()}
