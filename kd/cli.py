@@ -61,7 +61,7 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
         console.print(remark, highlight=False, soft_wrap=True, markup=False)
         return
     console.print(f"\nFiles in {done.folder}:", highlight=False, soft_wrap=True, markup=False)
-    checkpoints = [Path(run["checkpoint"]) for runs in done.runs.values() for run in runs]
+    checkpoints = [Path(run["checkpoint"]) for runs in done.runs.values() for run in runs if run["checkpoint"]]
     for file in [path, done.folder / "config.yaml", *checkpoints]:
         shown = file.relative_to(done.folder) if file.is_relative_to(done.folder) else file
         console.print(f"  {shown}", highlight=False, soft_wrap=True, markup=False)

@@ -104,6 +104,8 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
     name, arguments = match.groups()
     if not arguments:
         return name, {}
+    # A word with dots, such as the name of a layer, is one word here.
+    arguments = re.sub(r"(?<=[=,\[])(\s*)([A-Za-z_]\w*(?:\.\w+)+)(?=\s*[,\])]|\s*$)", r"\1'\2'", arguments)
     problem = UserError(f"{text!r}: in the parentheses stand key=value pairs, such as {name}(size=8)")
     try:
         call = ast.parse(f"_({arguments})", mode="eval").body
@@ -149,6 +151,9 @@ def parse_value(text: str) -> Any:  # noqa: ANN401 (whatever literal stands ther
 def _literal(node: ast.expr) -> Any:  # noqa: ANN401 (whatever literal stands there)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         return Call(node.func.id, tuple(ast.literal_eval(argument) for argument in node.args))
+    if isinstance(node, ast.List | ast.Tuple):
+        elements = [_literal(element) for element in node.elts]
+        return elements if isinstance(node, ast.List) else tuple(elements)
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 

@@ -84,20 +84,46 @@ class Data:
         1.0, "part of each class that the student's phases see, drawn by the seed", above=0, at_most=1
     )
     teacher_train_fraction: float = setting(1.0, "part of each class that the teacher sees", above=0, at_most=1)
+    unlabeled_data: str | None = setting(
+        None,
+        "folder of images without classes, at any depth: the student is distilled on them too, by the teacher alone",
+    )
+    unlabeled_rest: bool = setting(
+        False, "distil on the images that --train_fraction leaves out too, without their labels"
+    )
+    mixup: float = setting(0.0, "mixup of the student's images: alpha of its Beta distribution; 0: none", at_least=0)
+    cutmix: float = setting(0.0, "CutMix of the student's images: alpha of its Beta distribution; 0: none", at_least=0)
 
 
 @dataclass(frozen=True)
 class Models:
     """The networks. ``kd models`` lists the names."""
 
-    teacher_model: str = setting(
-        "densenet121", "torchvision's name, timm/NAME, simple, convnet(widths=[16,32]), ..., or path/to/file.py:factory"
+    teacher_model: tuple[str, ...] = setting(
+        ("densenet121",),
+        "torchvision's name, timm/NAME, simple, convnet(widths=[16,32]), ..., or path/to/file.py:factory; several "
+        "answer as one",
     )
     student_model: str = setting("simple", "as for --teacher_model")
     teacher_pretrained: bool = setting(False, "start the teacher from published weights")
     student_pretrained: bool = setting(False, "start the student from published weights")
-    teacher_checkpoint: str | None = setting(
-        None, "checkpoint of the teacher to distil; None: the one that --train_teacher left"
+    assistant_pretrained: bool = setting(False, "start the assistants from published weights")
+    teacher_checkpoint: tuple[str, ...] = setting(
+        (), "checkpoint of the teacher to distil, or of each; none: what --train_teacher left"
+    )
+    teacher_weights: tuple[float, ...] = setting(
+        (), "weights of several teachers, of any sum; none: all alike", at_least=0
+    )
+    teacher_average: Literal["probabilities", "logits"] = setting(
+        "probabilities", "what of several teachers is averaged"
+    )
+    teacher_image_size: tuple[int, ...] = setting(
+        (),
+        "side of the images that the teacher (or each) is made for, if not image_size: it sees the student's, resized",
+        at_least=1,
+    )
+    assistants: tuple[str, ...] = setting(
+        (), "networks between teacher and student, from large to small: each is distilled from the one before it"
     )
 
 
@@ -135,6 +161,12 @@ class Optimization:
     teacher_epochs: int | None = setting(None, "epochs for the teacher", at_least=1)
     max_steps: int | None = setting(None, "end after this many optimizer steps, if that is sooner", at_least=1)
     teacher_steps: int | None = setting(None, "the same for the teacher; None: no such end", at_least=1)
+    ema: float | None = setting(
+        None,
+        "decay of a moving average of the student's weights, such as 0.999: it is measured and saved",
+        above=0,
+        below=1,
+    )
     gradient_clip: float | None = setting(None, "largest norm of the gradient", above=0)
     accumulate: int = setting(1, "batches whose gradients are summed before a step", at_least=1)
 
@@ -212,18 +244,19 @@ def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> N
         UserError: If a value is out of its range.
     """
     for section, one in setting_fields():
-        value = getattr(getattr(settings, section), one.name)
-        if one.name not in names or isinstance(value, str | bool | tuple) or value is None:
-            continue
-        wrong = [
-            f"{words} {bound}"
-            for words, bound in one.metadata["bounds"].items()
-            if bound is not None and not _HOLDS[words](value, bound)
-        ]
-        if not math.isfinite(value):
-            wrong = ["finite"]
-        if wrong:
-            raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")
+        given = getattr(getattr(settings, section), one.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if one.name not in names or isinstance(value, str | bool) or value is None:
+                continue
+            wrong = [
+                f"{words} {bound}"
+                for words, bound in one.metadata["bounds"].items()
+                if bound is not None and not _HOLDS[words](value, bound)
+            ]
+            if not math.isfinite(value):
+                wrong = ["finite"]
+            if wrong:
+                raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")
 
 
 def markdown_table() -> str:
@@ -234,7 +267,7 @@ def markdown_table() -> str:
         if section != section_before:
             lines.append(f"| **{section}** | | |")
             section_before = section
-        default = " ".join(one.default) if isinstance(one.default, tuple) else one.default
+        default = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
         words = one.metadata["help"].replace("|", "\\|")
         lines.append(f"| `--{one.name}` | {'' if default in ('', None) else f'`{default}`'} | {words} |")
     return "\n".join(lines)

@@ -285,15 +285,20 @@ def _as_flags(values: Mapping[object, object], *, origin: str) -> Iterator[_Flag
         where = f"{origin}, key {key!r}"
         if not isinstance(key, str) or key not in _FIELDS:
             raise UserError(f"{where}: there is no such setting{suggestion(str(key), _FIELDS)}")
-        several = isinstance(value, list | dict)
-        if several and not str(_FIELDS[key].type).startswith("tuple"):
+        if isinstance(value, list | dict) and not _holds_several(key):
             raise UserError(f"{where}: one value stands here, not {value!r}")
         words = [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else None
         if words is None:
-            words = [_word(item) for item in value] if isinstance(value, list) else [_word(value)]
+            items = value if isinstance(value, list) else [value]
+            # None of several is no value at all.
+            words = [_word(item) for item in items if not (item is None and _holds_several(key))]
         if key in _SWITCHES and words[0] not in _TRUTH.values():
             raise UserError(f"{where}: this is true or false, not {value!r}")
         yield _Flags((f"--{key}", *words), where)
+
+
+def _holds_several(key: str) -> bool:
+    return str(_FIELDS[key].type).startswith("tuple")
 
 
 def _word(value: object) -> str:

@@ -25,7 +25,7 @@ def test_a_configuration_is_understood(path: Path) -> None:
 def test_the_shipped_file_of_flags_is_understood_and_names_no_phase(repository: Path) -> None:
     settings, remarks, _ = resolve(["--args_file", str(repository / "commandline_args.txt")])
     assert remarks == []
-    assert (settings.models.teacher_model, settings.data.image_size) == ("densenet121", 224)
+    assert (settings.models.teacher_model, settings.data.image_size) == (("densenet121",), 224)
     build_objective(list(settings.objective.loss))
     # --distill alone must distil alone.
     phases = settings.phases

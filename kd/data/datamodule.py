@@ -7,14 +7,14 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from kd.data.images import Splits, keep_fraction
+from kd.data.images import LabelledImages, Splits, hide_labels, joined, keep_fraction
 from kd.data.views import EpochSampler, Views, plain_view, training_view
 from kd.errors import UserError
 from kd.randomness import derive_seed
 
 
 class ImageData(LightningDataModule):
-    """Batches ``(images, labels)`` of views: ``(B, 3, S, S)``, float32 in [0, 1], and ``(B,)``, int64.
+    """Batches ``(images, labels)`` of views: ``(B, 3, S, S)``, float32 in [0, 1], and ``(B,)``, int64 (-1: none).
 
     The views cross to the device as uint8 and become numbers in [0, 1] there. All validation images count, whatever the
     batch size; of the training images none is left out, but for a last batch of a single image, which batch
@@ -29,6 +29,9 @@ class ImageData(LightningDataModule):
         resize: How plain views become square, ``crop`` or ``squash``.
         train_fraction: Part of each class to train on, drawn by the seed.
         seed: What views, order and fraction hang on.
+        unlabelled: Images without labels to train on besides.
+        unlabelled_rest: Whether to train on what the fraction leaves out too, without its labels.
+        reads_labels: Whether the labels of the training images are looked at; else all of them are hidden.
     """
 
     def __init__(
@@ -42,6 +45,9 @@ class ImageData(LightningDataModule):
         resize: str = "crop",
         train_fraction: float = 1.0,
         seed: int = 0,
+        unlabelled: LabelledImages | None = None,
+        unlabelled_rest: bool = False,
+        reads_labels: bool = True,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -50,9 +56,20 @@ class ImageData(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         view_seed = None if augment == "none" else seed
-        self.train_views = Views(splits.train, training_view(augment, image_size, resize), seed=view_seed)
+        kept = keep_fraction(splits.train, train_fraction, seed=seed)
+        everything = range(len(splits.train))
+        self.train_indices = list(everything) if unlabelled_rest else kept
+        images = splits.train
+        if not reads_labels:
+            images = hide_labels(images, everything)
+        elif unlabelled_rest:
+            images = hide_labels(images, sorted(set(everything) - set(kept)))
+        if unlabelled is not None:
+            self.train_indices += range(len(images), len(images) + len(unlabelled))
+            images = joined(images, unlabelled)
+        self.has_unlabelled = not reads_labels or unlabelled_rest or unlabelled is not None
+        self.train_views = Views(images, training_view(augment, image_size, resize), seed=view_seed)
         self.val_views = Views(splits.val, plain_view(image_size, resize), seed=None)
-        self.train_indices = keep_fraction(splits.train, train_fraction, seed=seed)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the training batches of this process, in an order that hangs on (seed, epoch)."""

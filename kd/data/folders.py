@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from kd.data.images import LabelledImages, Splits
+from kd.data.images import UNLABELLED, LabelledImages, Splits
 from kd.errors import UserError
 
 # What file managers leave behind; anything else that is no image is a person's to decide about.
@@ -78,6 +78,30 @@ def read_folder(folder: Path) -> LabelledImages:
         classes=tuple(child.name for child in class_folders),
         labels=labels,
         keys=[path.relative_to(folder).as_posix() for path in paths],
+        load=functools.partial(_load_at, paths),
+    )
+
+
+def read_unlabelled(folder: str | Path) -> LabelledImages:
+    """Read a folder of images without classes, at any depth.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: If there is no such folder, it holds no image, or a file that is none.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--unlabeled_data {folder}: there is no such folder")
+    paths = [path for path in sorted(root.rglob("*")) if _is_image(path)]
+    if not paths:
+        raise UserError(f"--unlabeled_data {folder}: this folder holds no images")
+    return LabelledImages(
+        classes=(),
+        labels=[UNLABELLED] * len(paths),
+        # Apart from the keys of the labelled images, whose views would be the same.
+        keys=[f"unlabeled/{path.relative_to(root).as_posix()}" for path in paths],
         load=functools.partial(_load_at, paths),
     )
 

@@ -1,12 +1,16 @@
 """Labelled images: where they come from is behind them, their classes, labels and pixels are at hand."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kd.randomness import derive_seed
+
+UNLABELLED = -1
+"""The label of an image without one."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class LabelledImages:
 
     Args:
         classes: Names of the classes; a label is an index into them.
-        labels: Label of each image, ``(N,)``.
+        labels: Label of each image, ``(N,)``; :data:`UNLABELLED` where it has none.
         keys: What identifies each image wherever the data lie (its path within its folder); its views hang on it.
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
     """
@@ -28,6 +32,28 @@ class LabelledImages:
     def __len__(self) -> int:
         """Count the images."""
         return len(self.labels)
+
+
+def hide_labels(images: LabelledImages, indices: Sequence[int]) -> LabelledImages:
+    """Return the same images, those at some indices without their labels."""
+    labels = list(images.labels)
+    for index in indices:
+        labels[index] = UNLABELLED
+    return replace(images, labels=labels)
+
+
+def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
+    """Return the images of both, with the classes of the first; the indices of the second follow on."""
+    return LabelledImages(
+        classes=first.classes,
+        labels=[*first.labels, *second.labels],
+        keys=[*first.keys, *second.keys],
+        load=partial(_load_either, first, second),
+    )
+
+
+def _load_either(first: LabelledImages, second: LabelledImages, index: int) -> Tensor:
+    return first.load(index) if index < len(first) else second.load(index - len(first))
 
 
 @dataclass(frozen=True)

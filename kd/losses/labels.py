@@ -24,7 +24,7 @@ class CrossEntropy:
     Shape:
         - student: ``(B, C)``, logits :math:`z`.
         - teacher: not looked at.
-        - labels: ``(B,)``, integers from 0 to C - 1.
+        - labels: ``(B,)``, integers from 0 to C - 1, or ``(B, C)``, probabilities :math:`y`.
         - returns: scalar, in nats.
 
     Raises:
@@ -37,8 +37,10 @@ class CrossEntropy:
 
     formula: ClassVar[str] = "mean over b of -log softmax(z_b)[y_b]"
     source: ClassVar[str] = "Szegedy et al. 2015, section 7 (label smoothing)"
+    paper: ClassVar[str] = "ce=1"
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
+    takes_soft_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse a part that is none."""

@@ -32,6 +32,7 @@ class LogitMSE:
 
     formula: ClassVar[str] = "mean over b, c of (z_bc - v_bc)²"
     source: ClassVar[str] = "Ba & Caruana 2013, section 2"
+    paper: ClassVar[str] = "mse=1"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
 
@@ -71,6 +72,7 @@ class SoftenedKL(Softened):
 
     formula: ClassVar[str] = "T² · mean over b of KL(softmax(v_b/T) ‖ softmax(z_b/T))"
     source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
+    paper: ClassVar[str] = "ce=0.1 kl=0.9"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the divergence."""
@@ -99,6 +101,7 @@ class HardDistillation:
 
     formula: ClassVar[str] = "mean over b of -log softmax(z_b)[argmax v_b]"
     source: ClassVar[str] = "Touvron et al. 2020 (DeiT), section 4"
+    paper: ClassVar[str] = "ce=0.5 hard=0.5"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
 
@@ -134,6 +137,7 @@ class SoftCrossEntropy(Softened):
 
     formula: ClassVar[str] = "-T² · mean over b of sum over c of softmax(v_b/T)_c log softmax(z_b/T)_c"
     source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
+    paper: ClassVar[str] = "ce=0.1 soft_ce=0.9"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the cross-entropy."""
@@ -171,6 +175,7 @@ class TransformedTeacherMatching(Softened):
 
     formula: ClassVar[str] = "mean over b of w_b · KL(softmax(v_b/T) ‖ softmax(z_b))"
     source: ClassVar[str] = "Zheng & Yang 2024 (TTM; weighted: WTTM)"
+    paper: ClassVar[str] = ""
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the divergence."""
@@ -209,6 +214,7 @@ class JensenShannon(Softened):
 
     formula: ClassVar[str] = "T² · mean over b of JSD(softmax(v_b/T), softmax(z_b/T))"
     source: ClassVar[str] = "Lin 1991"
+    paper: ClassVar[str] = ""
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the divergence."""
@@ -237,6 +243,7 @@ class CosineDistance:
 
     formula: ClassVar[str] = "1 - mean over b of cos(z_b, v_b)"
     source: ClassVar[str] = "Sanh et al. 2019 (DistilBERT, on hidden states), section 3"
+    paper: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
 

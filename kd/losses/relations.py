@@ -44,6 +44,7 @@ class Correlation(Softened):
 
     formula: ClassVar[str] = "T² · (beta · (1 - mean over b of ρ(p_b, q_b)) + gamma · (1 - mean over c of ρ(p_c, q_c)))"
     source: ClassVar[str] = "Huang et al. 2022 (DIST)"
+    paper: ClassVar[str] = "ce=1 dist=1"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the weighted distances."""
@@ -86,6 +87,7 @@ class MultiLevel(Softened):
 
     formula: ClassVar[str] = "batch/B · ‖p pᵀ - q qᵀ‖² + classes/C · ‖pᵀp - qᵀq‖²"
     source: ClassVar[str] = "Jin, Wang & Lin 2023, batch and class level"
+    paper: ClassVar[str] = ""
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the weighted differences."""

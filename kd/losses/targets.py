@@ -45,6 +45,7 @@ class DecoupledKD(Softened):
 
     formula: ClassVar[str] = "T² · mean over b of alpha · TCKD + beta · NCKD"
     source: ClassVar[str] = "Zhao et al. 2022 (DKD)"
+    paper: ClassVar[str] = "ce=1 'dkd(beta=8)=warmup(1, 20)'"
     needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -94,6 +95,7 @@ class NormalizedKD(Softened):
 
     formula: ClassVar[str] = "mean over b of -q_y log p_y - gamma · T² · sum over c ≠ y of q'_c log p'_c"
     source: ClassVar[str] = "Yang et al. 2023 (NKD)"
+    paper: ClassVar[str] = "ce=1 nkd=1"
     needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

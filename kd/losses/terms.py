@@ -17,33 +17,41 @@ class Outputs:
 
     Args:
         logits: ``(B, C)``.
-        features: Feature maps by the name of their node, for the terms that ask for them.
-        images: The images that it saw, ``(B, 3, S, S)`` in [0, 1]; teacher and student see the same.
+        features: Feature maps ``(B, C', H, W)`` by the name of their node, for the terms that ask for them.
+        gradients: ``(B, 3, S, S)``, gradient to each image of the logit that the teacher puts first, for the terms that
+            ask for it.
     """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    images: Tensor | None = None
+    gradients: Tensor | None = None
 
 
-class Loss(Protocol):
-    """A loss on logits, and what it needs.
+class Described(Protocol):
+    """What every loss says of itself, in a class attribute each.
 
-    A class attribute each: ``formula`` and ``source`` for the lists, ``needs_teacher`` and ``needs_labels`` for whoever
-    builds the step.
+    ``formula``, ``source`` and ``paper`` (the objective with the weights that were published for it, in our spelling,
+    or nothing where there are none for classifiers) stand in the lists; ``needs_teacher`` and ``needs_labels`` are for
+    whoever builds the step. One that needs labels and can be given them softened, ``(B, C)``, says
+    ``takes_soft_labels = True``.
     """
 
     formula: ClassVar[str]
     source: ClassVar[str]
+    paper: ClassVar[str]
     needs_teacher: ClassVar[bool]
     needs_labels: ClassVar[bool]
+
+
+class Loss(Described, Protocol):
+    """A loss on logits."""
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return the mean over the batch: logits ``(B, C)`` twice, labels ``(B,)``, to a scalar."""
         ...
 
 
-LOSSES: Registry[type[Loss]] = Registry("loss")
+LOSSES: Registry[type[Described]] = Registry("loss")
 """The losses by name; each is a class whose parameters are the loss's hyperparameters."""
 
 
@@ -70,7 +78,7 @@ class Softened:
             raise ValueError(f"temperature must be above 0, and is {given}")
 
 
-def hyperparameters_of(loss: type[Loss]) -> str:
+def hyperparameters_of(loss: type[Described]) -> str:
     """Write down the hyperparameters of a loss with their defaults, as ``alpha=1.0, beta=8.0``."""
     return ", ".join(f"{one.name}={one.default}" for one in inspect.signature(loss).parameters.values())
 
@@ -78,7 +86,12 @@ def hyperparameters_of(loss: type[Loss]) -> str:
 def markdown_table() -> str:
     """Return all losses as a Markdown table, as it stands in the README."""
     rows = [
-        f"| `{name}` | {loss.formula} | {hyperparameters_of(loss)} | {loss.source} |".replace("|  |", "| |")
+        f"| `{name}` | {loss.formula} | {hyperparameters_of(loss)} | {_code(loss.paper)} | {loss.source} |"
         for name, loss in LOSSES.items()
     ]
-    return "\n".join(["| name | formula | hyperparameters | source |", "|---|---|---|---|", *rows])
+    heading = ["| name | formula | hyperparameters | `--loss`, as published | source |", "|---|---|---|---|---|"]
+    return "\n".join([*heading, *(row.replace("|  |", "| |") for row in rows)])
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""

@@ -3,6 +3,8 @@
 from kd.models.catalogue import SMALL, build_classifier, parameters_by_name, torchvision_names
 from kd.models.checkpoint import CLASSIFIER_KEY, STATE_PREFIX, load_classifier, read_description
 from kd.models.classifier import Classifier, Description, Normalization
+from kd.models.ensemble import Ensemble
+from kd.models.features import FeatureReader, Survey, as_map, survey
 
 __all__ = [
     "CLASSIFIER_KEY",
@@ -10,10 +12,15 @@ __all__ = [
     "STATE_PREFIX",
     "Classifier",
     "Description",
+    "Ensemble",
+    "FeatureReader",
     "Normalization",
+    "Survey",
+    "as_map",
     "build_classifier",
     "load_classifier",
     "parameters_by_name",
     "read_description",
+    "survey",
     "torchvision_names",
 ]

@@ -1,6 +1,7 @@
 """The phases in order, and the measuring of what they leave; the only reader of the settings besides the commands."""
 
 from kd.pipeline.evaluation import evaluate_checkpoint
-from kd.pipeline.experiment import Experiment, run_experiment
+from kd.pipeline.experiment import run_experiment
+from kd.pipeline.journal import Experiment
 
 __all__ = ["Experiment", "evaluate_checkpoint", "run_experiment"]

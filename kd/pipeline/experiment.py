@@ -1,19 +1,18 @@
-"""The phases in order: the teacher, then for each seed the student alone and the student distilled."""
+"""The phases in order: teachers, assistants, then for each seed the student alone and the student distilled."""
 
 import dataclasses
-import re
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import pairwise
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
-from kd.data import ImageData
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
-from kd.models import Classifier, load_classifier
-from kd.pipeline.ingredients import Ingredients
-from kd.pipeline.records import Facts, earlier_runs, relevant_settings, write_facts
+from kd.models import Classifier, Ensemble, load_classifier
+from kd.pipeline.ingredients import Ingredients, slug
+from kd.pipeline.journal import Experiment, Journal
 from kd.pipeline.teacher import (
     FoundTeacher,
     chance,
@@ -22,30 +21,25 @@ from kd.pipeline.teacher import (
     is_no_better_than_chance,
     load_teacher,
 )
+from kd.randomness import seeded
 from kd.settings import Settings
 from kd.sources import write_config
-from kd.training import ClassifierModule, DistillationModule, FrozenTeacher, Run, build_trainer, evaluate, train
-
-_TITLES = {"teacher": "Teacher", "baseline": "Student alone", "distilled": "Student distilled"}
+from kd.training import ClassifierModule, DistillationModule, FrozenTeacher, Run, build_trainer, evaluate
 
 
-@dataclass
-class Experiment:
-    """What a call did.
+@dataclass(frozen=True)
+class _Teacher:
+    """A network that teaches: a teacher, several as one, or an assistant.
 
     Args:
-        folder: Where its files are.
-        data: Name of the data set.
-        runs: What each training came to, by phase; with those of earlier calls that were trained alike.
-        kept: Whether there are files.
-        is_global_zero: Whether this process, of several, is the one that speaks and writes.
+        network: The network.
+        checkpoints: Where its weights come from; none in a trial run.
+        accuracy: On the student's validation images, a fraction of 1.
     """
 
-    folder: Path
-    data: str
-    runs: dict[str, list[Facts]] = field(default_factory=dict)
-    kept: bool = True
-    is_global_zero: bool = True
+    network: Classifier | Ensemble
+    checkpoints: tuple[str, ...]
+    accuracy: float
 
 
 def run_experiment(settings: Settings, *, console: Console | None = None) -> Experiment:
@@ -66,192 +60,239 @@ class _Pipeline:
 
     def __init__(self, settings: Settings, console: Console) -> None:
         self.settings = settings
-        self.console = console
-        phases = settings.phases
-        self.compares = bool(settings.objective.compare_losses)
-        # Either needs a teacher.
-        self.distills = phases.distill or self.compares
+        phases, models = settings.phases, settings.models
+        # To compare objectives needs a teacher, too.
+        self.distills = phases.distill or bool(settings.objective.compare_losses)
         self.baseline = phases.baseline or not (phases.train_teacher or self.distills)
         self.made = Ingredients.prepare(settings)
-        self.experiment = Experiment(self.made.folder, self.made.splits.name, kept=not settings.machine.fast_dev_run)
-        if phases.distill and not self.made.objective.needs_teacher:
-            raise UserError(
-                f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distil, as no term looks "
-                "at the teacher; add one such as kl=0.9, or use --baseline"
-            )
-        if phases.train_teacher and settings.models.teacher_checkpoint is not None:
-            raise UserError("--train_teacher trains a teacher and --teacher_checkpoint names one: which one is meant?")
+        self.journal = Journal(self.made, console)
+        self.objectives = ([self.made.objective] if phases.distill or models.assistants else []) + list(
+            self.made.compared.values()
+        )
+        self.sizes = self._check_flags()
         for remark in self.made.remarks:
-            self._say(remark)
+            self.journal.say(remark)
         # What Lightning can't run on is refused here, too.
         build_trainer(self.made.hardware, logger=False, enable_checkpointing=False)
-        if self.baseline or self.distills:
-            self.made.student(phases.seed)
-        self.untrained = self.made.teacher(phases.seed) if phases.train_teacher else None
-        self.found = self._find_teacher() if self.distills and not phases.train_teacher else None
+        student = self.made.student(phases.seed) if self.baseline or self.distills else None
+        assistants = [self.made.assistant(name, phases.seed) for name in models.assistants] if self.distills else []
+        self.untrained = self._untrained_teachers() if phases.train_teacher else []
+        self.found = self._find_teachers() if self.distills and not phases.train_teacher else []
+        if self.distills and student is not None:
+            teachers = self.untrained or [classifier for _, classifier in self.found]
+            self._rehearse([self._as_one(teachers), *assistants, student])
 
     def run(self) -> Experiment:
-        phases = self.settings.phases
-        if self.experiment.kept:
+        phases, made = self.settings.phases, self.made
+        if self.journal.experiment.kept:
             try:
-                rank_zero_only(write_config)(self.settings, self.made.folder / "config.yaml")
+                rank_zero_only(write_config)(self.settings, made.folder / "config.yaml")
             except OSError as error:
-                raise UserError(f"--default_root_dir {self.made.root}: nothing can be written there: {error}") from None
-        teacher = self.found[1] if self.found is not None else None
-        if self.untrained is not None:
-            teacher = self._train_teacher(self.untrained)
-        teacher_acc = self._measure(teacher) if self.distills and teacher is not None else None
+                raise UserError(f"--default_root_dir {made.root}: nothing can be written there: {error}") from None
+        teacher = self._teach()
+        if teacher is not None and self.distills:
+            for number, name in enumerate(self.settings.models.assistants, start=1):
+                teacher = self._assist(teacher, number, name)
         for seed in range(phases.seed, phases.seed + phases.seeds):
             if self.baseline:
-                self._train_student("baseline", self._baseline(seed))
-            if phases.distill and teacher is not None:
-                self._train_student("distilled", self._distillation(seed, teacher, teacher_acc, self.made.objective))
-            for written, objective in self.made.compared.items():
+                self._train_baseline(seed)
+            if teacher is not None and phases.distill:
+                self._distil("distilled", made.student(seed), teacher, made.objective, seed=seed)
+            for written, objective in made.compared.items():
                 if teacher is not None:
-                    module = self._distillation(seed, teacher, teacher_acc, objective)
-                    self._train_student("compared", module, written=written)
-        self._add_earlier_runs()
-        self.experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
-        return self.experiment
+                    self._distil("compared", made.student(seed), teacher, objective, seed=seed, written=written)
+        self.journal.add_earlier_runs(teacher.checkpoints if teacher is not None and self.distills else ())
+        experiment = self.journal.experiment
+        experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
+        return experiment
 
-    @rank_zero_only
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    def _find_teacher(self) -> tuple[FoundTeacher, Classifier]:
-        models, made = self.settings.models, self.made
-        size = self.settings.data.image_size
-        if models.teacher_checkpoint is not None:
-            found = given_teacher(models.teacher_checkpoint)
-        else:
-            name = made.splits.name
-            found = find_teacher(made.root, made.folder, data=name, model=models.teacher_model, image_size=size)
-        self._say(f"Teacher: {found.checkpoint}")
-        teacher = load_teacher(found.checkpoint, model=models.teacher_model, splits=made.splits)
-        made_for = teacher.description.image_size
-        if made_for != size:
+    def _check_flags(self) -> list[int]:
+        """Refuse flags that contradict one another; return the image size of each teacher."""
+        phases, models = self.settings.phases, self.settings.models
+        if phases.distill and not self.made.objective.needs_teacher:
             raise UserError(
-                f"the teacher {found.checkpoint} was trained on images of {made_for} px, and --image_size is {size}; "
-                "teacher and student see the same view"
+                f"--distill --loss {' '.join(self.settings.objective.loss)}: there is nothing to distil, as no term "
+                "looks at the teacher; add one such as kl=0.9, or use --baseline"
             )
-        return found, teacher
+        if phases.train_teacher and models.teacher_checkpoint:
+            raise UserError("--train_teacher trains a teacher and --teacher_checkpoint names one: which one is meant?")
+        count = len(models.teacher_model)
+        if not count:
+            raise UserError("--teacher_model: a teacher has a name")
+        for flag, given in (
+            ("--teacher_checkpoint", models.teacher_checkpoint),
+            ("--teacher_weights", models.teacher_weights),
+            ("--teacher_image_size", models.teacher_image_size),
+        ):
+            may_be_one = flag == "--teacher_image_size"
+            if len(given) not in ({0, 1, count} if may_be_one else {0, count}):
+                raise UserError(
+                    f"{flag} {' '.join(map(str, given))}: these are {len(given)}, and --teacher_model names {count}"
+                )
+        if models.teacher_weights and not sum(models.teacher_weights) > 0:
+            raise UserError("--teacher_weights: one of them must be above 0")
+        sizes = list(models.teacher_image_size or [self.settings.data.image_size])
+        return sizes * count if len(sizes) == 1 else sizes
 
-    def _train_teacher(self, untrained: Classifier) -> Classifier:
-        wanted, seed = self.settings.optimization, self.settings.phases.seed
+    def _as_one(self, teachers: list[Classifier]) -> Classifier | Ensemble:
+        models = self.settings.models
+        if len(teachers) == 1:
+            return teachers[0]
+        return Ensemble(teachers, weights=models.teacher_weights, average=models.teacher_average)
+
+    def _rehearse(self, networks: list[Classifier | Ensemble]) -> None:
+        """Take the chain's steps once on two random images, where features or gradients are compared."""
+        for objective in self.objectives:
+            if not objective.trains_head:
+                names = " ".join(term.name for term in objective.terms)
+                self.journal.say(
+                    f"Note: {names} does not look at the student's logits, so that its last layer learns nothing; "
+                    "add a term that does, such as ce."
+                )
+            if not (objective.feature_terms or objective.needs_gradients):
+                continue
+            for teacher, student in pairwise(networks):
+                assert isinstance(student, Classifier)  # noqa: S101 (for the type checker: teachers come first)
+                with seeded("rehearsal"):
+                    module = DistillationModule(teacher=FrozenTeacher(teacher), student=student, objective=objective)
+                    module.rehearse(torch.rand(2, 3, student.description.image_size, student.description.image_size))
+
+    def _untrained_teachers(self) -> list[Classifier]:
+        names = self.settings.models.teacher_model
+        return [
+            self.made.teacher(name, self._seed_of(index), size)
+            for index, (name, size) in enumerate(zip(names, self.sizes, strict=True))
+        ]
+
+    def _seed_of(self, index: int) -> int:
+        """Return a teacher's seed: the same network once more is trained with the next one."""
+        names = self.settings.models.teacher_model
+        return self.settings.phases.seed + names[:index].count(names[index])
+
+    def _find_teachers(self) -> list[tuple[FoundTeacher, Classifier]]:
+        models, made = self.settings.models, self.made
+        found: list[tuple[FoundTeacher, Classifier]] = []
+        for index, (name, size) in enumerate(zip(models.teacher_model, self.sizes, strict=True)):
+            if models.teacher_checkpoint:
+                one = given_teacher(models.teacher_checkpoint[index])
+            else:
+                taken = [earlier for earlier, _ in found]
+                data = made.splits.name
+                one = find_teacher(made.root, made.folder, data=data, model=name, image_size=size, besides=taken)
+            self.journal.say(f"Teacher: {one.checkpoint}")
+            found.append((one, load_teacher(one.checkpoint, model=name, splits=made.splits, image_size=size)))
+        return found
+
+    def _teach(self) -> _Teacher | None:
+        """Train the teachers, or take those that were found, and measure them where they are to teach."""
+        runs = self.journal.experiment.runs
+        several = len(self.settings.models.teacher_model) > 1
+        teachers = [classifier for _, classifier in self.found]
+        checkpoints = [str(one.checkpoint) for one, _ in self.found]
+        for index, untrained in enumerate(self.untrained):
+            run, teacher = self._train_teacher(untrained, seed=self._seed_of(index), several=several)
+            teachers.append(teacher)
+            checkpoints += [run.checkpoint] if run.checkpoint else []
+        if not teachers or not (self.distills or several):
+            return None
+        accuracies = [self._measure("teacher", teacher) for teacher in teachers]
+        for (one, teacher), accuracy in zip(self.found, accuracies, strict=False):
+            phase = _phase_of(teacher, several=several)
+            runs.setdefault(phase, []).append(one.facts(teacher, accuracy) | {"phase": phase})
+        network = self._as_one(teachers)
+        if not several:
+            return _Teacher(network, tuple(checkpoints), accuracies[0])
+        accuracy = self._measure(f"ensemble of {len(teachers)} teachers", network)
+        runs["teacher"] = [
+            {
+                "phase": "teacher",
+                "seed": None,
+                "model": network.description.architecture,
+                "parameters": network.count_parameters(),
+                "val_acc": accuracy,
+                "best_val_acc": accuracy,
+                "checkpoint": None,
+            }
+        ]
+        return _Teacher(network, tuple(checkpoints), accuracy)
+
+    def _train_teacher(self, untrained: Classifier, *, seed: int, several: bool) -> tuple[Run, Classifier]:
+        smoothing = self.settings.objective.teacher_label_smoothing
         module = ClassifierModule(
             untrained,
-            objective=build_objective("ce", label_smoothing=self.settings.objective.teacher_label_smoothing),
-            recipe=self.made.recipe(wanted.teacher_learning_rate),
+            objective=build_objective("ce", label_smoothing=smoothing),
+            recipe=self.made.recipe(self.settings.optimization.teacher_learning_rate),
             seed=seed,
         )
-        data = self.made.data(seed, train_fraction=self.settings.data.teacher_train_fraction)
-        epochs = wanted.teacher_epochs or wanted.max_epochs
-        run = self._train("teacher", module, data, max_epochs=epochs, max_steps=wanted.teacher_steps)
-        return load_classifier(run.checkpoint, architecture=run.model) if run.checkpoint else module.model
+        data = self.made.teacher_data(seed, untrained.description.image_size)
+        run = self.journal.train(_phase_of(untrained, several=several), module, data)
+        return run, load_classifier(run.checkpoint, architecture=run.model) if run.checkpoint else untrained
 
-    def _measure(self, teacher: Classifier) -> float:
-        """Measure the teacher on the student's validation images, and refuse one that has learnt nothing."""
+    def _assist(self, teacher: _Teacher, number: int, name: str) -> _Teacher:
+        """Distil an assistant, which then teaches."""
+        seed = self.settings.phases.seed
+        untrained = self.made.assistant(name, seed)
+        run = self._distil(f"assistant/{number}-{slug(name)}", untrained, teacher, self.made.objective, seed=seed)
+        assistant = load_classifier(run.checkpoint, architecture=run.model) if run.checkpoint else untrained
+        accuracy = self._measure("assistant", assistant)
+        return _Teacher(assistant, (run.checkpoint,) if run.checkpoint else (), accuracy)
+
+    def _measure(self, what: str, network: Classifier | Ensemble) -> float:
+        """Measure who teaches on the student's validation images, and refuse one that has learnt nothing."""
         # On all of them, whatever --limit_val_batches says: the first batches hold the first classes alone.
         hardware = dataclasses.replace(self.made.hardware, limit_val_batches=1.0)
-        accuracy = evaluate(teacher, self.made.data(self.settings.phases.seed), hardware=hardware)["val/acc"]
+        # As it will be asked: an ensemble shows each member the images at its own size.
+        answering = network if isinstance(network, Ensemble) else Ensemble([network])
+        data = self.made.student_data(self.settings.phases.seed)
+        accuracy = evaluate(answering, data, hardware=hardware)["val/acc"]
         labels = self.made.splits.val.labels
-        name = teacher.description.architecture
-        self._say(f"The teacher, {name}, is right on {accuracy:.1%} of the validation images.")
+        name = network.description.architecture
+        self.journal.say(f"The {what}, {name}, is right on {accuracy:.1%} of the validation images.")
         if is_no_better_than_chance(accuracy, labels):
             words = (
-                f"the teacher's accuracy, {accuracy:.1%}, is no better than chance: always to say the most frequent "
-                f"class would be right on {chance(labels):.1%}"
+                f"the {what.split(maxsplit=1)[0]}'s accuracy, {accuracy:.1%}, is no better than chance: always to say "
+                f"the most frequent class would be right on {chance(labels):.1%}"
             )
             if not (self.settings.machine.fast_dev_run or self.settings.phases.allow_weak_teacher):
                 raise UserError(f"{words}; train it longer, or distil it all the same with --allow_weak_teacher")
-            self._say(f"Warning: {words}.")
-        if self.found is not None:
-            self.experiment.runs["teacher"] = [self.found[0].facts(teacher, accuracy)]
+            self.journal.say(f"Warning: {words}.")
         return accuracy
 
-    def _baseline(self, seed: int) -> ClassifierModule:
-        return ClassifierModule(
+    def _train_baseline(self, seed: int) -> None:
+        module = ClassifierModule(
             self.made.student(seed),
             objective=build_objective("ce", label_smoothing=self.settings.objective.label_smoothing),
             recipe=self.made.recipe(),
             seed=seed,
+            mixing=self.made.mixing,
+            ema=self.settings.optimization.ema,
         )
+        self.journal.train("baseline", module, self.made.student_data(seed))
 
-    def _distillation(
-        self, seed: int, teacher: Classifier, teacher_acc: float | None, objective: Objective
-    ) -> ClassifierModule:
-        return DistillationModule(
-            teacher=FrozenTeacher(teacher),
-            student=self.made.student(seed),
+    def _distil(
+        self,
+        phase: str,
+        student: Classifier,
+        teacher: _Teacher,
+        objective: Objective,
+        *,
+        seed: int,
+        written: str | None = None,
+    ) -> Run:
+        data = self.made.student_data(seed, objective)
+        module = DistillationModule(
+            teacher=FrozenTeacher(teacher.network),
+            student=student,
             objective=objective,
             recipe=self.made.recipe(),
             seed=seed,
-            teacher_acc=teacher_acc,
+            teacher_acc=teacher.accuracy,
+            mixing=self.made.mixing,
+            ema=self.settings.optimization.ema,
+            has_unlabelled=data.has_unlabelled,
         )
+        return self.journal.train(phase, module, data, teachers=teacher.checkpoints, written=written)
 
-    def _train_student(self, phase: str, module: ClassifierModule, *, written: str | None = None) -> None:
-        wanted = self.settings.optimization
-        data = self.made.data(module.seed, train_fraction=self.settings.data.train_fraction)
-        self._train(phase, module, data, max_epochs=wanted.max_epochs, max_steps=wanted.max_steps, written=written)
 
-    def _train(
-        self,
-        phase: str,
-        module: ClassifierModule,
-        data: ImageData,
-        *,
-        max_epochs: int,
-        max_steps: int | None,
-        written: str | None = None,
-    ) -> Run:
-        wanted = self.settings.optimization
-        title = _TITLES[phase] if written is None else f"Student distilled with {written}"
-        relevant = self._relevant(phase) if written is None else self._relevant(phase) | {"loss": [written]}
-        run = train(
-            module,
-            data,
-            phase=phase if written is None else f"{phase}/{re.sub(r'[^0-9A-Za-z.]+', '_', written).strip('_')}",
-            folder=self.made.folder,
-            hardware=self.made.hardware,
-            max_epochs=max_epochs,
-            max_steps=max_steps,
-            gradient_clip=wanted.gradient_clip,
-            accumulate=wanted.accumulate,
-            hyperparameters=relevant,
-            title=title if self.settings.phases.seeds == 1 or phase == "teacher" else f"{title}, seed {data.seed}",
-            console=self.console,
-        )
-        facts = dataclasses.asdict(run) | {
-            "data": self.made.splits.name,
-            "image_size": self.settings.data.image_size,
-            "recipe": relevant,
-            "objective": written,
-        }
-        self.experiment.runs.setdefault(phase, []).append(facts)
-        if run.folder is not None:
-            rank_zero_only(write_facts)(Path(run.folder), facts, self.settings)
-        return run
-
-    def _relevant(self, phase: str) -> Facts:
-        teachers = self.experiment.runs.get("teacher")
-        return relevant_settings(
-            self.settings,
-            phase,
-            devices=self.made.hardware.devices,
-            precision=self.made.hardware.precision,
-            teacher=teachers[0]["checkpoint"] if teachers else None,
-        )
-
-    def _add_earlier_runs(self) -> None:
-        """Add what earlier calls trained alike, so that teacher, baseline and distilled meet in one table."""
-        phases, runs = self.settings.phases, self.experiment.runs
-        if not self.experiment.kept:
-            return
-        seeds = range(phases.seed, phases.seed + phases.seeds)
-        for phase in ("baseline", "distilled"):
-            if phase not in runs:
-                earlier = earlier_runs(self.made.folder / phase, self._relevant(phase), seeds)
-                runs |= {phase: earlier} if earlier else {}
-        if "teacher" not in runs and "distilled" in runs:
-            teacher = given_teacher(runs["distilled"][0]["recipe"]["teacher"])
-            runs |= {"teacher": [teacher.metrics]} if teacher.metrics else {}
+def _phase_of(teacher: Classifier, *, several: bool) -> str:
+    return f"teacher/{slug(teacher.description.architecture)}" if several else "teacher"

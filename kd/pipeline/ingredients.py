@@ -7,10 +7,20 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from kd.data import ImageData, Splits, channel_statistics, load_splits, plain_view
+from kd.data import (
+    ImageData,
+    LabelledImages,
+    Mixing,
+    Splits,
+    channel_statistics,
+    load_splits,
+    plain_view,
+    read_unlabelled,
+)
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, build_classifier
@@ -37,6 +47,8 @@ class Ingredients:
         objective: What the distilled student minimises.
         compared: The objectives to compare, as they are written.
         workers: Processes that load images.
+        unlabelled: Images without labels to distil on besides.
+        mixing: Mixes the images of the student's batches, or ``None``.
     """
 
     settings: Settings
@@ -49,6 +61,8 @@ class Ingredients:
     objective: Objective
     compared: dict[str, Objective]
     workers: int
+    unlabelled: LabelledImages | None
+    mixing: Mixing | None
 
     @classmethod
     def prepare(cls, settings: Settings) -> "Ingredients":
@@ -78,7 +92,12 @@ class Ingredients:
             num_classes=classes,
             temperature=settings.objective.temperature,
             label_smoothing=settings.objective.label_smoothing,
+            soft_labels=bool(wanted.mixup or wanted.cutmix),
         )
+        if wanted.unlabeled_rest and wanted.train_fraction == 1:
+            raise UserError(
+                "--unlabeled_rest: there is no rest; --train_fraction says how much of the images has labels"
+            )
         workers = default_workers(hardware.accelerator) if wanted.num_workers is None else wanted.num_workers
         written = settings.objective.compare_losses
         if len(set(written)) < len(written):
@@ -94,20 +113,47 @@ class Ingredients:
             objective=build(list(settings.objective.loss)),
             compared={one: _named(build, one) for one in written},
             workers=workers,
+            unlabelled=None if wanted.unlabeled_data is None else read_unlabelled(wanted.unlabeled_data),
+            mixing=Mixing(mixup=wanted.mixup, cutmix=wanted.cutmix, num_classes=classes)
+            if wanted.mixup or wanted.cutmix
+            else None,
         )
 
-    def data(self, seed: int, *, train_fraction: float = 1.0) -> ImageData:
-        """Make the batches; views, order and fraction hang on the seed."""
+    def teacher_data(self, seed: int, image_size: int) -> ImageData:
+        """Make the batches that a teacher is trained on."""
+        return self._data(seed, image_size, train_fraction=self.settings.data.teacher_train_fraction)
+
+    def student_data(self, seed: int, objective: Objective | None = None) -> ImageData:
+        """Make a student's batches; views, order and fraction hang on the seed.
+
+        Args:
+            seed: The seed.
+            objective: What it minimises when it is distilled; then there are the images without labels, too. Without a
+                term that looks at labels, those of the training images are hidden.
+        """
+        wanted = self.settings.data
+        if objective is None:
+            return self._data(seed, wanted.image_size, train_fraction=wanted.train_fraction)
+        return self._data(
+            seed,
+            wanted.image_size,
+            train_fraction=wanted.train_fraction,
+            unlabelled=self.unlabelled,
+            unlabelled_rest=wanted.unlabeled_rest,
+            reads_labels=objective.needs_labels,
+        )
+
+    def _data(self, seed: int, image_size: int, **which: Any) -> ImageData:
         wanted = self.settings.data
         return ImageData(
             self.splits,
-            image_size=wanted.image_size,
+            image_size=image_size,
             batch_size=wanted.batch_size,
             num_workers=self.workers,
             augment=wanted.augment,
             resize=wanted.resize,
-            train_fraction=train_fraction,
             seed=seed,
+            **which,
         )
 
     def recipe(self, learning_rate: float | None = None) -> Recipe:
@@ -129,21 +175,29 @@ class Ingredients:
             models.student_model, seed, pretrained=models.student_pretrained, flag="--student_pretrained"
         )
 
-    def teacher(self, seed: int) -> Classifier:
+    def assistant(self, architecture: str, seed: int) -> Classifier:
+        """Build an assistant that is yet to be trained."""
+        pretrained = self.settings.models.assistant_pretrained
+        return self._network(architecture, seed, pretrained=pretrained, flag="--assistant_pretrained")
+
+    def teacher(self, architecture: str, seed: int, image_size: int) -> Classifier:
         """Build a teacher that is yet to be trained."""
-        models = self.settings.models
+        pretrained = self.settings.models.teacher_pretrained
         return self._network(
-            models.teacher_model, seed, pretrained=models.teacher_pretrained, flag="--teacher_pretrained"
+            architecture, seed, pretrained=pretrained, flag="--teacher_pretrained", image_size=image_size
         )
 
-    def _network(self, architecture: str, seed: int, *, pretrained: bool, flag: str) -> Classifier:
+    def _network(
+        self, architecture: str, seed: int, *, pretrained: bool, flag: str, image_size: int | None = None
+    ) -> Classifier:
         mean, std = self.statistics
+        size = image_size or self.settings.data.image_size
         try:
             with seeded(seed, "weights"):
                 classifier = build_classifier(
                     architecture,
                     classes=self.splits.classes,
-                    image_size=self.settings.data.image_size,
+                    image_size=size,
                     resize=self.settings.data.resize,
                     mean=mean,
                     std=std,
@@ -153,14 +207,15 @@ class Ingredients:
         except UserError as error:
             if str(error).startswith(flag):
                 raise
-            raise UserError(f"{flag.replace('pretrained', 'model')} {architecture}: {error}") from error.__cause__
+            named_by = "--assistants" if "assistant" in flag else flag.replace("pretrained", "model")
+            raise UserError(f"{named_by} {architecture}: {error}") from error.__cause__
         if self.settings.data.batch_size == 1:
             self._try_one_image(classifier)
         return classifier
 
     def _try_one_image(self, classifier: Classifier) -> None:
         """Refuse a network whose batch normalisation would see a single number of each channel."""
-        size = self.settings.data.image_size
+        size = classifier.description.image_size
         try:
             copy.deepcopy(classifier).train()(torch.zeros(1, 3, size, size))
         except ValueError as error:
@@ -177,5 +232,16 @@ def _named(build: Callable[[str], Objective], written: str) -> Objective:
 
 
 def _default_name(settings: Settings, data: str) -> str:
-    parts = (data, settings.models.teacher_model, settings.models.student_model)
-    return "-".join(re.sub(r"[^\w.]+", "_", part).strip("_.") for part in parts)[:_LONGEST_NAME]
+    models = settings.models
+    parts = (data, "+".join(map(slug, models.teacher_model)), models.student_model)
+    return "-".join(map(slug, parts))[:_LONGEST_NAME]
+
+
+def slug(text: str) -> str:
+    """Return a text as the name of a folder.
+
+    Example:
+        >>> slug("convnet(widths=[16, 32])")
+        'convnet_widths_16_32'
+    """
+    return re.sub(r"[^\w.+]+", "_", text).strip("_.")

@@ -1,7 +1,7 @@
 """What a training leaves beside its checkpoints, and what of it a later call may put into its table."""
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,23 @@ from kd.sources import write_config
 
 METRICS_FILE = "metrics.json"
 
+# How the teachers' answers come about, and what else only a distilled student depends on.
+_OF_ANSWERS = frozenset(("teacher_weights", "teacher_average", "teacher_image_size"))
+_OF_DISTILLATION = _OF_ANSWERS | {"loss", "temperature", "unlabeled_data", "unlabeled_rest"}
+_OF_STUDENT = frozenset(
+    (
+        "loss",
+        "temperature",
+        "unlabeled_data",
+        "unlabeled_rest",
+        "mixup",
+        "cutmix",
+        "ema",
+        "teacher_weights",
+        "teacher_average",
+    )
+)
+
 Facts = dict[str, Any]
 """What one training came to: the fields of a :class:`kd.training.Run`, and what it was trained on and how."""
 
@@ -17,34 +34,40 @@ Facts = dict[str, Any]
 _IRRELEVANT = frozenset(
     (
         *("train_teacher", "baseline", "distill", "name", "seed", "seeds", "allow_weak_teacher"),
-        *("num_workers", "download", "num_classes"),
+        *("num_workers", "download", "num_classes", "assistants", "assistant_pretrained"),
         *("accelerator", "strategy", "default_root_dir", "fast_dev_run"),
     )
 )
 
 
 def relevant_settings(
-    settings: Settings, phase: str, *, devices: str, precision: str, teacher: str | None = None
+    settings: Settings, phase: str, *, devices: str, precision: str, teachers: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the settings that a phase's result depends on: two runs with the same ones may be compared.
 
     Args:
         settings: All settings.
-        phase: ``teacher``, ``baseline`` or ``distilled``.
+        phase: ``teacher`` or ``teacher/...``, ``assistant/...``, ``baseline``, ``distilled``.
         devices: The devices that ``auto`` came to; the batch grows with their number.
         precision: The precision that ``auto`` came to.
-        teacher: The checkpoint that is distilled, if it is known.
+        teachers: The checkpoints that are distilled, if they are known.
     """
     flat = {name: value for name, value in settings.flat().items() if name not in _IRRELEVANT}
     flat |= {"devices": devices, "precision": precision}
-    if phase == "teacher":
-        return flat
-    own = {name: value for name, value in flat.items() if not name.startswith("teacher_")}
-    if phase == "baseline":
-        return {name: value for name, value in own.items() if name not in ("loss", "compare_losses", "temperature")}
     # What is compared besides changes nothing about the one that is distilled.
-    own.pop("compare_losses")
-    return own if teacher is None else own | {"teacher": str(Path(teacher).resolve())}
+    flat.pop("compare_losses")
+    if is_teacher(phase):
+        return {name: value for name, value in flat.items() if name not in _OF_STUDENT}
+    own = {name: value for name, value in flat.items() if name in _OF_ANSWERS or not name.startswith("teacher_")}
+    if phase == "baseline":
+        return {name: value for name, value in own.items() if name not in _OF_DISTILLATION}
+    paths = [str(Path(one).resolve()) for one in teachers]
+    return own | ({"teacher": paths[0] if len(paths) == 1 else paths} if paths else {})
+
+
+def is_teacher(phase: str) -> bool:
+    """Say whether a phase trains a teacher: the one, or one of several."""
+    return phase.partition("/")[0] == "teacher"
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any], settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """Finding the teacher to distil, and refusing a wrong one."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from kd.models import Classifier, load_classifier
 from kd.pipeline.records import METRICS_FILE, Facts, read_facts
 
 _SHOWN = 5
+# One teacher, or one of several.
+_PLACES = ("teacher/version_*", "teacher/*/version_*")
 _OFTEN = 1e-3
 BEST_CHECKPOINT = Path("checkpoints") / "best.ckpt"
 
@@ -49,7 +51,9 @@ class FoundTeacher:
         )
 
 
-def find_teacher(root: Path, folder: Path, *, data: str, model: str, image_size: int) -> FoundTeacher:
+def find_teacher(
+    root: Path, folder: Path, *, data: str, model: str, image_size: int, besides: Collection[FoundTeacher] = ()
+) -> FoundTeacher:
     """Find the newest finished teacher for the same data, network and image size.
 
     Args:
@@ -58,27 +62,30 @@ def find_teacher(root: Path, folder: Path, *, data: str, model: str, image_size:
         data: Name of the data set.
         model: The teacher's network.
         image_size: Side of the images, in pixels.
+        besides: Teachers that are taken already; another one of the same network has another seed.
 
     Raises:
         UserError: If there is none; the message names those that there are.
     """
-    places = [path for path in root.glob(f"*/teacher/version_*/{METRICS_FILE}") if folder not in path.parents]
-    own = list(folder.glob(f"teacher/version_*/{METRICS_FILE}"))
+    taken = [(one.metrics.get("model"), one.metrics.get("seed")) for one in besides]
+    files = [path for pattern in _PLACES for path in root.glob(f"*/{pattern}/{METRICS_FILE}")]
     others: list[str] = []
-    for candidates in (own, places):
-        for path in sorted(candidates, key=lambda one: one.stat().st_mtime, reverse=True):
-            metrics = read_facts(path)
-            if metrics is None:
-                continue
-            found = tuple(metrics.get(key) for key in ("data", "model", "image_size"))
-            checkpoint = path.parent / BEST_CHECKPOINT
-            if found == (data, model, image_size) and checkpoint.is_file():
-                return FoundTeacher(checkpoint, metrics)
-            others.append(f"{found[1]} for {found[0]} at {found[2]} px ({path.parent})")
+    # This experiment's first, then the newest.
+    for path in sorted(files, key=lambda one: (folder not in one.parents, -one.stat().st_mtime)):
+        metrics = read_facts(path)
+        if metrics is None:
+            continue
+        found = tuple(metrics.get(key) for key in ("data", "model", "image_size"))
+        checkpoint = path.parent / BEST_CHECKPOINT
+        is_new = (metrics.get("model"), metrics.get("seed")) not in taken
+        if found == (data, model, image_size) and checkpoint.is_file() and is_new:
+            return FoundTeacher(checkpoint, metrics)
+        others.append(f"{found[1]} for {found[0]} at {found[2]} px ({path.parent})")
     there_are = f"\n  There are: {'; '.join(others)}." if others else ""
+    a_second = " with another seed" if any(model == name for name, _ in taken) else ""
     raise UserError(
-        f"--distill: there is no teacher: under {root} no finished {model} was trained for {data} at {image_size} px."
-        f"\n  --train_teacher trains one, --teacher_checkpoint names one.{there_are}"
+        f"--distill: there is no teacher: under {root} no finished {model}{a_second} was trained for {data} at "
+        f"{image_size} px.\n  --train_teacher trains one, --teacher_checkpoint names one.{there_are}"
     )
 
 
@@ -88,14 +95,21 @@ def given_teacher(checkpoint: str) -> FoundTeacher:
     return FoundTeacher(path, read_facts(path.parent.parent / METRICS_FILE) or {})
 
 
-def load_teacher(path: Path, *, model: str, splits: Splits) -> Classifier:
-    """Load a teacher's checkpoint and compare its classes with the data's.
+def load_teacher(path: Path, *, model: str, splits: Splits, image_size: int) -> Classifier:
+    """Load a teacher's checkpoint and compare its classes and its image size with what they should be.
 
     Raises:
-        UserError: If it can't be read, holds another network, or its classes differ in number, names or order.
+        UserError: If it can't be read, holds another network, its classes differ in number, names or order, or it was
+            made for images of another size.
     """
     classifier = load_classifier(path, architecture=model, flag="--teacher_model")
     check_classes(classifier.description.classes, splits.classes, whose=f"the teacher {path}", data=splits.name)
+    made_for = classifier.description.image_size
+    if made_for != image_size:
+        raise UserError(
+            f"the teacher {path} was trained on images of {made_for} px, and it would be shown {image_size} px; with "
+            f"--teacher_image_size {made_for} it sees what the student sees, resized for it"
+        )
     return classifier
 
 

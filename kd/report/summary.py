@@ -8,7 +8,7 @@ from typing import Any
 
 from kd.report.comparison import compare_objectives
 
-PHASES = ("teacher", "baseline", "distilled")
+_ORDER = ("teacher", "assistant", "baseline", "distilled")
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -34,14 +34,15 @@ def summarise(runs: Runs, *, data: str) -> dict[str, Any]:
         data: Name of the data set.
 
     Returns:
-        ``phases``, each with its runs and the mean and standard deviation of ``val_acc`` (the sample's, over n - 1;
-        ``None`` for one run), and ``gain``: what distillation gained over the baseline of the same seeds, paired, as
-        mean and standard deviation in fractions of 1; ``None`` where there is no pair; and ``compared``, the objectives
-        that were compared, best first.
+        ``phases`` (``teacher``, or ``teacher/NAME`` for each of several and ``teacher`` for what they answer together;
+        ``assistant/NUMBER-NAME``; ``baseline``; ``distilled``), each with its runs and the mean and standard deviation
+        of ``val_acc`` (the sample's, over n - 1; ``None`` for one run); ``gain``: what distillation gained over the
+        baseline of the same seeds, paired, as mean and standard deviation in fractions of 1, ``None`` where there is no
+        pair; and ``compared``, the objectives that were compared, best first.
     """
     phases: dict[str, Any] = {}
-    for phase in PHASES:
-        if not runs.get(phase):
+    for phase in sorted(runs, key=_place):
+        if phase == "compared":
             continue
         mean, std = _mean_and_std([run["val_acc"] for run in runs[phase]])
         first = runs[phase][0]
@@ -63,6 +64,12 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
     beside.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     beside.replace(path)
     return path
+
+
+def _place(phase: str) -> tuple[int, bool, str]:
+    """Say where a phase stands: as the phases follow one another, several teachers before what they are together."""
+    kind, slash, which = phase.partition("/")
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER), not slash, which
 
 
 def _of_run(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,12 @@ from rich.table import Table
 
 from kd.report.comparison import print_comparison
 
-_TITLES = {"teacher": "teacher", "baseline": "student alone", "distilled": "student distilled"}
+_TITLES = {
+    "teacher": "teacher",
+    "assistant": "assistant",
+    "baseline": "student alone",
+    "distilled": "student distilled",
+}
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -33,7 +38,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         runs = facts["runs"]
         of_seeds = f"\n{len(runs)} seeds" if len(runs) > 1 else ""
         table.add_row(
-            f"{_TITLES[phase]}\n[dim]{escape(facts['model'])}{of_seeds}[/dim]",
+            f"{_title(phase, summary['phases'])}\n[dim]{escape(facts['model'])}{of_seeds}[/dim]",
             f"{facts['parameters']:,}",
             _accuracy(facts["val_acc_mean"], facts["val_acc_std"]),
             _mean(runs, "best_val_acc", "{:.2%}"),
@@ -47,6 +52,14 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         if "distilled" not in summary["phases"]:
             return
     console.print(gain_sentence(summary), highlight=False, soft_wrap=True)
+
+
+def _title(phase: str, phases: Mapping[str, Any]) -> str:
+    kind, _, which = phase.partition("/")
+    if kind == "assistant":
+        return f"assistant {which.partition('-')[0]}"
+    members = [other for other in phases if other.startswith("teacher/")]
+    return "teachers as one" if phase == "teacher" and members else _TITLES[kind]
 
 
 def gain_sentence(summary: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """The two LightningModules, the frozen teacher, optimizers and schedules, callbacks, and a training run."""
 
 from kd.training.callbacks import Throughput, TrainingImages, draw_views
+from kd.training.distillation import DistillationModule
 from kd.training.hardware import Hardware, build_trainer, quiet_lightning
-from kd.training.modules import ClassifierModule, DistillationModule
+from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 from kd.training.progress import PhaseProgress
 from kd.training.run import Run, evaluate, train

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-from kd.data import EpochSampler, ImageData
+from kd.data import UNLABELLED, EpochSampler, ImageData
 
 
 class Throughput(Callback):
@@ -109,6 +109,7 @@ def _captioned(pixels: Tensor, label: int, classes: tuple[str, ...], scale: int)
     picture = to_pil_image(pixels.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
     tile = Image.new("RGB", (picture.width, picture.height + 18), "white")
     tile.paste(picture)
-    ImageDraw.Draw(tile).text((3, picture.height + 1), classes[label], fill="black", font=font)
+    name = "(no label)" if label == UNLABELLED else classes[label]
+    ImageDraw.Draw(tile).text((3, picture.height + 1), name, fill="black", font=font)
     drawn: Tensor = pil_to_tensor(tile)
     return drawn

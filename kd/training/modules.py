@@ -1,6 +1,8 @@
-"""The two LightningModules, and the one training step that they share."""
+"""The module that trains a classifier: teacher, student alone, and with a teacher's answers the distilled student."""
 
 import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -8,14 +10,17 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from kd.data import Mixing
 from kd.losses import Objective, Outputs, build_objective
-from kd.models import CLASSIFIER_KEY, Classifier
+from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble
 from kd.randomness import derive_seed
+from kd.training.averages import RunningMeans, average_of_weights
 from kd.training.optimization import Recipe
-from kd.training.teacher import FrozenTeacher
 
 Batch = tuple[Tensor, Tensor]
 
@@ -23,27 +28,46 @@ TOP = 5
 LOG_EVERY = 50
 CROSS_ENTROPY = build_objective("ce")
 
+RESUME_KEY = "resume"
+"""Where a checkpoint that is to be resumed keeps what is no part of the classifier."""
+
+# What the weights that are trained go by there, if it is their average that is shipped, and that average in the module.
+_TRAINED = "trained."
+_AVERAGED = "average.module."
+
 
 class ClassifierModule(LightningModule):
     """A classifier that learns from labels; teacher and baseline are trained by it.
 
     Args:
-        model: The classifier to train.
+        model: The classifier to train; several that answer as one can be measured.
         objective: What to minimise.
         recipe: How.
-        seed: What the randomness of each step (dropout) hangs on.
+        seed: What the randomness of each step (dropout, mixing) hangs on.
+        mixing: Mixes the images of a batch, or ``None``.
+        ema: Decay of an exponential moving average of the weights, from 0 to 1: this average is what is validated and
+            shipped. In the first steps the decay is smaller, so that the first weights do not linger. ``None``: none.
+        has_unlabelled: Whether some of the images have no label (-1).
     """
 
     def __init__(
         self,
-        model: Classifier,
+        model: Classifier | Ensemble,
         *,
         objective: Objective = CROSS_ENTROPY,
         recipe: Recipe | None = None,
         seed: int = 0,
+        mixing: Mixing | None = None,
+        ema: float | None = None,
+        has_unlabelled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.mixing = mixing
+        self.has_unlabelled = has_unlabelled
+        self.average: AveragedModel | None = None
+        if ema is not None:
+            self.average = average_of_weights(model, ema)
         self.objective = objective
         self.recipe = recipe or Recipe()
         self.seed = seed
@@ -54,12 +78,22 @@ class ClassifierModule(LightningModule):
         # Right by chance five times in five is no measure of anything.
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
         self.train_metrics: dict[str, float] = {}
-        self._means = _RunningMeans()
+        self._means = RunningMeans()
+        self._names = [term.name for term in objective.terms]
         self._objective_now = objective
+
+    @property
+    def shipped(self) -> Classifier | Ensemble:
+        """The classifier that is validated and shipped: the one that is trained, or the average of its weights."""
+        return self.model if self.average is None else self.average.module  # type: ignore[return-value]  # its copy
 
     def teacher_outputs(self, images: Tensor) -> Outputs | None:  # noqa: ARG002 (what DistillationModule looks at)
         """Return what a teacher makes of the images that the student sees: here there is none."""
         return None
+
+    def student_outputs(self, images: Tensor, teacher: Outputs | None) -> Outputs:  # noqa: ARG002 (likewise)
+        """Return what the network that is trained makes of the images."""
+        return Outputs(self.model(images))
 
     def on_train_epoch_start(self) -> None:
         """Let weights and hyperparameters that have a schedule be those of this epoch."""
@@ -72,12 +106,47 @@ class ClassifierModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
         """Compute the objective on a batch; phases differ in where the teacher's outputs come from, and in no more."""
         images, labels = batch
-        student = Outputs(logits=self.model(images), images=images)
-        total, terms = self._objective_now(student, self.teacher_outputs(images), labels)
+        if self.mixing is not None:
+            images, labels = self.mixing(images, labels)
+        with self._differentiable():
+            teacher = self.teacher_outputs(images)
+            student = self.student_outputs(images, teacher)
+        labelled = None
+        if self.has_unlabelled:
+            labelled = labels >= 0 if labels.ndim == 1 else labels.sum(dim=1) > 0
+        total, terms = self._objective_now(student, teacher, labels, labelled=labelled)
         with torch.no_grad():
-            correct = (student.logits.argmax(dim=1) == labels).float().mean()
-        self._means.add({"loss": total.detach(), **terms, "acc": correct})
+            decisions = labels if labels.ndim == 1 else labels.argmax(dim=1)
+            correct = (student.logits.argmax(dim=1) == decisions).float()
+            known = correct if labelled is None else correct[labelled]
+        if len(known):
+            terms = terms | {"acc": known.mean()}
+        self._means.add({"loss": total.detach()} | terms)
         return total
+
+    def rehearse(self, images: Tensor) -> None:
+        """Compute the objective and its gradient on images ``(B, 3, S, S)`` with labels 0, and forget them.
+
+        Raises:
+            RuntimeError: If that can't be done, such as to differentiate an operation twice.
+        """
+        labels = torch.zeros(len(images), dtype=torch.long)
+        with self._differentiable():
+            teacher = self.teacher_outputs(images)
+            student = self.student_outputs(images, teacher)
+        total, _ = self.objective.at(0, 1)(student, teacher, labels)
+        torch.autograd.backward(total)
+        self.zero_grad()
+
+    def _differentiable(self) -> AbstractContextManager[None]:
+        """Choose the kernel of attention that can be differentiated twice, where gradients are compared."""
+        return sdpa_kernel(SDPBackend.MATH) if self.objective.needs_gradients else nullcontext()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make a step, and let the average follow it."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ANN401, ARG002
         """Log means over the batches since the last time; to log each step would cost more than a small step does."""
@@ -87,8 +156,11 @@ class ClassifierModule(LightningModule):
         is_last = batch_idx + 1 == batches or 0 < self.trainer.max_steps <= self.trainer.global_step
         if (batch_idx + 1) % every and not is_last:
             return
-        means = {name: self.trainer.strategy.reduce(value, reduce_op="mean") for name, value in self._means.take()}
-        self.train_metrics = {f"train/{name}": float(value) for name, value in means.items()}
+        totals, counts = self._means.take([*self._names, "loss", "acc"], device=self.device)
+        totals, counts = (self.trainer.strategy.reduce(one, reduce_op="sum") for one in (totals, counts))
+        means = zip([*self._names, "loss", "acc"], totals.tolist(), counts.tolist(), strict=True)
+        # A term that looks at labels is missing where no image had one.
+        self.train_metrics = {f"train/{name}": total / count for name, total, count in means if count}
         self.train_metrics["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.logger is not None:
             self.logger.log_metrics(self.train_metrics, step=self.global_step - 1)
@@ -96,7 +168,7 @@ class ClassifierModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count what is right; the loss is cross-entropy with the labels in every phase, so that phases compare."""
         images, labels = batch
-        logits = self.model(images).float()
+        logits = self.shipped(images).float()
         self.val_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
         self.val_acc.update(logits, labels)
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True)
@@ -111,7 +183,7 @@ class ClassifierModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule; the learning rate moves with each optimizer step."""
-        optimizer = self.recipe.build_optimizer(self.model)
+        optimizer = self.recipe.build_optimizer(self)
         steps_per_epoch = self._count_batches() / self.trainer.accumulate_grad_batches
         total_steps = math.ceil(steps_per_epoch) * (self.trainer.max_epochs or 1)
         if self.trainer.max_steps > 0:
@@ -128,87 +200,33 @@ class ClassifierModule(LightningModule):
         return max(1, int(batches * limit)) if isinstance(limit, float) else min(batches, limit)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what it takes to use the classifier: architecture, classes, size, normalisation, accuracy."""
+        """Make it a plain classifier's, with what it takes to use it: architecture, classes, size, accuracy.
+
+        What else a resume needs (adapters, the weights behind an average) stands apart in a whole checkpoint, and does
+        not stand in one of weights alone.
+        """
         accuracy = self.trainer.callback_metrics.get("val/acc")
         measured = {"val_acc": None if accuracy is None else float(accuracy)}
         checkpoint[CLASSIFIER_KEY] = self.model.description.plain() | measured
+        state = checkpoint["state_dict"]
+        if self.average is not None:
+            state = _renamed(_renamed(state, STATE_PREFIX, _TRAINED), _AVERAGED, STATE_PREFIX)
+        shipped = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
+        rest = {name: value for name, value in state.items() if name not in shipped}
+        checkpoint["state_dict"] = shipped
+        if rest and "optimizer_states" in checkpoint:
+            checkpoint[RESUME_KEY] = rest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put everything back into its place."""
+        state = checkpoint["state_dict"]
+        if self.average is not None:
+            state = _renamed(state, STATE_PREFIX, _AVERAGED)
+        checkpoint["state_dict"] = _renamed(state | checkpoint.pop(RESUME_KEY, {}), _TRAINED, STATE_PREFIX)
 
 
-class DistillationModule(ClassifierModule):
-    """A student that learns from a teacher.
-
-    Its checkpoint is that of a plain classifier: the teacher is not in it.
-
-    Args:
-        teacher: Who answers.
-        student: Who learns.
-        objective: What the student minimises.
-        recipe: How.
-        seed: What the randomness of each step hangs on.
-        teacher_acc: The teacher's accuracy on the validation images, to be drawn beside the student's.
-    """
-
-    def __init__(
-        self,
-        *,
-        teacher: FrozenTeacher,
-        student: Classifier,
-        objective: Objective,
-        recipe: Recipe | None = None,
-        seed: int = 0,
-        teacher_acc: float | None = None,
-    ) -> None:
-        super().__init__(student, objective=objective, recipe=recipe, seed=seed)
-        self.teacher = teacher
-        self.teacher_acc = teacher_acc
-        self.val_agreement = MeanMetric()
-        self._teacher_decisions: dict[int, Tensor] = {}
-
-    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Forget the teacher's answers of an earlier run: its validation images may have been others."""
-        self._teacher_decisions.clear()
-
-    def on_fit_start(self) -> None:
-        """Move the teacher to where the student is; Lightning does not see it."""
-        self.teacher.to(device=self.device, dtype=next(self.model.parameters()).dtype)
-
-    def on_validation_start(self) -> None:
-        """Move the teacher for a validation without a fit, too."""
-        self.on_fit_start()
-
-    def teacher_outputs(self, images: Tensor) -> Outputs:
-        """Ask the teacher about the very images that the student sees."""
-        return self.teacher(images)
-
-    def compare_with_teacher(self, images: Tensor, logits: Tensor, batch_idx: int) -> None:
-        """Measure the share of images on which the student's decision is the teacher's.
-
-        The validation batches are the same in every epoch, so that the teacher is asked in the first one only.
-        """
-        if batch_idx not in self._teacher_decisions:
-            self._teacher_decisions[batch_idx] = self.teacher(images).logits.argmax(dim=1)
-        self.val_agreement.update((logits.argmax(dim=1) == self._teacher_decisions[batch_idx]).float())
-        self.log("val/agreement", self.val_agreement, on_step=False, on_epoch=True)
-
-    def on_validation_epoch_end(self) -> None:
-        """Draw the teacher's accuracy as a line beside the student's."""
-        if self.teacher_acc is not None:
-            self.log("teacher/acc", self.teacher_acc, sync_dist=True)
-
-
-class _RunningMeans:
-    """Means of tensors by name, without a synchronisation with the device until they are taken."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
-
-    def take(self) -> list[tuple[str, Tensor]]:
-        means = [(name, value / self._count) for name, value in self._sums.items()]
-        self._sums, self._count = {}, 0
-        return means
+def _renamed(state: Mapping[str, Tensor], prefix: str, other: str) -> dict[str, Tensor]:
+    """Give weights another prefix."""
+    return {
+        other + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in state.items()
+    }

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from kd.data import ImageData
-from kd.models import Classifier
+from kd.models import Classifier, Ensemble
 from kd.training.callbacks import LastValidation, Throughput, TrainingImages
 from kd.training.hardware import Hardware, build_trainer, in_plain_words, quiet_lightning
 from kd.training.modules import ClassifierModule
@@ -24,7 +24,7 @@ class Run:
     """What a training came to; accuracies are fractions of 1.
 
     Args:
-        phase: ``teacher``, ``baseline`` or ``distilled``.
+        phase: ``teacher``, ``assistant/...``, ``baseline``, ``distilled``, ...
         seed: Its seed.
         model: The network.
         parameters: How many numbers training set.
@@ -84,7 +84,7 @@ def train(
     Args:
         module: The network and its objective; it holds the weights of the last epoch afterwards.
         data: The images.
-        phase: ``teacher``, ``baseline`` or ``distilled``.
+        phase: Its name, and that of its folder: ``teacher``, ``teacher/resnet18``, ``distilled``.
         folder: The experiment's folder.
         hardware: Where it runs.
         max_epochs: Epochs.
@@ -102,7 +102,8 @@ def train(
         UserError: If Lightning can't run on such hardware.
     """
     logger = EventLogger(str(folder), name=phase, default_hp_metric=False)
-    best = ModelCheckpoint(filename="best", monitor="val/acc", mode="max")
+    # To be shipped: the weights alone. What a resume needs is in the last one.
+    best = ModelCheckpoint(filename="best", monitor="val/acc", mode="max", save_weights_only=True)
     # Not save_last of the one above: that writes only where the best was written.
     last = ModelCheckpoint(filename="last", enable_version_counter=False)
     throughput = Throughput()
@@ -152,7 +153,7 @@ def train(
     return run
 
 
-def evaluate(classifier: Classifier, data: ImageData, *, hardware: Hardware) -> dict[str, float]:
+def evaluate(classifier: Classifier | Ensemble, data: ImageData, *, hardware: Hardware) -> dict[str, float]:
     """Measure a classifier on the validation images.
 
     Args:

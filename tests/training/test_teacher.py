@@ -33,6 +33,11 @@ class Watched(FrozenTeacher):
         self.seen.append(images)
         return super().__call__(images)
 
+    def decisions(self, images: Tensor) -> Tensor:
+        self.modes.append(self.training)
+        self.seen.append(images)
+        return super().decisions(images)
+
 
 class Student(DistillationModule):
     """A student that notes what it sees."""
@@ -90,7 +95,8 @@ def test_it_is_in_no_checkpoint_optimizer_or_parameter_count(fitted: Fitted) -> 
     own = sum(parameter.numel() for parameter in module.model.parameters())
     assert sum(parameter.numel() for parameter in module.parameters()) == own
     assert not any("teacher" in name for name, _ in [*module.named_modules(), *module.named_buffers()])
-    state = torch.load(checkpoint, weights_only=True)
+    assert "optimizer_states" not in torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint.with_name("last.ckpt"), weights_only=True)
     assert {name.partition(".")[0] for name in state["state_dict"]} == {"model"}
     in_optimizer = sum(len(group["params"]) for group in state["optimizer_states"][0]["param_groups"])
     assert in_optimizer == len(list(module.model.parameters()))

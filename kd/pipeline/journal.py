@@ -1,0 +1,143 @@
+"""Training one network after another, and keeping account of it."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+from rich.console import Console
+
+from kd.data import ImageData
+from kd.pipeline.ingredients import Ingredients, slug
+from kd.pipeline.records import Facts, earlier_runs, is_teacher, relevant_settings, write_facts
+from kd.pipeline.teacher import given_teacher
+from kd.training import ClassifierModule, Run, train
+
+_TITLES = {
+    "teacher": "Teacher",
+    "assistant": "Assistant",
+    "baseline": "Student alone",
+    "distilled": "Student distilled",
+}
+
+
+@dataclass
+class Experiment:
+    """What a call did.
+
+    Args:
+        folder: Where its files are.
+        data: Name of the data set.
+        runs: What each training came to, by phase; with those of earlier calls that were trained alike.
+        kept: Whether there are files.
+        is_global_zero: Whether this process, of several, is the one that speaks and writes.
+    """
+
+    folder: Path
+    data: str
+    runs: dict[str, list[Facts]] = field(default_factory=dict)
+    kept: bool = True
+    is_global_zero: bool = True
+
+
+class Journal:
+    """Trains what it is given, and writes down what it came to.
+
+    Args:
+        made: The parts of the experiment.
+        console: Where to say what happens.
+    """
+
+    def __init__(self, made: Ingredients, console: Console) -> None:
+        self.made = made
+        self.console = console
+        self.experiment = Experiment(made.folder, made.splits.name, kept=not made.settings.machine.fast_dev_run)
+
+    @rank_zero_only
+    def say(self, text: str) -> None:
+        """Say something to the person."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def train(
+        self,
+        phase: str,
+        module: ClassifierModule,
+        data: ImageData,
+        *,
+        teachers: tuple[str, ...] = (),
+        written: str | None = None,
+    ) -> Run:
+        """Train a network.
+
+        Args:
+            phase: ``teacher``, ``teacher/NAME``, ``assistant/NUMBER-NAME``, ``baseline``, ``distilled`` or
+                ``compared``: its folder in the experiment's, and its name in the summary.
+            module: The network and its objective.
+            data: The images.
+            teachers: The checkpoints that it learns from.
+            written: The objective as it is written, of those that are compared.
+        """
+        settings = self.made.settings
+        wanted = settings.optimization
+        relevant = self.relevant(phase, teachers)
+        if written is not None:
+            relevant["loss"] = [written]
+        run = train(
+            module,
+            data,
+            phase=phase if written is None else f"{phase}/{slug(written)}",
+            folder=self.made.folder,
+            hardware=self.made.hardware,
+            max_epochs=(wanted.teacher_epochs or wanted.max_epochs) if is_teacher(phase) else wanted.max_epochs,
+            max_steps=wanted.teacher_steps if is_teacher(phase) else wanted.max_steps,
+            gradient_clip=wanted.gradient_clip,
+            accumulate=wanted.accumulate,
+            hyperparameters=relevant,
+            title=self._title(phase, data.seed, written),
+            console=self.console,
+        )
+        facts = dataclasses.asdict(run) | {
+            "data": self.made.splits.name,
+            "image_size": data.image_size,
+            "recipe": relevant,
+            "objective": written,
+        }
+        self.experiment.runs.setdefault(phase, []).append(facts)
+        if run.folder is not None:
+            rank_zero_only(write_facts)(Path(run.folder), facts, settings)
+        return run
+
+    def relevant(self, phase: str, teachers: tuple[str, ...] = ()) -> Facts:
+        """Return the settings that a phase's result depends on."""
+        hardware = self.made.hardware
+        return relevant_settings(
+            self.made.settings, phase, devices=hardware.devices, precision=hardware.precision, teachers=teachers
+        )
+
+    def add_earlier_runs(self, teachers: tuple[str, ...]) -> None:
+        """Add what earlier calls trained alike, so that teacher, baseline and distilled meet in one table.
+
+        Args:
+            teachers: The checkpoints that the student learns from, where they are known.
+        """
+        phases, runs = self.made.settings.phases, self.experiment.runs
+        if not self.experiment.kept:
+            return
+        seeds = range(phases.seed, phases.seed + phases.seeds)
+        for phase in ("baseline", "distilled"):
+            if phase not in runs:
+                earlier = earlier_runs(self.made.folder / phase, self.relevant(phase, teachers), seeds)
+                runs |= {phase: earlier} if earlier else {}
+        if "teacher" not in runs and "distilled" in runs:
+            teacher = runs["distilled"][0]["recipe"]["teacher"]
+            metrics = given_teacher(teacher).metrics if isinstance(teacher, str) else {}
+            # The assistant that taught a student stands in the table under its own name.
+            runs |= {metrics.get("phase", "teacher"): [metrics]} if metrics else {}
+
+    def _title(self, phase: str, seed: int, written: str | None) -> str:
+        kind, _, which = phase.partition("/")
+        title = f"Student distilled with {written}" if written is not None else _TITLES[kind]
+        if which:
+            title = f"{title} {which}"
+        several = self.made.settings.phases.seeds > 1 and kind in ("baseline", "distilled", "compared")
+        return f"{title}, seed {seed}" if several else title

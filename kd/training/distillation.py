@@ -1,0 +1,127 @@
+"""The module that distils: the same training step, with a teacher's answers."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from kd.data import Mixing
+from kd.losses import Objective, Outputs
+from kd.models import Classifier, FeatureReader, survey
+from kd.randomness import seeded
+from kd.training.features import choose_pairs
+from kd.training.modules import ClassifierModule
+from kd.training.optimization import Recipe
+from kd.training.teacher import FrozenTeacher
+
+
+class DistillationModule(ClassifierModule):
+    """A student that learns from a teacher.
+
+    Its checkpoint is that of a plain classifier: the teacher is not in it.
+
+    Args:
+        teacher: Who answers.
+        student: Who learns.
+        objective: What the student minimises.
+        recipe: How.
+        seed: What the randomness of each step hangs on.
+        teacher_acc: The teacher's accuracy on the validation images, to be drawn beside the student's.
+        mixing: Mixes the images of a batch; the teacher sees the mixture too.
+        ema: Decay of an average of the student's weights, as of :class:`ClassifierModule`.
+        has_unlabelled: Whether some of the images have no label.
+
+    Raises:
+        UserError: If a term compares features that can't be read or compared.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: FrozenTeacher,
+        student: Classifier,
+        objective: Objective,
+        recipe: Recipe | None = None,
+        seed: int = 0,
+        teacher_acc: float | None = None,
+        mixing: Mixing | None = None,
+        ema: float | None = None,
+        has_unlabelled: bool = False,
+    ) -> None:
+        objective, ours, theirs = _bound(objective, student=student, teacher=teacher, seed=seed)
+        super().__init__(
+            student,
+            objective=objective,
+            recipe=recipe,
+            seed=seed,
+            mixing=mixing,
+            ema=ema,
+            has_unlabelled=has_unlabelled,
+        )
+        self.adapters = nn.ModuleList(
+            adapter for term in objective.feature_terms for adapter in term.adapters if adapter is not None
+        )
+        self._reader = FeatureReader(student, ours) if ours else None
+        self.teacher = teacher.giving(nodes=theirs, gradients=objective.needs_gradients)
+        self.teacher_acc = teacher_acc
+        self.val_agreement = MeanMetric()
+        self._teacher_decisions: dict[int, Tensor] = {}
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Forget the teacher's answers of an earlier run: its validation images may have been others."""
+        self._teacher_decisions.clear()
+
+    def on_fit_start(self) -> None:
+        """Move the teacher to where the student is; Lightning does not see it."""
+        dtype = next(self.model.parameters()).dtype
+        self.teacher.to(device=self.device, dtype=dtype)
+        if self._reader is not None:
+            self._reader.to(device=self.device, dtype=dtype)
+
+    def on_validation_start(self) -> None:
+        """Move the teacher for a validation without a fit, too."""
+        self.on_fit_start()
+
+    def teacher_outputs(self, images: Tensor) -> Outputs:
+        """Ask the teacher about the very images that the student sees."""
+        return self.teacher(images)
+
+    def student_outputs(self, images: Tensor, teacher: Outputs | None) -> Outputs:
+        """Read the features that are compared, and the gradients of the logits that the teacher puts first."""
+        if self.objective.needs_gradients:
+            images = images.detach().requires_grad_()
+        logits, features = (self.model(images), {}) if self._reader is None else self._reader(images)
+        if teacher is None or not self.objective.needs_gradients:
+            return Outputs(logits, features)
+        top = logits.gather(1, teacher.logits.argmax(dim=1, keepdim=True))
+        (gradients,) = torch.autograd.grad(top.sum(), images, create_graph=True)
+        return Outputs(logits, features, gradients)
+
+    def compare_with_teacher(self, images: Tensor, logits: Tensor, batch_idx: int) -> None:
+        """Measure the share of images on which the student's decision is the teacher's.
+
+        The validation batches are the same in every epoch, so that the teacher is asked in the first one only.
+        """
+        if batch_idx not in self._teacher_decisions:
+            self._teacher_decisions[batch_idx] = self.teacher.decisions(images)
+        self.val_agreement.update((logits.argmax(dim=1) == self._teacher_decisions[batch_idx]).float())
+        self.log("val/agreement", self.val_agreement, on_step=False, on_epoch=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Draw the teacher's accuracy as a line beside the student's."""
+        if self.teacher_acc is not None:
+            self.log("teacher/acc", self.teacher_acc, sync_dist=True)
+
+
+def _bound(
+    objective: Objective, *, student: Classifier, teacher: FrozenTeacher, seed: int
+) -> tuple[Objective, list[str], list[str]]:
+    """Choose what the objective's terms on features compare; return it with the student's and the teacher's nodes."""
+    if not objective.feature_terms:
+        return objective, [], []
+    chosen = choose_pairs(objective, student=survey(student), teacher=teacher.survey())
+    pairs = [pair for some in chosen.values() for pair in some]
+    # The adapters of one seed begin with the same weights, whatever else was drawn before.
+    with seeded(seed, "adapters"):
+        objective = objective.bound(chosen)
+    ours, theirs = dict.fromkeys(pair.student for pair in pairs), dict.fromkeys(pair.teacher for pair in pairs)
+    return objective, list(ours), list(theirs)

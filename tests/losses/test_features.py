@@ -1,0 +1,335 @@
+"""Each loss on features and on gradients: against an independent computation, by its properties, at extremes."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import special, stats
+from scipy.spatial import distance
+from torch import Tensor, nn
+
+from kd.errors import UserError
+from kd.losses import (
+    LOSSES,
+    AttentionTransfer,
+    ContrastiveRepresentation,
+    FeatureLoss,
+    Hint,
+    JacobianMatching,
+    Outputs,
+    Pair,
+    ProbabilisticTransfer,
+    RelationalKD,
+    SimilarityPreserving,
+    VariationalInformation,
+    build_objective,
+)
+
+Array = NDArray[np.float64]
+Weights = dict[str, Array]
+
+EXAMPLES: dict[str, FeatureLoss] = {
+    "hint": Hint(),
+    "at": AttentionTransfer(p=3),
+    "vid": VariationalInformation(variance=2.0),
+    "sp": SimilarityPreserving(),
+    "rkd": RelationalKD(distance=2.0, angle=3.0),
+    "pkt": ProbabilisticTransfer(),
+    "crd": ContrastiveRepresentation(tau=0.5, width=3),
+}
+
+
+def maps() -> tuple[Tensor, Tensor]:
+    """Return a student's map, wider in space, and a teacher's, wider in channels."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(5, 4, 6, 6, generator=generator, dtype=torch.float64)
+    return student, torch.randn(5, 7, 3, 3, generator=generator, dtype=torch.float64)
+
+
+def adapter_of(loss: FeatureLoss, student: Tensor, teacher: Tensor) -> nn.Module | None:
+    torch.manual_seed(1)
+    adapter = loss.build_adapter(tuple(student.shape[1:]), tuple(teacher.shape[1:]))  # type: ignore[arg-type]
+    return None if adapter is None else adapter.double()
+
+
+def value_of(name: str, student: Tensor, teacher: Tensor) -> Tensor:
+    loss = EXAMPLES[name]
+    return loss.compare(student, teacher, adapter_of(loss, student, teacher))
+
+
+def test_there_is_an_example_of_every_loss_on_features() -> None:
+    assert [*EXAMPLES, "jacobian"] == [name for name, loss in LOSSES.items() if not callable(loss())]
+
+
+def halved(features: Array) -> Array:
+    """Pool 6x6 to 3x3 by means."""
+    means: Array = features.reshape(5, -1, 3, 2, 3, 2).mean(axis=(3, 5))
+    return means
+
+
+def mixed(features: Array, weights: Weights, name: str) -> Array:
+    bias = weights.get(f"{name}bias", np.zeros(1))
+    return np.einsum("bchw,dc->bdhw", features, weights[f"{name}weight"][:, :, 0, 0]) + bias.reshape(1, -1, 1, 1)
+
+
+def attention(features: Array) -> Array:
+    powers = (np.abs(features) ** 3).sum(axis=1).reshape(5, -1)
+    return np.asarray(powers / np.linalg.norm(powers, axis=1, keepdims=True))
+
+
+def gaussian(f: Array, g: Array, weights: Weights) -> float:
+    hidden = mixed(halved(f), weights, "mean.0.")
+    for layer in ("mean.2.", "mean.4."):
+        hidden = mixed(np.maximum(hidden, 0), weights, layer)
+    # The density itself, without the constant of the normal distribution.
+    density = stats.norm.logpdf(g, loc=hidden, scale=np.sqrt(2.0))
+    return float(-(density + 0.5 * np.log(2 * np.pi)).mean())
+
+
+def gram(features: Array) -> Array:
+    rows = features.reshape(5, -1)
+    products = rows @ rows.T
+    return np.asarray(products / np.linalg.norm(products, axis=1, keepdims=True))
+
+
+def huber(one: Array, other: Array) -> float:
+    return float(special.huber(1.0, one - other).mean())
+
+
+def distances(features: Array) -> Array:
+    found = distance.cdist(features, features)
+    return np.asarray(found / found[~np.eye(5, dtype=bool)].mean())
+
+
+def angles(features: Array) -> Array:
+    found = np.zeros((5, 5, 5))
+    for corner, i, k in itertools.product(range(5), repeat=3):
+        if corner not in (i, k):
+            found[corner, i, k] = 1 - distance.cosine(features[i] - features[corner], features[k] - features[corner])
+    return found
+
+
+def neighbours(features: Array) -> Array:
+    weights = 2 - distance.squareform(distance.pdist(features, "cosine"))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def contrast(f: Array, g: Array, weights: Weights) -> float:
+    s, t = (mixed(one[:, :, None, None], weights, f"{index}.")[:, :, 0, 0] for index, one in enumerate((f, g)))
+    cosines = 1 - distance.cdist(s, t, "cosine")
+    return float(-np.diag(special.log_softmax(cosines / 0.5, axis=1)).mean())
+
+
+def pooled(features: Array) -> Array:
+    return np.asarray(features.mean(axis=(2, 3)))
+
+
+FORMULAS: dict[str, Callable[[Array, Array, Weights], float]] = {
+    "hint": lambda f, g, w: ((mixed(halved(f), w, "") - g) ** 2).mean(),
+    "at": lambda f, g, w: ((attention(halved(f)) - attention(g)) ** 2).mean(),
+    "vid": gaussian,
+    "sp": lambda f, g, w: float(np.linalg.norm(gram(f) - gram(g))) ** 2 / 25,
+    "rkd": lambda f, g, w: (
+        2 * huber(distances(pooled(f)), distances(pooled(g))) + 3 * huber(angles(pooled(f)), angles(pooled(g)))
+    ),
+    "pkt": lambda f, g, w: special.rel_entr(neighbours(pooled(g)), neighbours(pooled(f))).sum(axis=1).mean(),
+    "crd": lambda f, g, w: contrast(pooled(f), pooled(g), w),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_loss_is_its_formula(name: str) -> None:
+    student, teacher = maps()
+    adapter = adapter_of(EXAMPLES[name], student, teacher)
+    weights = {} if adapter is None else {key: value.numpy() for key, value in adapter.state_dict().items()}
+    expected = float(FORMULAS[name](student.numpy(), teacher.numpy(), weights))
+    assert EXAMPLES[name].compare(student, teacher, adapter).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["hint", "at", "sp", "rkd", "pkt"])
+def test_a_distance_is_zero_at_equality_and_positive_elsewhere(name: str) -> None:
+    student, _ = maps()
+    assert value_of(name, student, student).item() == pytest.approx(0, abs=1e-12)
+    assert value_of(name, student, student.flip(0)).item() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["at", "sp", "rkd", "pkt"])
+def test_the_scale_of_the_features_does_not_matter(name: str) -> None:
+    student, teacher = maps()
+    torch.testing.assert_close(value_of(name, 3 * student, 0.1 * teacher), value_of(name, student, teacher))
+
+
+@pytest.mark.parametrize("name", ["sp", "rkd", "pkt"])
+def test_a_rotation_of_the_channels_does_not_matter(name: str) -> None:
+    student, teacher = maps()
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    rotated = torch.einsum("bchw,dc->bdhw", student, rotation)
+    torch.testing.assert_close(value_of(name, rotated, teacher), value_of(name, student, teacher))
+
+
+def test_relations_do_not_see_a_shift() -> None:
+    student, teacher = maps()
+    torch.testing.assert_close(value_of("rkd", student + 5, teacher - 3), value_of("rkd", student, teacher))
+
+
+def test_a_hint_needs_an_adapter_only_where_widths_differ() -> None:
+    assert Hint().build_adapter((4, 6, 6), (4, 3, 3)) is None
+    adapter = Hint().build_adapter((4, 6, 6), (7, 3, 3))
+    assert adapter is not None
+    assert sum(parameter.numel() for parameter in adapter.parameters()) == 4 * 7 + 7
+
+
+def test_variational_information_begins_with_the_variance_that_it_is_given() -> None:
+    for variance in (1e-4, 0.5, 5.0, 1e3):
+        adapter = VariationalInformation(variance=variance).build_adapter((4, 6, 6), (7, 3, 3))
+        _, spread = adapter(torch.zeros(1, 4, 3, 3))
+        torch.testing.assert_close(spread, torch.full((7, 1, 1), variance))
+
+
+def test_variational_information_is_least_at_the_mean() -> None:
+    student, teacher = maps()
+    loss = EXAMPLES["vid"]
+    adapter = adapter_of(loss, student, teacher)
+    assert adapter is not None
+    mean, variance = adapter(torch.nn.functional.adaptive_avg_pool2d(student, 3))
+    assert loss.compare(student, mean, adapter).item() == pytest.approx(0.5 * variance.log().mean().item())
+    assert loss.compare(student, teacher, adapter) > loss.compare(student, mean, adapter)
+
+
+def test_contrast_comes_to_log_b_where_all_images_look_alike() -> None:
+    student, teacher = maps()
+    value = value_of("crd", student[:1].expand(5, -1, -1, -1), teacher[:1].expand(5, -1, -1, -1))
+    assert value.item() == pytest.approx(np.log(5))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("scale", [1e4, 0.0])
+def test_a_loss_and_its_gradient_are_finite_at_extreme_features(name: str, scale: float) -> None:
+    student, teacher = (scale * one.float() for one in maps())
+    student.requires_grad_()
+    adapter = EXAMPLES[name].build_adapter((4, 6, 6), (7, 3, 3))
+    value = EXAMPLES[name].compare(student, -teacher, adapter)
+    value.backward()
+    assert torch.isfinite(value)
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_five_steps_lower_a_loss(name: str) -> None:
+    student, teacher = maps()
+    adapter = adapter_of(EXAMPLES[name], student, teacher)
+    learnt = [student.requires_grad_(), *([] if adapter is None else adapter.parameters())]
+    optimizer = torch.optim.Adam(learnt, lr=0.01)
+    values = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        value = EXAMPLES[name].compare(student, teacher, adapter)
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_objective_sums_a_loss_over_its_pairs_in_float32_under_autocast(name: str) -> None:
+    student, teacher = (one.bfloat16() for one in maps())
+    pairs = [Pair("a", "b", (4, 6, 6), (7, 3, 3)), Pair("a2", "b", (4, 6, 6), (7, 3, 3))]
+    torch.manual_seed(0)
+    objective = build_objective(f"{name}=2").bound({name: pairs})
+    logits = torch.zeros(5, 3)
+    outputs = (Outputs(logits, {"a": student, "a2": 2 * student}), Outputs(logits, {"b": teacher}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, terms = objective(*outputs, torch.zeros(5, dtype=torch.long))
+    assert (total.dtype, terms[name].dtype) == (torch.float32, torch.float32)
+    (term,) = objective.terms
+    loss = term.loss
+    assert isinstance(loss, FeatureLoss)
+    apart = [
+        loss.compare(one.float(), teacher.float(), adapter)
+        for one, adapter in zip((student, 2 * student), term.adapters, strict=True)
+    ]
+    torch.testing.assert_close(total, 2 * (apart[0] + apart[1]))
+
+
+def test_features_must_be_bound_before_they_are_compared() -> None:
+    with pytest.raises(ValueError, match=r"hint compares features: say which ones by \.bound\(pairs\)"):
+        build_objective("hint")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
+    with pytest.raises(TypeError, match="kl does not compare features"):
+        build_objective("kl").bound({"kl": []})
+    with pytest.raises(ValueError, match="jacobian needs the gradients to the images"):
+        build_objective("jacobian")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
+
+
+def test_a_map_of_one_pixel_has_no_attention() -> None:
+    with pytest.raises(
+        UserError, match="--loss at: the student's a and the teacher's b can't be compared: a map of one"
+    ):
+        build_objective("at").bound({"at": [Pair("a", "b", (4, 1, 1), (7, 3, 3))]})
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("hint(student_node=3.5)=1", "student_node is the name of a node, or a list of names, and not 3.5"),
+        ("hint(student_node=[])=1", r"student_node is the name of a node, or a list of names, and not \[\]"),
+        ("at(p=0)=1", "p must be above 0, and is 0"),
+        ("at(power=2)=1", "there is no hyperparameter 'power'"),
+        ("vid(variance=0)=1", "variance must be above 1e-05, and is 0"),
+        ("crd(tau=0)=1", "tau must be above 0, and is 0"),
+        ("crd(width=1.5)=1", "width must be a whole number above 0, and is 1.5"),
+        ("jacobian(normalize=2)=1", "normalize is True or False, and not 2"),
+        ("hint(standardize=True)=1", "hint looks at no teacher's logits; there is nothing to standardise"),
+    ],
+)
+def test_a_hyperparameter_that_makes_no_sense_is_a_clean_error(written: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_objective(written)
+
+
+def test_the_temperature_of_the_predictions_is_not_that_of_the_contrast() -> None:
+    assert build_objective("crd", temperature=4.0).terms[0].loss == ContrastiveRepresentation(tau=0.07)
+
+
+def gradients() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(5, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    return one, other
+
+
+def test_jacobian_matching_is_its_formula() -> None:
+    student, teacher = gradients()
+    rows = [one.numpy().reshape(5, -1) for one in (student, teacher)]
+    units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in rows]
+    expected = [(((one - other) ** 2).sum(axis=1)).mean() for one, other in (units, rows)]
+    values = [JacobianMatching(normalize=normalize).compare(student, teacher).item() for normalize in (True, False)]
+    assert values == pytest.approx(expected)
+
+
+def test_normalised_gradients_differ_by_two_minus_twice_their_cosine() -> None:
+    student, teacher = gradients()
+    cosines = torch.cosine_similarity(student.flatten(1), teacher.flatten(1))
+    loss = JacobianMatching()
+    torch.testing.assert_close(loss.compare(student, teacher), (2 - 2 * cosines).mean())
+    torch.testing.assert_close(loss.compare(7 * student, teacher), loss.compare(student, teacher))
+    assert loss.compare(3 * teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e4, 0.0])
+def test_jacobian_matching_is_finite_at_extremes_and_in_float32_under_autocast(scale: float) -> None:
+    student, teacher = (scale * one.bfloat16() for one in gradients())
+    student.requires_grad_()
+    logits = torch.zeros(5, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = build_objective("jacobian")(
+            Outputs(logits, gradients=student), Outputs(logits, gradients=teacher), torch.zeros(5).long()
+        )
+    total.backward()
+    assert total.dtype == torch.float32
+    assert student.grad is not None
+    assert torch.isfinite(total)
+    assert torch.isfinite(student.grad).all()
