@@ -1,7 +1,7 @@
 import pytest
 
 from kd.errors import UserError
-from kd.settings import Data, Optimization, Phases, Settings, check_ranges, setting_fields
+from kd.settings import Data, Models, Optimization, Phases, Settings, check_ranges, setting_fields
 
 
 def test_each_setting_has_one_name_and_words_for_help() -> None:
@@ -26,6 +26,10 @@ def test_flat_holds_plain_values_and_no_sources() -> None:
         (Settings(phases=Phases(seeds=0)), "here: --seeds must be at least 1, and is 0"),
         (Settings(data=Data(train_fraction=0.0)), "--train_fraction must be above 0, and is 0.0"),
         (Settings(data=Data(train_fraction=1.5)), "--train_fraction must be at most 1, and is 1.5"),
+        (Settings(models=Models(teacher_weights=(1.0, -0.5))), "--teacher_weights must be at least 0, and is -0.5"),
+        (Settings(models=Models(teacher_image_size=(32, 0))), "--teacher_image_size must be at least 1, and is 0"),
+        (Settings(data=Data(mixup=-1.0)), "--mixup must be at least 0, and is -1.0"),
+        (Settings(optimization=Optimization(ema=1.0)), "--ema must be below 1, and is 1.0"),
         (
             Settings(data=Data(train_fraction=float("nan"))),
             "--train_fraction must be finite, and is nan",

@@ -88,6 +88,18 @@ def test_numbers_of_batches_and_parts_are_told_apart() -> None:
     assert isinstance(resolved("--limit_train_batches", "1.0")["limit_train_batches"], float)
 
 
+def test_one_of_several_may_stand_alone_and_none_is_none() -> None:
+    Path("several.yaml").write_text(
+        "teacher_model: resnet50\nteacher_checkpoint: null\nassistants: [resnet34, resnet18]\nteacher_weights: []\n"
+    )
+    models = resolve(["--config", "several.yaml"]).settings.models
+    assert models.teacher_model == ("resnet50",)
+    assert (models.teacher_checkpoint, models.teacher_weights) == ((), ())
+    assert models.assistants == ("resnet34", "resnet18")
+    several = resolve(["--teacher_model", "resnet50", "densenet121", "--teacher_weights", "2", "1.5"]).settings.models
+    assert (several.teacher_model, several.teacher_weights) == (("resnet50", "densenet121"), (2.0, 1.5))
+
+
 def test_an_empty_yaml_changes_nothing() -> None:
     Path("empty.yaml").write_text("# nothing here\n")
     assert resolved("--config", "empty.yaml") == Settings().flat()
@@ -129,8 +141,9 @@ def test_the_first_generations_file_means_what_it_meant() -> None:
     Path("commandline_args.txt").write_text(json.dumps(FIRST_GENERATION))
     settings, remarks, _ = resolve(["--distill"])
     flat = settings.flat()
-    kept = {key: value for key, value in FIRST_GENERATION.items() if key not in ("gpus", "distill")}
+    kept = {key: value for key, value in FIRST_GENERATION.items() if key not in ("gpus", "distill", "teacher_model")}
     assert {key: flat[key] for key in kept} == kept
+    assert flat["teacher_model"] == [FIRST_GENERATION["teacher_model"]]
     assert flat["distill"] is True
     assert (flat["accelerator"], flat["devices"]) == ("auto", "1")
     recipe = {"optimizer": "sgd", "schedule": "constant", "augment": "rotate", "loss": ["mse=1"]}

@@ -43,7 +43,8 @@ class FeatureLoss:
             given = getattr(self, field)
             names = given if isinstance(given, list | tuple) else [given]
             # The layers of a torch.nn.Sequential are numbers.
-            if not names or not all(one is None or (isinstance(one, str | int) and one != "") for one in names):
+            are_names = all(isinstance(one, str | int) and one != "" for one in names)
+            if given is not None and not (names and are_names):
                 raise ValueError(f"{field} is the name of a node, or a list of names, and not {given!r}")
 
     def nodes(self, side: str) -> list[str]:

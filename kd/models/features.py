@@ -1,9 +1,10 @@
 """Reading a network's features by the names of their nodes, through torchvision's feature extraction."""
 
+import contextlib
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from kd.errors import UserError
-from kd.models.classifier import Classifier
+from kd.models.classifier import Classifier, Description
 from kd.registry import suggestion
 
 MapShape = tuple[int, int, int]
 
 _MOST_PREFIX_TOKENS = 16
 _TRIED_ON = 2
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Survey:
         architecture: The network, as a person named it.
         shapes: ``(C, H, W)`` of what each node gives, as a map (see :func:`as_map`), in the order of computation.
         others: The nodes that give something else, and what that is.
+        logits: The node that gives the logits, when the network is in training and when it is evaluated.
+        in_training: All nodes that there are in training.
         stages: The last map of each stage, from the largest to the smallest; a stage is what lies between two changes
             of the size. Only nodes count that all the computation passes through, so that it is not some branch.
     """
@@ -36,6 +40,8 @@ class Survey:
     architecture: str
     shapes: Mapping[str, MapShape]
     others: Mapping[str, str]
+    logits: tuple[str, str]
+    in_training: frozenset[str]
     stages: tuple[str, ...]
 
     def find(self, name: str) -> str:
@@ -64,9 +70,9 @@ class Survey:
             UserError: If no node holds a map.
         """
         if not self.stages:
-            raise UserError(
-                f"{self.architecture} has no map of features; name a node (it has: {', '.join(self.shapes)})"
-            )
+            nodes = list(self.shapes)
+            some = ["...", *nodes[-_SHOWN:]] if len(nodes) > _SHOWN else nodes
+            raise UserError(f"{self.architecture} has no map that all goes through; name a node ({', '.join(some)})")
         return self.stages[-1]
 
 
@@ -103,15 +109,24 @@ def _map_shape(shape: tuple[int, ...]) -> MapShape:
     raise ValueError(f"features of shape {shape} for an image are no map")
 
 
+_SURVEYS: dict[Description, Survey] = {}
+
+
 def survey(classifier: Classifier) -> Survey:
     """List the nodes of a network with what they give, and find the last map of each stage.
 
     Args:
-        classifier: The network; it is tried on two black images.
+        classifier: The network; it is tried on two black images, once for all networks of its description.
 
     Raises:
         UserError: If torch.fx can't trace it.
     """
+    if classifier.description not in _SURVEYS:
+        _SURVEYS[classifier.description] = _survey(classifier)
+    return _SURVEYS[classifier.description]
+
+
+def _survey(classifier: Classifier) -> Survey:
     architecture, size = classifier.description.architecture, classifier.description.image_size
     options = _tracer_options()
     with _tracing(architecture):
@@ -120,8 +135,10 @@ def survey(classifier: Classifier) -> Survey:
         )
     extractor = _extractor(classifier, train_nodes, eval_nodes).eval()
     mode, images = classifier.training, torch.zeros(_TRIED_ON, 3, size, size)
-    with torch.no_grad():
+    # torch.fx prints what went wrong besides raising it.
+    with torch.no_grad(), _tracing(architecture), contextlib.redirect_stderr(io.StringIO()):
         values = extractor(classifier.normalization(images))
+    with torch.no_grad():
         logits = classifier.eval()(images)
     classifier.train(mode)
     if not torch.equal(values[eval_nodes[-1]], logits):
@@ -146,7 +163,14 @@ def survey(classifier: Classifier) -> Survey:
         # The sizes go down; what is larger again is a window's or an attention's own.
         if 1 < height <= min(stages, default=height):
             stages[height] = node
-    return Survey(architecture, shapes, others, tuple(stages.values()))
+    return Survey(
+        architecture=architecture,
+        shapes=shapes,
+        others=others,
+        logits=(train_nodes[-1], eval_nodes[-1]),
+        in_training=frozenset(train_nodes),
+        stages=tuple(stages.values()),
+    )
 
 
 def _shape_of_map(value: object) -> MapShape | None:
@@ -176,15 +200,12 @@ class FeatureReader:
     def __init__(self, classifier: Classifier, nodes: Sequence[str]) -> None:
         self.nodes = tuple(nodes)
         self._classifier = classifier
-        architecture, options = classifier.description.architecture, _tracer_options()
-        with _tracing(architecture):
-            names = get_graph_node_names(classifier.network, tracer_kwargs=options, suppress_diff_warning=True)
-        # The logits are what the last node gives.
-        self._logits = tuple(one[-1] for one in names)
-        wanted = [list(dict.fromkeys([*self.nodes, last])) for last in self._logits]
+        known = survey(classifier)
+        self._logits = known.logits
         for node in self.nodes:
-            if node not in names[0]:
-                raise UserError(f"{architecture} has no node {node!r} in training, only in evaluation")
+            if node not in known.in_training:
+                raise UserError(f"{known.architecture} has no node {node!r} in training, only in evaluation")
+        wanted = [list(dict.fromkeys([*self.nodes, last])) for last in self._logits]
         self._extractor = _extractor(classifier, *wanted)
 
     def to(self, *, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -211,7 +232,7 @@ def _extractor(classifier: Classifier, train_nodes: Sequence[str], eval_nodes: S
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _tracing(architecture: str) -> Iterator[None]:
     """Say in words that a network can't be traced: torch.fx lets anything through that the network raises."""
     try:

@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -142,20 +141,20 @@ class _Pipeline:
 
     def _rehearse(self, networks: list[Classifier | Ensemble]) -> None:
         """Take the chain's steps once on two random images, where features or gradients are compared."""
+        headless = [" ".join(term.name for term in one.terms) for one in self.objectives if not one.trains_head]
+        if headless:
+            self.journal.say(
+                f"Note: without a term that looks at the student's logits, such as ce, its last layer learns nothing; "
+                f"none is in {', '.join(headless)}."
+            )
         for objective in self.objectives:
-            if not objective.trains_head:
-                names = " ".join(term.name for term in objective.terms)
-                self.journal.say(
-                    f"Note: {names} does not look at the student's logits, so that its last layer learns nothing; "
-                    "add a term that does, such as ce."
-                )
             if not (objective.feature_terms or objective.needs_gradients):
                 continue
             for teacher, student in pairwise(networks):
                 assert isinstance(student, Classifier)  # noqa: S101 (for the type checker: teachers come first)
                 with seeded("rehearsal"):
                     module = DistillationModule(teacher=FrozenTeacher(teacher), student=student, objective=objective)
-                    module.rehearse(torch.rand(2, 3, student.description.image_size, student.description.image_size))
+                    module.rehearse()
 
     def _untrained_teachers(self) -> list[Classifier]:
         names = self.settings.models.teacher_model

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from kd.data import Mixing
+from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble
 from kd.randomness import derive_seed
@@ -124,18 +125,23 @@ class ClassifierModule(LightningModule):
         self._means.add({"loss": total.detach()} | terms)
         return total
 
-    def rehearse(self, images: Tensor) -> None:
-        """Compute the objective and its gradient on images ``(B, 3, S, S)`` with labels 0, and forget them.
+    def rehearse(self) -> None:
+        """Compute the objective and its gradient on two random images with labels 0, and forget them.
 
         Raises:
-            RuntimeError: If that can't be done, such as to differentiate an operation twice.
+            UserError: If that can't be done, such as to differentiate an operation twice.
         """
-        labels = torch.zeros(len(images), dtype=torch.long)
-        with self._differentiable():
-            teacher = self.teacher_outputs(images)
-            student = self.student_outputs(images, teacher)
-        total, _ = self.objective.at(0, 1)(student, teacher, labels)
-        torch.autograd.backward(total)
+        size, architecture = self.model.description.image_size, self.model.description.architecture
+        images, labels = torch.rand(2, 3, size, size), torch.zeros(2, dtype=torch.long)
+        try:
+            with self._differentiable():
+                teacher = self.teacher_outputs(images)
+                student = self.student_outputs(images, teacher)
+            total, _ = self.objective.at(0, 1)(student, teacher, labels)
+            torch.autograd.backward(total)
+        except RuntimeError as error:
+            names = " ".join(term.name for term in self.objective.terms)
+            raise UserError(f"--loss {names}: {architecture} can't be trained so: {error}") from error
         self.zero_grad()
 
     def _differentiable(self) -> AbstractContextManager[None]:

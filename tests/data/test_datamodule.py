@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
-from kd.data import ImageData, read_splits
+from kd.data import UNLABELLED, ImageData, read_splits, read_unlabelled
 from kd.errors import UserError
+from kd.training import draw_views
 from tests.conftest import MakeFolder
 
 
@@ -46,3 +50,58 @@ def test_pixels_become_numbers_from_zero_to_one(make_folder: MakeFolder) -> None
     assert same_labels is labels
     again, _ = data.on_after_batch_transfer((numbers, labels), 0)
     assert again is numbers
+
+
+def training_labels(data: ImageData) -> dict[str, int]:
+    """Return the label of each training image that an epoch gives, by its key."""
+    images = data.train_views.images
+    assert len(set(data.train_indices)) == len(data.train_indices)
+    return {images.keys[index]: images.labels[index] for index in data.train_indices}
+
+
+def unlabelled_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "more"
+    for name in ("a.png", "deep/er/b.png", "deep/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (0, 200, 0)).save(folder / name)
+    return folder
+
+
+def test_images_without_labels_follow_the_labelled_ones(make_folder: MakeFolder, tmp_path: Path) -> None:
+    splits = read_splits(make_folder(train=4))
+    data = ImageData(splits, image_size=8, batch_size=4, unlabelled=read_unlabelled(unlabelled_folder(tmp_path)))
+    assert data.has_unlabelled
+    known = training_labels(ImageData(splits, image_size=8))
+    more = {f"unlabeled/{name}": UNLABELLED for name in ("a.png", "deep/c.png", "deep/er/b.png")}
+    assert training_labels(data) == known | more
+    batches = list(data.train_dataloader())
+    labels = torch.cat([labels for _, labels in batches])
+    assert sorted(labels.tolist()) == [-1] * 3 + sorted(splits.train.labels)
+    pixels = torch.cat([images for images, _ in batches])
+    assert (pixels[labels == UNLABELLED][:, 1] > 150).all()
+
+
+def test_what_the_fraction_leaves_out_may_stay_without_its_labels(make_folder: MakeFolder) -> None:
+    splits = read_splits(make_folder(train=8))
+    kept = training_labels(ImageData(splits, image_size=8, train_fraction=0.25, seed=3))
+    whole = training_labels(ImageData(splits, image_size=8, train_fraction=0.25, seed=3, unlabelled_rest=True))
+    assert len(kept) == 6
+    assert len(whole) == 24
+    assert {key: label for key, label in whole.items() if label != UNLABELLED} == kept
+
+
+def test_labels_can_be_hidden_all_of_them(make_folder: MakeFolder, tmp_path: Path) -> None:
+    splits = read_splits(make_folder(train=8))
+    more = read_unlabelled(unlabelled_folder(tmp_path))
+    data = ImageData(splits, image_size=8, train_fraction=0.5, reads_labels=False, unlabelled=more)
+    assert list(training_labels(data).values()) == [UNLABELLED] * (12 + 3)
+    # Those of the validation images are measured with.
+    assert sorted(torch.cat([labels for _, labels in data.val_dataloader()]).tolist()) == list(splits.val.labels)
+    assert not ImageData(splits, image_size=8).has_unlabelled
+
+
+def test_a_picture_of_an_image_without_a_label_says_so(make_folder: MakeFolder) -> None:
+    splits = read_splits(make_folder())
+    drawn = [draw_views(ImageData(splits, image_size=32, reads_labels=reads), count=2) for reads in (True, False)]
+    assert drawn[0].shape == drawn[1].shape
+    assert not torch.equal(drawn[0], drawn[1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kd.data import load_image, read_folder, read_splits
+from kd.data import load_image, read_folder, read_splits, read_unlabelled
 from kd.errors import UserError
 from tests.conftest import MakeFolder
 
@@ -108,3 +108,16 @@ def test_an_image_that_breaks_off_is_named(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(buffer.getvalue()[:500])
     with pytest.raises(UserError, match=r"half.png: this image can't be decoded"):
         load_image(tmp_path / "half.png")
+
+
+def test_an_unlabelled_folder_must_hold_images_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    with pytest.raises(UserError, match=r"--unlabeled_data .*more: there is no such folder"):
+        read_unlabelled(folder)
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / ".hidden").touch()
+    with pytest.raises(UserError, match=r"--unlabeled_data .*more: this folder holds no images"):
+        read_unlabelled(folder)
+    (folder / "deep" / "notes.txt").write_text("none")
+    with pytest.raises(UserError, match=r"notes.txt: this file is no image"):
+        read_unlabelled(folder)

@@ -72,12 +72,14 @@ def halved(features: Array) -> Array:
 
 def mixed(features: Array, weights: Weights, name: str) -> Array:
     bias = weights.get(f"{name}bias", np.zeros(1))
-    return np.einsum("bchw,dc->bdhw", features, weights[f"{name}weight"][:, :, 0, 0]) + bias.reshape(1, -1, 1, 1)
+    products = np.einsum("bchw,dc->bdhw", features, weights[f"{name}weight"][:, :, 0, 0])
+    return np.asarray(products + bias.reshape(1, -1, 1, 1), dtype=np.float64)
 
 
 def attention(features: Array) -> Array:
-    powers = (np.abs(features) ** 3).sum(axis=1).reshape(5, -1)
-    return np.asarray(powers / np.linalg.norm(powers, axis=1, keepdims=True))
+    powers: Array = (np.abs(features) ** 3).sum(axis=1).reshape(5, -1)
+    norms = np.linalg.norm(powers, axis=1, keepdims=True)
+    return np.asarray(powers / norms, dtype=np.float64)
 
 
 def gaussian(f: Array, g: Array, weights: Weights) -> float:
@@ -92,7 +94,7 @@ def gaussian(f: Array, g: Array, weights: Weights) -> float:
 def gram(features: Array) -> Array:
     rows = features.reshape(5, -1)
     products = rows @ rows.T
-    return np.asarray(products / np.linalg.norm(products, axis=1, keepdims=True))
+    return np.asarray(products / np.linalg.norm(products, axis=1, keepdims=True), dtype=np.float64)
 
 
 def huber(one: Array, other: Array) -> float:

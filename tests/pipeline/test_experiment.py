@@ -237,6 +237,27 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--baseline --student_pretrained", "--student_pretrained: there are no published weights"),
         ("--train_teacher --teacher_pretrained", "--teacher_pretrained: there are no published weights"),
         ("--distill --teacher_checkpoint absent.ckpt", "absent.ckpt: there is no such checkpoint"),
+        ("--loss hint(student_node=layr)=1 --train_teacher --distill", r"--loss hint: convnet.* has no node 'layr'"),
+        ("--loss hint(layer=3)=1", "there is no hyperparameter 'layer'"),
+        ("--loss at --train_teacher --distill --student_model mlp", "--loss at: mlp has no map that all goes through"),
+        ("--loss kl=-1", "the weight of kl must be 0 or more"),
+        ("--loss dkd --mixup 0.2", r"--loss: dkd: dkd needs one label an image; it can't take those of mixed images"),
+        ("--unlabeled_data absent", "--unlabeled_data absent: there is no such folder"),
+        ("--unlabeled_rest", "--unlabeled_rest: there is no rest; --train_fraction says"),
+        (
+            "--teacher_model linear mlp --teacher_weights 1",
+            "--teacher_weights 1.0: these are 1, and --teacher_model names 2",
+        ),
+        ("--teacher_model linear mlp --teacher_weights 0 0", "--teacher_weights: one of them must be above 0"),
+        ("--distill --teacher_model linear mlp --teacher_checkpoint x", "--teacher_checkpoint x: these are 1"),
+        ("--teacher_model linear --teacher_image_size 8 9", "--teacher_image_size 8 9: these are 2"),
+        ("--train_teacher --distill --teacher_model linear mlp --loss hint", "features are compared with those of one"),
+        ("--train_teacher --distill --assistants resnet19", "--assistants resnet19: there is no network 'resnet19'"),
+        (
+            "--train_teacher --distill --assistants linear --assistant_pretrained",
+            "--assistant_pretrained: there are no",
+        ),
+        ("--teacher_model", "--teacher_model"),
         ("--dataset mnits", r"there is no data set 'mnits'; did you mean 'mnist'\?"),
     ],
 )
@@ -251,7 +272,9 @@ def test_a_teacher_of_other_classes_or_another_size_is_refused(make_folder: Make
     given = ["--distill", "--teacher_checkpoint", first.runs["teacher"][0]["checkpoint"]]
     with pytest.raises(UserError, match=r"was trained for other classes: only it has cat; only pets has dog"):
         run(make_folder("pets", classes=("ant", "bee", "dog")), *given)
-    with pytest.raises(UserError, match=r"was trained on images of 16 px, and --image_size is 24"):
+    with pytest.raises(
+        UserError, match=r"on images of 16 px, and it would be shown 24 px; with --teacher_image_size 16"
+    ):
         run(make_folder("more"), *given, "--image_size", "24")
     with pytest.raises(UserError, match=r"holds convnet\(widths=\[6\]\), and --teacher_model says linear"):
         run(make_folder("other"), *given, "--teacher_model", "linear")

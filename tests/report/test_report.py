@@ -102,3 +102,26 @@ def test_the_table_fits_a_terminal_and_says_what_was_measured() -> None:
 )
 def test_the_gain_is_said_as_it_is(runs: dict[str, list[dict[str, Any]]], words: str) -> None:
     assert words in gain_sentence(summarise(runs, data="photos"))
+
+
+def test_several_teachers_and_assistants_have_a_row_each() -> None:
+    runs = {
+        "teacher/resnet50": [one(0, 0.95, model="resnet50")],
+        "teacher/densenet121": [one(0, 0.96, model="densenet121")],
+        "distilled": DISTILLED,
+        "teacher": [one(None, 0.97, model="resnet50 + densenet121", checkpoint=None, seconds=None)],
+        "assistant/2-resnet18": [one(0, 0.91, model="resnet18")],
+        "assistant/1-resnet34": [one(0, 0.92, model="resnet34")],
+    }
+    summary = summarise(runs, data="photos")
+    assert list(summary["phases"]) == [
+        *("teacher/densenet121", "teacher/resnet50", "teacher"),
+        *("assistant/1-resnet34", "assistant/2-resnet18", "distilled"),
+    ]
+    assert summary["phases"]["teacher"]["model"] == "resnet50 + densenet121"
+    assert summary["phases"]["assistant/1-resnet34"]["val_acc_mean"] == 0.92
+    rows = [line for line in printed(summary).splitlines() if "%" in line]
+    assert [re.split(r"  +", row.strip())[0] for row in rows] == [
+        *("teacher", "teacher", "teachers as one", "assistant 1", "assistant 2", "student distilled"),
+    ]
+    assert [row.count("1,234,567") for row in rows] == [1] * 6

@@ -1,0 +1,221 @@
+"""Reading features: which nodes there are, which are found, and that reading changes nothing."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd.errors import UserError
+from kd.models import Classifier, Description, FeatureReader, as_map, build_classifier, survey
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def network(architecture: str, size: int = 64) -> Classifier:
+    torch.manual_seed(0)
+    return build_classifier(architecture, classes=CLASSES, image_size=size, mean=(0.4,) * 3, std=(0.2,) * 3)
+
+
+def around(module: nn.Module, size: int = 8) -> Classifier:
+    name = f"{type(module).__name__}-{id(module)}"
+    return Classifier(module, Description(name, CLASSES, size, "crop", (0.4,) * 3, (0.2,) * 3))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "stages", "shape"),
+    [
+        ("simple", 64, ("1", "4", "7", "8"), (64, 8, 8)),
+        ("convnet(widths=[4,6])", 16, ("2", "6"), (6, 8, 8)),
+        (
+            "resnet18",
+            64,
+            ("relu", "layer1.1.relu_1", "layer2.1.relu_1", "layer3.1.relu_1", "layer4.1.relu_1"),
+            (512, 2, 2),
+        ),
+        (
+            "mobilenet_v3_small",
+            64,
+            ("features.0", "features.2.block.0", "features.4.block.0", "features.9.block.0", "features.12"),
+            (576, 2, 2),
+        ),
+        # Channels last, within; and a class token before the map.
+        ("swin_t", 64, ("features.1.1.add_1", "features.3.1.add_1", "features.5.5.add_1", "permute"), (768, 2, 2)),
+        ("vit_b_32(image_size=64)", 64, ("encoder.ln",), (768, 2, 2)),
+        # Branches are no part of the way that all takes.
+        (
+            "googlenet",
+            64,
+            ("conv1.relu", "conv3.relu", "inception3b.cat", "inception4e.cat", "inception5b.cat"),
+            (1024, 2, 2),
+        ),
+    ],
+)
+def test_the_last_map_of_each_stage_is_found(
+    architecture: str, size: int, stages: tuple[str, ...], shape: tuple[int, int, int]
+) -> None:
+    found = survey(network(architecture, size))
+    assert found.stages == stages
+    assert found.last() == stages[-1]
+    assert found.shapes[found.last()] == shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("architecture", ["resnet18", "simple", "googlenet"])
+def test_to_read_features_changes_nothing_about_the_logits(architecture: str, training: bool) -> None:
+    classifier = network(architecture)
+    reader = FeatureReader(classifier, [survey(classifier).last()])
+    classifier.train(training)
+    images = torch.rand(2, 3, 64, 64)
+    torch.manual_seed(1)
+    logits, features = reader(images)
+    torch.manual_seed(1)
+    torch.testing.assert_close(logits, classifier(images), rtol=0, atol=0)
+    assert {name: tuple(value.shape[1:]) for name, value in features.items()} == {
+        survey(classifier).last(): survey(classifier).shapes[survey(classifier).last()]
+    }
+    assert classifier.training is training
+
+
+def test_features_are_what_the_layer_gave() -> None:
+    classifier = network("resnet18")
+    caught: list[Tensor] = []
+    classifier.network.get_submodule("layer3").register_forward_hook(lambda *given: caught.append(given[2]))
+    classifier.eval()
+    images = torch.rand(2, 3, 64, 64)
+    classifier(images)
+    _, features = FeatureReader(classifier, [survey(classifier).find("layer3")])(images)
+    torch.testing.assert_close(features["layer3.1.relu_1"], caught[0])
+
+
+def test_a_gradient_through_features_reaches_the_weights_that_are_trained() -> None:
+    classifier = network("simple", 16)
+    _, features = FeatureReader(classifier, ["8"])(torch.rand(2, 3, 16, 16))
+    features["8"].sum().backward()
+    weights = classifier.network.get_submodule("0").weight
+    assert isinstance(weights, nn.Parameter)
+    assert weights.grad is not None
+    assert weights.grad.any()
+
+
+def test_the_name_of_a_module_means_its_last_node() -> None:
+    found = survey(network("resnet18"))
+    assert found.find("layer4") == "layer4.1.relu_1"
+    assert found.find("layer4.0.conv1") == "layer4.0.conv1"
+    assert found.find("fc") == "fc"
+    assert found.shapes["fc"] == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("layr4", r"resnet18 has no node 'layr4'; did you mean 'layer4'\?; its stages end in relu, layer1.1.relu_1"),
+        ("layer4.2", r"has no node 'layer4.2'; did you mean 'layer4"),
+        ("", "has no node ''"),
+    ],
+)
+def test_an_unknown_node_is_refused_with_the_nearest(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        survey(network("resnet18")).find(name)
+
+
+def test_a_node_that_holds_no_features_is_refused() -> None:
+    found = survey(network("swin_t"))
+    with pytest.raises(UserError, match=r"node 'features.1.0.attn._get_relative_position_bias' gives shape \(1, 3, 49"):
+        found.find("features.1.0.attn._get_relative_position_bias")
+
+
+def test_a_network_without_maps_says_so() -> None:
+    found = survey(network("mlp(hidden=[5])", 8))
+    with pytest.raises(UserError, match=r"mlp\(hidden=\[5\]\) has no map that all goes through; name a node \(0, 1, 2"):
+        found.last()
+    assert found.shapes[found.find("2")] == (5, 1, 1)
+
+
+class Branching(nn.Module):
+    """Takes a way that hangs on the pixels, so that it can't be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(192, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layer(images.flatten(1))
+        return logits if images.sum() > 0 else -logits
+
+
+class Wordy(Branching):
+    """Computes something after its logits."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layer(images.flatten(1))
+        logits.exp()
+        return logits
+
+
+class Moody(Branching):
+    """Has a node that is not there when it is trained."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.flatten(1)
+        logits: Tensor = self.layer(images if self.training else images.relu())
+        return logits
+
+
+def test_a_network_that_can_not_be_traced_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"its features can't be read, as torch\.fx can't trace it: symbolically traced"
+    ):
+        survey(around(Branching()))
+    with pytest.raises(
+        UserError, match="its features can't be read, as the last node that was traced is not its logits"
+    ):
+        survey(around(Wordy()))
+
+
+def test_a_network_that_fails_when_it_was_traced_is_refused_without_a_word_of_its_insides(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Stumbling(Branching):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.layer(images.flatten(1))
+            # A tracer takes everything for a tensor.
+            return logits.view(len(logits.shape), -1) if isinstance(logits, Tensor) else logits.absent()
+
+    with pytest.raises(UserError, match=r"as torch\.fx can't trace it: 'Tensor' object has no attribute 'absent'"):
+        survey(around(Stumbling()))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_node_must_be_there_in_training() -> None:
+    classifier = around(Moody())
+    assert survey(classifier).find("relu") == "relu"
+    with pytest.raises(UserError, match="has no node 'relu' in training, only in evaluation"):
+        FeatureReader(classifier, ["relu"])
+
+
+def test_tokens_become_the_map_that_they_were_cut_from() -> None:
+    pixels = torch.rand(2, 5, 4, 4)
+    tokens = pixels.flatten(2).transpose(1, 2)
+    for prefix in (0, 1, 2, 5):
+        with_prefix = torch.cat([torch.zeros(2, prefix, 5), tokens], dim=1)
+        torch.testing.assert_close(as_map(with_prefix), pixels, rtol=0, atol=0)
+    torch.testing.assert_close(as_map(pixels.permute(0, 2, 3, 1)), pixels, rtol=0, atol=0)
+    torch.testing.assert_close(as_map(pixels), pixels, rtol=0, atol=0)
+    torch.testing.assert_close(as_map(pixels[:, :, 0, 0])[:, :, 0, 0], pixels[:, :, 0, 0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (2, 501, 35), (2, 2, 3, 4, 4), (2,)])
+def test_what_is_no_map_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="are no map"):
+        as_map(torch.zeros(shape))
+
+
+def test_a_reader_follows_its_network_to_another_precision() -> None:
+    # swin's bias of the positions is used outside of a module.
+    classifier = network("swin_t").eval()
+    reader = FeatureReader(classifier, ["permute"])
+    classifier.to(torch.float64)
+    reader.to(device=torch.device("cpu"), dtype=torch.float64)
+    images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    logits, features = reader(images)
+    assert (logits.dtype, features["permute"].dtype) == (torch.float64, torch.float64)
+    torch.testing.assert_close(logits, classifier(images))
