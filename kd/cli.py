@@ -157,11 +157,14 @@ def _losses(*, names: bool = False) -> None:
     if names:
         print("\n".join(LOSSES))  # noqa: T201 (for other programs to read)
         return
-    table = Table(title="Losses (z: the student's logits, v: the teacher's, y: labels)", title_justify="left")
+    table = Table(
+        title="Losses (z: the student's logits, v: the teacher's, y: labels; F, f: features, G, g: the teacher's)",
+        title_justify="left",
+    )
     for heading in ("name", "formula", "hyperparameters", "source"):
         table.add_column(heading)
     for name, loss in LOSSES.items():
-        table.add_row(name, loss.formula, hyperparameters_of(loss), loss.source)
+        table.add_row(name, *map(escape, (loss.formula, hyperparameters_of(loss), loss.source)))
     console = Console()
     console.print(table)
     console.print("And your own: path/to/file.py:function", highlight=False)

@@ -138,7 +138,7 @@ def test_losses_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys)[0].splitlines() == list(LOSSES)
     assert main(["losses"]) == 0
     out, _ = said(capsys)
-    for words in ("KL(softmax", "temperature=4.0", "Hinton", "path/to/file.py:function"):
+    for words in ("KL(softmax", "softmax(z_b)[y_b]", "temperature=4.0", "Hinton", "path/to/file.py:function"):
         assert words in out
 
 

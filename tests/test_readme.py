@@ -14,9 +14,11 @@ from kd.cli import experiment
 from kd.losses import Outputs, build_objective
 from kd.sources import resolve
 
+PAGES = ("README.md", "docs/losses.md")
+
 
 def blocks(repository: Path, language: str) -> list[str]:
-    text = (repository / "README.md").read_text(encoding="utf-8")
+    text = "".join((repository / page).read_text(encoding="utf-8") for page in PAGES)
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -35,13 +37,23 @@ def commands(repository: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "table"), [("flags", kd.settings.markdown_table), ("losses", kd.losses.markdown_table)]
+    ("file", "name", "table"),
+    [
+        ("README.md", "flags", kd.settings.markdown_table),
+        ("docs/losses.md", "losses", kd.losses.markdown_table),
+    ],
 )
-def test_a_table_is_that_of_the_code(repository: Path, name: str, table: Callable[[], str]) -> None:
-    text = (repository / "README.md").read_text(encoding="utf-8")
+def test_a_table_is_that_of_the_code(repository: Path, file: str, name: str, table: Callable[[], str]) -> None:
+    text = (repository / file).read_text(encoding="utf-8")
     found = re.search(rf"<!-- {name}: .*? -->\n(.*?)\n<!-- end of {name} -->", text, flags=re.DOTALL)
     assert found is not None
     assert found[1] == table()
+
+
+def test_the_list_of_losses_is_whole(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| what is compared | losses |") : text.index("[docs/losses.md]")]
+    assert list(re.findall(r"`(\w+)`", table)) == list(kd.losses.LOSSES)
 
 
 def test_every_command_is_understood(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,12 +85,13 @@ def hyperparameters_of(loss: type[Described]) -> str:
 
 def markdown_table() -> str:
     """Return all losses as a Markdown table, as it stands in the README."""
+    headings = ("name", "formula", "hyperparameters", "`--loss`, as published", "source")
     rows = [
-        f"| `{name}` | {loss.formula} | {hyperparameters_of(loss)} | {_code(loss.paper)} | {loss.source} |"
+        (f"`{name}`", loss.formula, hyperparameters_of(loss), _code(loss.paper), loss.source)
         for name, loss in LOSSES.items()
     ]
-    heading = ["| name | formula | hyperparameters | `--loss`, as published | source |", "|---|---|---|---|---|"]
-    return "\n".join([*heading, *(row.replace("|  |", "| |") for row in rows)])
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [headings, ("---",) * len(headings), *rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _code(text: str) -> str:
