@@ -91,6 +91,18 @@ class Data:
     unlabeled_rest: bool = setting(
         False, "distil on the images that --train_fraction leaves out too, without their labels"
     )
+    views: int | None = setting(
+        None,
+        "views of each training image: after so many epochs the same come again; None: new ones in each",
+        at_least=1,
+    )
+    image_cache: str = setting(
+        "auto",
+        "store of decoded images, which later runs read: none, a folder, or auto (the cache, where there is room)",
+    )
+    teacher_cache: str = setting(
+        "auto", "store of the teacher's logits, which later runs of the same views read: none, a folder, or auto"
+    )
     mixup: float = setting(0.0, "mixup of the student's images: alpha of its Beta distribution; 0: none", at_least=0)
     cutmix: float = setting(0.0, "CutMix of the student's images: alpha of its Beta distribution; 0: none", at_least=0)
 
@@ -179,7 +191,12 @@ class Machine:
     devices: str = setting("auto", "how many devices (2), or which ('0,1', or '1,' for the second alone)")
     num_nodes: int = setting(1, "machines", at_least=1)
     strategy: str = setting("auto", "auto, ddp, fsdp, ...: as Lightning has it")
-    precision: str = setting("auto", "auto (bf16-mixed or 16-mixed on a GPU, 32-true on a CPU), or as Lightning has it")
+    precision: str = setting(
+        "auto", "auto (for each network what is fastest here at the same accuracy), or as Lightning has it"
+    )
+    channels_last: Literal["auto", "true", "false"] = setting(
+        "auto", "whether the channels of a pixel lie beside each other in memory; auto: where it is faster"
+    )
     default_root_dir: str = setting("logs", "folder of all experiments")
     fast_dev_run: bool = setting(False, "one batch of everything, to see whether it runs; leaves no files")
     limit_train_batches: int | float = setting(1.0, "batches of an epoch: a number, or a part such as 0.1", above=0)

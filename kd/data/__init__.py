@@ -1,6 +1,7 @@
 """Folders and named data sets, views, and the LightningDataModule."""
 
 from kd.data.datamodule import ImageData
+from kd.data.decoded import Room, decoded
 from kd.data.folders import load_image, read_folder, read_splits, read_unlabelled
 from kd.data.images import UNLABELLED, LabelledImages, Splits, channel_statistics, hide_labels, joined, keep_fraction
 from kd.data.mixing import Mixing
@@ -15,10 +16,12 @@ __all__ = [
     "ImageData",
     "LabelledImages",
     "Mixing",
+    "Room",
     "Splits",
     "Views",
     "cache_dir",
     "channel_statistics",
+    "decoded",
     "hide_labels",
     "joined",
     "keep_fraction",

@@ -32,6 +32,7 @@ class ImageData(LightningDataModule):
         unlabelled: Images without labels to train on besides.
         unlabelled_rest: Whether to train on what the fraction leaves out too, without its labels.
         reads_labels: Whether the labels of the training images are looked at; else all of them are hidden.
+        period: Epochs after which the same views come again in the same order; ``None``: never.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ImageData(LightningDataModule):
         unlabelled: LabelledImages | None = None,
         unlabelled_rest: bool = False,
         reads_labels: bool = True,
+        period: int | None = None,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -55,6 +57,11 @@ class ImageData(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.period = period
+        self.augment = augment
+        self.resize = resize
+        # Views of images that were made smaller are others than those of the files.
+        self.is_decoded = splits.train.is_decoded
         view_seed = None if augment == "none" else seed
         kept = keep_fraction(splits.train, train_fraction, seed=seed)
         everything = range(len(splits.train))
@@ -74,7 +81,9 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the training batches of this process, in an order that hangs on (seed, epoch)."""
         rank, world_size = self._place()
-        sampler = EpochSampler(self.train_indices, seed=self.seed, rank=rank, world_size=world_size, even=True)
+        sampler = EpochSampler(
+            self.train_indices, seed=self.seed, rank=rank, world_size=world_size, even=True, period=self.period
+        )
         if self.trainer is not None:
             # Lightning asks for the first batches of a resumed run before it sets the epoch.
             progress = self.trainer.fit_loop.epoch_progress.current

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from kd.data.images import UNLABELLED, LabelledImages, Splits
+from kd.data.images import UNLABELLED, LabelledImages, Splits, fingerprint_of_files
 from kd.errors import UserError
 
 # What file managers leave behind; anything else that is no image is a person's to decide about.
@@ -74,11 +74,14 @@ def read_folder(folder: Path) -> LabelledImages:
             raise UserError(f"{class_folder}: this class has no images")
         paths += found
         labels += [label] * len(found)
+    keys = [path.relative_to(folder).as_posix() for path in paths]
     return LabelledImages(
         classes=tuple(child.name for child in class_folders),
         labels=labels,
-        keys=[path.relative_to(folder).as_posix() for path in paths],
+        keys=keys,
         load=functools.partial(_load_at, paths),
+        files=paths,
+        fingerprint=fingerprint_of_files(paths, keys),
     )
 
 
@@ -97,12 +100,15 @@ def read_unlabelled(folder: str | Path) -> LabelledImages:
     paths = [path for path in sorted(root.rglob("*")) if _is_image(path)]
     if not paths:
         raise UserError(f"--unlabeled_data {folder}: this folder holds no images")
+    # Apart from the keys of the labelled images, whose views would be the same.
+    keys = [f"unlabeled/{path.relative_to(root).as_posix()}" for path in paths]
     return LabelledImages(
         classes=(),
         labels=[UNLABELLED] * len(paths),
-        # Apart from the keys of the labelled images, whose views would be the same.
-        keys=[f"unlabeled/{path.relative_to(root).as_posix()}" for path in paths],
+        keys=keys,
         load=functools.partial(_load_at, paths),
+        files=paths,
+        fingerprint=fingerprint_of_files(paths, keys),
     )
 
 

@@ -1,8 +1,10 @@
 """Labelled images: where they come from is behind them, their classes, labels and pixels are at hand."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,12 +24,18 @@ class LabelledImages:
         labels: Label of each image, ``(N,)``; :data:`UNLABELLED` where it has none.
         keys: What identifies each image wherever the data lie (its path within its folder); its views hang on it.
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
+        files: The file of each image, where each has one.
+        fingerprint: What changes when any of the images does; ``None``: that can't be told.
+        is_decoded: The longest short side of what was made smaller when it was decoded into a store, or ``None``.
     """
 
     classes: tuple[str, ...]
     labels: Sequence[int]
     keys: Sequence[str]
     load: Callable[[int], Tensor]
+    files: Sequence[Path] = ()
+    fingerprint: str | None = None
+    is_decoded: int | None = None
 
     def __len__(self) -> int:
         """Count the images."""
@@ -49,11 +57,23 @@ def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
         labels=[*first.labels, *second.labels],
         keys=[*first.keys, *second.keys],
         load=partial(_load_either, first, second),
+        fingerprint=None
+        if None in (first.fingerprint, second.fingerprint)
+        else f"{first.fingerprint} {second.fingerprint}",
     )
 
 
 def _load_either(first: LabelledImages, second: LabelledImages, index: int) -> Tensor:
     return first.load(index) if index < len(first) else second.load(index - len(first))
+
+
+def fingerprint_of_files(files: Sequence[Path], keys: Sequence[str]) -> str:
+    """Return what changes when a file among these changes: a digest of their keys, sizes and times of change."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file, key in zip(files, keys, strict=True):
+        facts = file.stat()
+        digest.update(f"{key}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Data sets that go by name: folders of a person's own, torchvision's, and the digits that scikit-learn bundles."""
 
+import dataclasses
 import functools
+import hashlib
 import os
 import shutil
 import tempfile
@@ -113,7 +115,7 @@ def _imagenette(root: Path, *, download: bool, size: str, name: str) -> Splits:
 
 
 def _renamed(images: LabelledImages, classes: tuple[str, ...]) -> LabelledImages:
-    return LabelledImages(classes, images.labels, images.keys, images.load)
+    return dataclasses.replace(images, classes=classes)
 
 
 def _in_memory(root: Path, *, download: bool, kind: type[Any], name: str) -> Splits:
@@ -130,6 +132,7 @@ def _in_memory(root: Path, *, download: bool, kind: type[Any], name: str) -> Spl
                 labels=[int(label) for label in one.targets],
                 keys=[f"{split}/{index}" for index in range(len(pixels))],
                 load=functools.partial(_pixels_at, pixels),
+                fingerprint=hashlib.blake2b(np.ascontiguousarray(one.data).data, digest_size=16).hexdigest(),
             )
         )
     return Splits(name, *halves)

@@ -111,21 +111,30 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: Number of this process.
         world_size: Number of processes.
         even: Give each process the same number, by giving the first ones again; training needs it.
+        period: After so many epochs they come again, with the same views in the same order; ``None``: never.
     """
 
     def __init__(
-        self, indices: Sequence[int], *, seed: int | None, rank: int = 0, world_size: int = 1, even: bool = False
+        self,
+        indices: Sequence[int],
+        *,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        even: bool = False,
+        period: int | None = None,
     ) -> None:
         self.indices = indices
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.even = even
+        self.period = period
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next; Lightning calls it."""
-        self.epoch = epoch
+        self.epoch = epoch if self.period is None else epoch % self.period
 
     def __len__(self) -> int:
         """Count the images of this process."""

@@ -3,6 +3,7 @@
 from kd.models.catalogue import SMALL, build_classifier, parameters_by_name, torchvision_names
 from kd.models.checkpoint import CLASSIFIER_KEY, STATE_PREFIX, load_classifier, read_description
 from kd.models.classifier import Classifier, Description, Normalization
+from kd.models.cost import is_depthwise, multiply_adds
 from kd.models.ensemble import Ensemble
 from kd.models.features import FeatureReader, Survey, as_map, survey
 
@@ -18,7 +19,9 @@ __all__ = [
     "Survey",
     "as_map",
     "build_classifier",
+    "is_depthwise",
     "load_classifier",
+    "multiply_adds",
     "parameters_by_name",
     "read_description",
     "survey",

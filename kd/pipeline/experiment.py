@@ -1,18 +1,30 @@
 """The phases in order: teachers, assistants, then for each seed the student alone and the student distilled."""
 
+from collections.abc import Callable
+
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
+from kd.data import ImageData
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, load_classifier
 from kd.pipeline.ingredients import Ingredients, slug
 from kd.pipeline.journal import Experiment, Journal
+from kd.pipeline.stores import logit_store
 from kd.pipeline.teaching import Teacher, Teachers, measure
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.sources import write_config
-from kd.training import ClassifierModule, DistillationModule, FrozenTeacher, Run, build_trainer
+from kd.training import (
+    ClassifierModule,
+    Compute,
+    DistillationModule,
+    FrozenTeacher,
+    LogitStore,
+    Run,
+    build_trainer,
+)
 
 
 def run_experiment(settings: Settings, *, console: Console | None = None) -> Experiment:
@@ -37,7 +49,7 @@ class _Pipeline:
         # To compare objectives needs a teacher, too.
         self.distills = phases.distill or bool(settings.objective.compare_losses)
         self.baseline = phases.baseline or not (phases.train_teacher or self.distills)
-        self.made = Ingredients.prepare(settings)
+        self.made = Ingredients.prepare(settings, console)
         self.journal = Journal(self.made, console)
         # The objective of the assistants is that of the student.
         uses_objective = phases.distill or bool(self.distills and models.assistants)
@@ -128,8 +140,10 @@ class _Pipeline:
         written: str | None = None,
     ) -> Run:
         data = self.made.student_data(seed, objective)
+        compute = self.made.teacher_compute(teacher.network)
+        self.journal.say_once(f"{teacher.network.description.architecture} answers in {compute}.")
         module = DistillationModule(
-            teacher=FrozenTeacher(teacher.network),
+            teacher=FrozenTeacher(teacher.network, compute=compute),
             student=student,
             objective=objective,
             recipe=self.made.recipe(),
@@ -138,5 +152,21 @@ class _Pipeline:
             mixing=self.made.mixing,
             ema=self.settings.optimization.ema,
             has_unlabelled=data.has_unlabelled,
+            open_store=self._store_of(teacher.network, data, compute),
         )
-        return self.journal.train(phase, module, data, teachers=teacher.checkpoints, written=written)
+        run = self.journal.train(phase, module, data, teachers=teacher.checkpoints, written=written)
+        if module.store is not None and module.store.read_batches:
+            asked = module.store.written_batches
+            self.journal.say(
+                f"The teacher's logits of {module.store.read_batches:,} batches were read from the store"
+                + (f", those of {asked:,} computed." if asked else ".")
+            )
+        return run
+
+    def _store_of(
+        self, network: Classifier | Ensemble, data: ImageData, compute: Compute
+    ) -> Callable[[int, int], LogitStore | None] | None:
+        if self.settings.machine.fast_dev_run:
+            return None
+        where, accelerator = self.settings.data.teacher_cache, self.made.hardware.accelerator
+        return logit_store(network, data, compute=compute, where=where, devices=accelerator)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from kd.data import (
     ImageData,
@@ -23,11 +24,12 @@ from kd.data import (
 )
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
-from kd.models import Classifier, build_classifier
+from kd.models import Classifier, Ensemble, build_classifier
+from kd.pipeline.stores import store_images, store_splits
 from kd.pipeline.workers import default_workers
 from kd.randomness import seeded
 from kd.settings import Settings
-from kd.training import Hardware, Recipe
+from kd.training import Compute, Hardware, Recipe
 
 _LONGEST_NAME = 150
 
@@ -47,6 +49,7 @@ class Ingredients:
         objective: What the distilled student minimises.
         compared: The objectives to compare, as they are written.
         workers: Processes that load images.
+        stored: The images by the size of their views, from the stores of decoded ones.
         unlabelled: Images without labels to distil on besides.
         mixing: Mixes the images of the student's batches, or ``None``.
     """
@@ -61,11 +64,12 @@ class Ingredients:
     objective: Objective
     compared: dict[str, Objective]
     workers: int
+    stored: dict[int, Splits]
     unlabelled: LabelledImages | None
     mixing: Mixing | None
 
     @classmethod
-    def prepare(cls, settings: Settings) -> "Ingredients":
+    def prepare(cls, settings: Settings, console: Console | None = None) -> "Ingredients":
         """Read the images and build the objective.
 
         Raises:
@@ -84,6 +88,20 @@ class Ingredients:
             val_data=wanted.val_data,
             download=wanted.download,
         )
+        console = console or Console()
+        sizes = {wanted.image_size, *settings.models.teacher_image_size}
+        stored = {
+            size: store_splits(splits, image_size=size, where=wanted.image_cache, console=console) for size in sizes
+        }
+        splits = stored[wanted.image_size]
+        unlabelled = None
+        if wanted.unlabeled_data is not None:
+            unlabelled = store_images(
+                read_unlabelled(wanted.unlabeled_data),
+                image_size=wanted.image_size,
+                where=wanted.image_cache,
+                console=console,
+            )
         classes = len(splits.classes)
         if wanted.num_classes not in (None, classes):
             raise UserError(f"--num_classes {wanted.num_classes}: {splits.name} has {classes}")
@@ -113,7 +131,8 @@ class Ingredients:
             objective=build(list(settings.objective.loss)),
             compared={one: _named(build, one) for one in written},
             workers=workers,
-            unlabelled=None if wanted.unlabeled_data is None else read_unlabelled(wanted.unlabeled_data),
+            stored=stored,
+            unlabelled=unlabelled,
             mixing=Mixing(mixup=wanted.mixup, cutmix=wanted.cutmix, num_classes=classes)
             if wanted.mixup or wanted.cutmix
             else None,
@@ -146,15 +165,20 @@ class Ingredients:
     def _data(self, seed: int, image_size: int, **which: Any) -> ImageData:
         wanted = self.settings.data
         return ImageData(
-            self.splits,
+            self.stored[image_size],
             image_size=image_size,
             batch_size=wanted.batch_size,
             num_workers=self.workers,
             augment=wanted.augment,
             resize=wanted.resize,
             seed=seed,
+            period=wanted.views,
             **which,
         )
+
+    def teacher_compute(self, network: Classifier | Ensemble) -> Compute:
+        """Say how a teacher answers: at its own best, or as the run is told to compute."""
+        return self.hardware.compute_for(network, trains=False)
 
     def recipe(self, learning_rate: float | None = None) -> Recipe:
         """Say how to optimise, with the student's learning rate or another."""

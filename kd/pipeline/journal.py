@@ -11,7 +11,7 @@ from kd.data import ImageData
 from kd.pipeline.ingredients import Ingredients, slug
 from kd.pipeline.records import Facts, earlier_runs, is_teacher, relevant_settings, write_facts
 from kd.pipeline.teacher import given_teacher
-from kd.training import ClassifierModule, Run, train
+from kd.training import ClassifierModule, Compute, Run, train
 
 _TITLES = {
     "teacher": "Teacher",
@@ -51,7 +51,14 @@ class Journal:
     def __init__(self, made: Ingredients, console: Console) -> None:
         self.made = made
         self.console = console
+        self._said: set[str] = set()
         self.experiment = Experiment(made.folder, made.splits.name, kept=not made.settings.machine.fast_dev_run)
+
+    def say_once(self, text: str) -> None:
+        """Say something that has not been said yet."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     @rank_zero_only
     def say(self, text: str) -> None:
@@ -79,7 +86,9 @@ class Journal:
         """
         settings = self.made.settings
         wanted = settings.optimization
-        relevant = self.relevant(phase, teachers)
+        compute = self.made.hardware.compute_for(module.model, trains=True)
+        relevant = self._relevant(phase, compute, teachers)
+        self.say_once(f"{module.model.description.architecture} trains in {compute}.")
         if written is not None:
             relevant["loss"] = [written]
         run = train(
@@ -107,11 +116,14 @@ class Journal:
             rank_zero_only(write_facts)(Path(run.folder), facts, settings)
         return run
 
-    def relevant(self, phase: str, teachers: tuple[str, ...] = ()) -> Facts:
-        """Return the settings that a phase's result depends on."""
-        hardware = self.made.hardware
+    def _relevant(self, phase: str, compute: Compute, teachers: tuple[str, ...]) -> Facts:
         return relevant_settings(
-            self.made.settings, phase, devices=hardware.devices, precision=hardware.precision, teachers=teachers
+            self.made.settings,
+            phase,
+            devices=self.made.hardware.devices,
+            compute=compute,
+            decoded=self.made.splits.train.is_decoded,
+            teachers=teachers,
         )
 
     def add_earlier_runs(self, teachers: tuple[str, ...]) -> None:
@@ -124,9 +136,11 @@ class Journal:
         if not self.experiment.kept:
             return
         seeds = range(phases.seed, phases.seed + phases.seeds)
-        for phase in ("baseline", "distilled"):
-            if phase not in runs:
-                earlier = earlier_runs(self.made.folder / phase, self.relevant(phase, teachers), seeds)
+        missing = [phase for phase in ("baseline", "distilled") if phase not in runs]
+        compute = self.made.hardware.compute_for(self.made.student(phases.seed), trains=True) if missing else None
+        for phase in missing:
+            if compute is not None:
+                earlier = earlier_runs(self.made.folder / phase, self._relevant(phase, compute, teachers), seeds)
                 runs |= {phase: earlier} if earlier else {}
         if "teacher" not in runs and "distilled" in runs:
             teacher = runs["distilled"][0]["recipe"]["teacher"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from kd.settings import Settings
 from kd.sources import write_config
+from kd.training import Compute
 
 METRICS_FILE = "metrics.json"
 
@@ -34,14 +35,14 @@ Facts = dict[str, Any]
 _IRRELEVANT = frozenset(
     (
         *("train_teacher", "baseline", "distill", "name", "seed", "seeds", "allow_weak_teacher"),
-        *("num_workers", "download", "num_classes", "assistants", "assistant_pretrained"),
+        *("num_workers", "download", "num_classes", "teacher_cache", "assistants", "assistant_pretrained"),
         *("accelerator", "strategy", "default_root_dir", "fast_dev_run"),
     )
 )
 
 
 def relevant_settings(
-    settings: Settings, phase: str, *, devices: str, precision: str, teachers: Sequence[str] = ()
+    settings: Settings, phase: str, *, devices: str, compute: Compute, decoded: int | None, teachers: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the settings that a phase's result depends on: two runs with the same ones may be compared.
 
@@ -49,11 +50,17 @@ def relevant_settings(
         settings: All settings.
         phase: ``teacher`` or ``teacher/...``, ``assistant/...``, ``baseline``, ``distilled``.
         devices: The devices that ``auto`` came to; the batch grows with their number.
-        precision: The precision that ``auto`` came to.
+        compute: What ``auto`` came to for the network that is trained.
+        decoded: The longest short side of images that are read from a store of decoded ones.
         teachers: The checkpoints that are distilled, if they are known.
     """
     flat = {name: value for name, value in settings.flat().items() if name not in _IRRELEVANT}
-    flat |= {"devices": devices, "precision": precision}
+    flat |= {
+        "devices": devices,
+        "precision": compute.precision,
+        "channels_last": compute.channels_last,
+        "image_cache": decoded,
+    }
     # What is compared besides changes nothing about the one that is distilled.
     flat.pop("compare_losses")
     if is_teacher(phase):

@@ -1,5 +1,7 @@
 """The module that distils: the same training step, with a teacher's answers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -11,6 +13,7 @@ from kd.randomness import seeded
 from kd.training.features import choose_pairs
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
+from kd.training.outputs import LogitStore
 from kd.training.teacher import FrozenTeacher
 
 
@@ -29,6 +32,9 @@ class DistillationModule(ClassifierModule):
         mixing: Mixes the images of a batch; the teacher sees the mixture too.
         ema: Decay of an average of the student's weights, as of :class:`ClassifierModule`.
         has_unlabelled: Whether some of the images have no label.
+        open_store: Opens the store where the teacher's logits are read, and written where they are not there, for
+            ``rank`` of ``world_size`` processes; ``None``: the teacher is always asked. Nothing is stored where the
+            images are mixed, or features or gradients are compared.
 
     Raises:
         UserError: If a term compares features that can't be read or compared.
@@ -46,6 +52,7 @@ class DistillationModule(ClassifierModule):
         mixing: Mixing | None = None,
         ema: float | None = None,
         has_unlabelled: bool = False,
+        open_store: Callable[[int, int], LogitStore | None] | None = None,
     ) -> None:
         objective, ours, theirs = _bound(objective, student=student, teacher=teacher, seed=seed)
         super().__init__(
@@ -62,6 +69,9 @@ class DistillationModule(ClassifierModule):
         )
         self._reader = FeatureReader(student, ours) if ours else None
         self.teacher = teacher.giving(nodes=theirs, gradients=objective.needs_gradients)
+        can_be_stored = mixing is None and not (theirs or objective.needs_gradients)
+        self._open_store = open_store if can_be_stored else None
+        self.store: LogitStore | None = None
         self.teacher_acc = teacher_acc
         self.val_agreement = MeanMetric()
         self._teacher_decisions: dict[int, Tensor] = {}
@@ -71,7 +81,12 @@ class DistillationModule(ClassifierModule):
         self._teacher_decisions.clear()
 
     def on_fit_start(self) -> None:
-        """Move the teacher to where the student is; Lightning does not see it."""
+        """Move the teacher to where the student is, which Lightning does not see, and open the store of its logits."""
+        if self._open_store is not None:
+            self.store = self._open_store(self.global_rank, self.trainer.world_size)
+        self._move_teacher()
+
+    def _move_teacher(self) -> None:
         dtype = next(self.model.parameters()).dtype
         self.teacher.to(device=self.device, dtype=dtype)
         if self._reader is not None:
@@ -79,11 +94,24 @@ class DistillationModule(ClassifierModule):
 
     def on_validation_start(self) -> None:
         """Move the teacher for a validation without a fit, too."""
-        self.on_fit_start()
+        self._move_teacher()
 
     def teacher_outputs(self, images: Tensor) -> Outputs:
-        """Ask the teacher about the very images that the student sees."""
-        return self.teacher(images)
+        """Ask the teacher about the very images that the student sees, or read what it said of them."""
+        if self.store is None or not self.trainer.training:
+            return self.teacher(images)
+        epoch, batch = self._epoch_of_views(), self._batch_idx
+        stored = self.store.read(epoch, batch, images)
+        if stored is not None:
+            return Outputs(stored.to(images.device, non_blocking=True))
+        answer = self.teacher(images)
+        self.store.write(epoch, batch, images, answer.logits)
+        return answer
+
+    def _epoch_of_views(self) -> int:
+        """Return which epoch's views these are: with a period they come again."""
+        period = getattr(getattr(self.trainer, "datamodule", None), "period", None)
+        return self.current_epoch if period is None else self.current_epoch % period
 
     def student_outputs(self, images: Tensor, teacher: Outputs | None) -> Outputs:
         """Read the features that are compared, and the gradients of the logits that the teacher puts first."""

@@ -12,6 +12,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 
 from kd.errors import UserError
+from kd.models import Classifier, Ensemble
+from kd.training.compute import Compute, fastest, keep_large_blocks
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Hardware:
         num_nodes: Number of machines.
         strategy: ``auto``, ``ddp``, ...
         precision: ``auto``, ``32-true``, ``bf16-mixed``, ...
+        channels_last: ``auto``, ``true`` or ``false``: whether the channels of a pixel lie beside each other.
         fast_dev_run: One batch of everything, and no files.
         limit_train_batches: Batches of an epoch: a number (int), or a part (float).
         limit_val_batches: Batches of a validation, likewise.
@@ -34,12 +37,13 @@ class Hardware:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "auto"
+    channels_last: str = "auto"
     fast_dev_run: bool = False
     limit_train_batches: int | float = 1.0
     limit_val_batches: int | float = 1.0
 
     def resolved(self) -> tuple["Hardware", list[str]]:
-        """Replace ``auto`` by what this machine has, and say what was chosen and why."""
+        """Choose the accelerator where that is ``auto``, and say what was chosen and why."""
         remarks: list[str] = []
         chosen = self
         if self.accelerator == "auto":
@@ -51,17 +55,22 @@ class Hardware:
                 as_one = "" if self.devices in ("auto", "1") else f"; --devices {self.devices} would be GPUs"
                 remarks.append(f"No GPU was found: running on the CPU{as_one}.")
                 chosen = replace(chosen, accelerator="cpu", devices="1")
-        if self.precision == "auto":
-            precision = _best_precision(chosen.accelerator)
-            remarks.append(f"Precision: {precision} (--precision changes it).")
-            chosen = replace(chosen, precision=precision)
         return chosen, remarks
 
+    def compute_for(self, network: Classifier | Ensemble, *, trains: bool) -> Compute:
+        """Choose how a network computes, where that is ``auto``.
 
-def _best_precision(accelerator: str) -> str:
-    if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    return "32-true"
+        Args:
+            network: The network.
+            trains: Whether it is trained, or only answers.
+        """
+        hardware, _ = self.resolved()
+        compute = fastest(network, accelerator=hardware.accelerator, trains=trains)
+        if self.precision != "auto":
+            compute = replace(compute, precision=self.precision, why="--precision says so")
+        if self.channels_last != "auto":
+            compute = replace(compute, channels_last=self.channels_last == "true")
+        return compute
 
 
 def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
@@ -75,6 +84,9 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
         UserError: If Lightning can't run on such hardware.
     """
     hardware, _ = hardware.resolved()
+    precision = "32-true" if hardware.precision == "auto" else hardware.precision
+    if hardware.accelerator == "cpu":
+        keep_large_blocks()
     devices = int(hardware.devices) if hardware.devices.lstrip("-").isdigit() else hardware.devices
     try:
         with quiet_lightning():
@@ -83,7 +95,7 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
                 devices=devices,
                 num_nodes=hardware.num_nodes,
                 strategy=hardware.strategy,
-                precision=hardware.precision,  # type: ignore[arg-type]  # Lightning checks it
+                precision=precision,  # type: ignore[arg-type]  # Lightning checks it
                 fast_dev_run=hardware.fast_dev_run,
                 limit_train_batches=hardware.limit_train_batches,
                 limit_val_batches=hardware.limit_val_batches,

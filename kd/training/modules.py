@@ -79,6 +79,7 @@ class ClassifierModule(LightningModule):
         # Right by chance five times in five is no measure of anything.
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
         self.train_metrics: dict[str, float] = {}
+        self._batch_idx = 0
         self._means = RunningMeans()
         self._names = [term.name for term in objective.terms]
         self._objective_now = objective
@@ -104,9 +105,10 @@ class ClassifierModule(LightningModule):
         """Let what this step draws hang on (seed, step, rank), not on what was drawn before."""
         torch.manual_seed(derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the objective on a batch; phases differ in where the teacher's outputs come from, and in no more."""
         images, labels = batch
+        self._batch_idx = batch_idx
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
         with self._differentiable():

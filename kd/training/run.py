@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
@@ -108,8 +109,11 @@ def train(
     last = ModelCheckpoint(filename="last", enable_version_counter=False)
     throughput = Throughput()
     progress = PhaseProgress(title or phase, console=console)
+    compute = hardware.compute_for(module.model, trains=True)
+    if compute.channels_last:
+        module.to(memory_format=torch.channels_last)
     trainer = build_trainer(
-        hardware,
+        replace(hardware, precision=compute.precision),
         logger=logger,
         callbacks=[
             throughput,
@@ -164,7 +168,8 @@ def evaluate(classifier: Classifier | Ensemble, data: ImageData, *, hardware: Ha
     Returns:
         ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5``; accuracies are fractions of 1.
     """
-    trainer = build_trainer(hardware, logger=False, enable_checkpointing=False)
+    compute = hardware.compute_for(classifier, trains=False)
+    trainer = build_trainer(replace(hardware, precision=compute.precision), logger=False, enable_checkpointing=False)
     with quiet_lightning(), in_plain_words():
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)
     classifier.eval()

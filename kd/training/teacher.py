@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from kd.errors import UserError
 from kd.losses import Outputs
 from kd.models import Classifier, Ensemble, FeatureReader, Survey, survey
 from kd.models.ensemble import resized
+from kd.training.compute import Compute
 
 
 class FrozenTeacher:
@@ -21,11 +24,15 @@ class FrozenTeacher:
 
     Args:
         network: The network that was trained.
+        compute: How it computes; ``None``: in the precision of the run that asks.
     """
 
-    def __init__(self, network: Classifier | Ensemble) -> None:
+    def __init__(self, network: Classifier | Ensemble, *, compute: Compute | None = None) -> None:
+        self._compute = compute
         network = network if isinstance(network, Ensemble) else Ensemble([network])
         self._network = copy.deepcopy(network).eval().requires_grad_(False)
+        if compute is not None and compute.channels_last:
+            self._network.to(memory_format=torch.channels_last)
         self._gives_gradients = False
         self._reader: FeatureReader | None = None
         self.description = network.description
@@ -81,7 +88,7 @@ class FrozenTeacher:
         if self._gives_gradients:
             images = images.detach().requires_grad_()
         # Not inference_mode: its tensors can't take part in the student's backward pass.
-        with torch.set_grad_enabled(self._gives_gradients):
+        with torch.set_grad_enabled(self._gives_gradients), self._precision(images.device):
             if self._reader is None:
                 logits, features = self._network(images), dict[str, Tensor]()
             else:
@@ -95,9 +102,16 @@ class FrozenTeacher:
 
     def decisions(self, images: Tensor) -> Tensor:
         """Return the classes ``(B,)`` that it decides for."""
-        with torch.no_grad():
+        with torch.no_grad(), self._precision(images.device):
             decisions: Tensor = self._network(images).argmax(dim=1)
         return decisions
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Let it compute in its own precision, whatever the student computes in."""
+        if self._compute is None:
+            return nullcontext()
+        dtype = self._compute.autocast
+        return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of its weights and statistics."""

@@ -1,0 +1,155 @@
+"""A store of decoded images: each file is decoded once, made smaller, and read from one mapped file ever after."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from kd.data.images import LabelledImages
+
+_VERSION = 1
+_PIXELS, _INDEX = "pixels.u8", "index.json"
+_CHUNK = 256
+_AT_ONCE = 4
+_MEASURED = 32
+
+Progress = Callable[[int, int], None]
+"""Told how many images are done, of how many."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much a store may take: these shares of what the disk has free and of the machine's memory.
+
+    A store that does not fit into memory would be read from the disk again in each epoch, more slowly than the files.
+
+    Args:
+        disk: Share of the free disk, a fraction of 1.
+        memory: Share of the memory, a fraction of 1.
+    """
+
+    disk: float = 0.2
+    memory: float = 0.5
+
+    def holds(self, size: int, folder: Path) -> bool:
+        """Say whether so many bytes may be put into a folder."""
+        there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return size <= self.disk * shutil.disk_usage(there).free and size <= self.memory * memory
+
+
+def decoded(
+    images: LabelledImages, side: int, folder: Path, *, room: Room | None = None, progress: Progress | None = None
+) -> LabelledImages:
+    """Return the same images, read from a store, which is written first where it is not there.
+
+    An image whose short side is longer than ``side`` is made smaller, as the plain view does it, so that a plain view
+    of that size is the same to the last bit; another one stays as it is. The store goes by the images' fingerprint
+    (path, size and time of change of each file). It is written beside its place and moved there; of several processes
+    that want it one writes, and the others wait; what a killed one left is written over.
+
+    Args:
+        images: The images.
+        side: The longest that a short side stays, in pixels.
+        folder: Folder of all stores.
+        room: How much it may take; ``None``: as much as it needs.
+        progress: Told how far it is.
+
+    Returns:
+        The images; those that were given, if they have no files, or the store would take too much room.
+
+    Raises:
+        UserError: If an image can't be decoded.
+        OSError: If the store can't be written.
+    """
+    if not images.files or images.fingerprint is None:
+        return images
+    place = folder / hashlib.blake2b(f"{_VERSION} {side} {images.fingerprint}".encode(), digest_size=16).hexdigest()
+    if not (place / _INDEX).is_file():
+        if room is not None and not room.holds(_estimate(images, side), folder):
+            return images
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_suffix(".lock")):
+            if not (place / _INDEX).is_file():
+                _write(images, side, place, progress)
+    index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
+    return replace(images, load=_Stored(place / _PIXELS, index["sizes"]), is_decoded=side)
+
+
+class _Stored:
+    """Reads images from the mapped file; each process maps it for itself, and the system shares its pages."""
+
+    def __init__(self, path: Path, sizes: Sequence[tuple[int, int]]) -> None:
+        self.path = path
+        self.sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        lengths = 3 * self.sizes.prod(axis=1)
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._pixels: NDArray[np.uint8] | None = None
+
+    def __call__(self, index: int) -> Tensor:
+        if self._pixels is None:
+            self._pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
+        start, end = self.starts[index : index + 2]
+        height, width = self.sizes[index].tolist()
+        # A copy, which nobody's transform can write through to the file.
+        return torch.from_numpy(np.array(self._pixels[start:end])).view(3, height, width)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Not the mapping: a worker that is not forked would be sent all pixels.
+        return self.__dict__ | {"_pixels": None}
+
+
+def _write(images: LabelledImages, side: int, place: Path, progress: Progress | None) -> None:
+    beside = place.with_suffix(".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    sizes: list[tuple[int, int]] = []
+    # Threads, as Pillow decodes outside of Python's lock.
+    with (beside / _PIXELS).open("wb") as file, ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as threads:
+        for start in range(0, len(images), _CHUNK):
+            indices = range(start, min(start + _CHUNK, len(images)))
+            for pixels in threads.map(partial(_load_smaller, images, side), indices):
+                file.write(pixels.contiguous().numpy().data)
+                sizes.append((pixels.shape[1], pixels.shape[2]))
+            if progress is not None:
+                progress(len(sizes), len(images))
+        file.flush()
+        os.fsync(file.fileno())
+    (beside / _INDEX).write_text(json.dumps({"side": side, "sizes": sizes}), encoding="utf-8")
+    # Where a store without its index was left, it is not one.
+    shutil.rmtree(place, ignore_errors=True)
+    beside.replace(place)
+
+
+def _load_smaller(images: LabelledImages, side: int, index: int) -> Tensor:
+    pixels = images.load(index)
+    if min(pixels.shape[1:]) <= side:
+        return pixels
+    smaller: Tensor = v2.functional.resize(pixels, [side], antialias=True)
+    return smaller
+
+
+def _estimate(images: LabelledImages, side: int) -> int:
+    """Estimate the bytes of a store from the sizes of some images, of which the heads alone are read."""
+    which = torch.linspace(0, len(images) - 1, min(_MEASURED, len(images))).round().long().tolist()
+    total = 0.0
+    for index in which:
+        with Image.open(images.files[index]) as image:
+            short, long = sorted(image.size)
+        scale = min(1.0, side / short)
+        total += 3 * math.ceil(short * scale) * math.ceil(long * scale)
+    return round(total / len(which) * len(images))

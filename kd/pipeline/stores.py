@@ -1,0 +1,111 @@
+"""Where decoded images and the teacher's logits are kept, so that nothing is computed twice."""
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from kd.data import ImageData, LabelledImages, Room, Splits, cache_dir, decoded
+from kd.errors import UserError
+from kd.models import Classifier, Ensemble
+from kd.training import Compute, LogitStore, digest_of_weights
+
+NONE, AUTO = "none", "auto"
+
+
+def store_splits(splits: Splits, *, image_size: int, where: str, console: Console) -> Splits:
+    """Return the same images, read from stores of decoded ones.
+
+    Args:
+        splits: The images.
+        image_size: Side of the views, in pixels; the short side of what is stored is 8/7 of it, as plain views have it.
+        where: ``none``; ``auto``, the folder of caches, where there is room; or a folder.
+        console: Where to show how far it is.
+
+    Raises:
+        UserError: If a store can't be written to the folder that was named.
+    """
+    halves = [
+        store_images(one, image_size=image_size, where=where, console=console) for one in (splits.train, splits.val)
+    ]
+    return replace(splits, train=halves[0], val=halves[1])
+
+
+def store_images(images: LabelledImages, *, image_size: int, where: str, console: Console) -> LabelledImages:
+    """Return the same images, read from a store of decoded ones; arguments and errors as of :func:`store_splits`."""
+    if where == NONE:
+        return images
+    folder = cache_dir() / "decoded" if where == AUTO else Path(where).expanduser()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Decoding images", total=len(images))
+        try:
+            return decoded(
+                images,
+                round(image_size * 8 / 7),
+                folder,
+                room=Room() if where == AUTO else None,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except OSError as error:
+            if where == AUTO:
+                # Without a store it is slower, and nothing else.
+                return images
+            raise UserError(f"--image_cache {where}: the store of decoded images can't be written: {error}") from None
+
+
+def logit_store(
+    network: Classifier | Ensemble, data: ImageData, *, compute: Compute, where: str, devices: str
+) -> Callable[[int, int], LogitStore | None] | None:
+    """Return what opens the store of a teacher's logits for ``(rank, world_size)``, or ``None`` where there is none.
+
+    Args:
+        network: The teacher.
+        data: The images that it is shown.
+        compute: How it computes.
+        where: ``none``; ``auto``, the folder of caches; or a folder.
+        devices: The accelerator's name.
+
+    Raises:
+        UserError: If nothing can be written to the folder that was named.
+    """
+    images = data.train_views.images
+    if where == NONE or images.fingerprint is None:
+        return None
+    folder = cache_dir() / "logits" if where == AUTO else Path(where).expanduser()
+    indices = torch.tensor(data.train_indices).numpy()
+    key = {
+        "teacher": digest_of_weights(network),
+        "average": network.average if isinstance(network, Ensemble) else None,
+        "sizes": [one.description.image_size for one in network.members] if isinstance(network, Ensemble) else None,
+        "classes": list(network.description.classes),
+        "teacher_size": network.description.image_size,
+        "computes": [compute.precision, compute.channels_last],
+        "images": images.fingerprint,
+        "indices": hashlib.blake2b(indices.data, digest_size=16).hexdigest(),
+        "keys": hashlib.blake2b("\0".join(images.keys).encode(), digest_size=16).hexdigest(),
+        "views": [data.augment, data.resize, data.image_size, data.seed, data.is_decoded],
+        "batches": [data.batch_size, data.period],
+        "machine": [devices, platform.machine(), torch.__version__, torch.get_num_threads()],
+    }
+
+    def opened(rank: int, world_size: int) -> LogitStore | None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return LogitStore(
+                folder,
+                key | {"rank": rank, "world_size": world_size},
+                batches=-(-len(data.train_indices) // (world_size * data.batch_size)),
+                batch_size=data.batch_size,
+                classes=len(network.description.classes),
+            )
+        except OSError as error:
+            if where == AUTO:
+                return None
+            raise UserError(f"--teacher_cache {where}: the store of logits can't be written: {error}") from None
+
+    return opened
