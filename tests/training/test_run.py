@@ -261,7 +261,7 @@ def test_without_a_gpu_auto_is_one_cpu_and_says_so(devices: str, monkeypatch: py
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     chosen, remarks = Hardware(devices=devices).resolved()
-    assert (chosen.accelerator, chosen.devices, chosen.precision) == ("cpu", "1", "32-true")
+    assert (chosen.accelerator, chosen.devices, chosen.precision) == ("cpu", "1", "auto")
     assert "No GPU was found: running on the CPU" in remarks[0]
     assert ("--devices 4 would be GPUs" in remarks[0]) is (devices == "4")
 
@@ -269,14 +269,3 @@ def test_without_a_gpu_auto_is_one_cpu_and_says_so(devices: str, monkeypatch: py
 def test_what_is_asked_for_is_not_changed() -> None:
     asked = Hardware(accelerator="cpu", devices="2", precision="bf16-mixed")
     assert asked.resolved() == (asked, [])
-
-
-@pytest.mark.parametrize(("bfloat16", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])
-def test_with_a_gpu_auto_is_the_gpu_and_its_best_precision(
-    monkeypatch: pytest.MonkeyPatch, bfloat16: bool, precision: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
-    chosen, remarks = Hardware(devices="2").resolved()
-    assert (chosen.accelerator, chosen.devices, chosen.precision) == ("gpu", "2", precision)
-    assert len(remarks) == 1

@@ -1,0 +1,126 @@
+"""A run that reads what an earlier one computed ends in the same weights, to the last bit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd.errors import UserError
+from tests.conftest import MakeFolder
+from tests.pipeline.test_experiment import run, weights
+
+KILLED = """
+import os, signal, sys
+from kd.training import LogitStore
+from kd.cli import experiment
+plain = LogitStore.write
+def write(self, *given):
+    plain(self, *given)
+    if self.written_batches == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+LogitStore.write = write
+sys.exit(experiment(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_reading_run_equals_a_computing_run(make_folder: MakeFolder, workers: str) -> None:
+    folder = make_folder(train=12)
+    flags = ["--distill", "--num_workers", workers, "--augment", "crop", "--seeds", "2"]
+    run(folder, "--train_teacher")
+    plain, _ = run(folder, *flags, "--teacher_cache", "none", "--name", "plain")
+    first, output = run(folder, *flags, "--teacher_cache", "stores", "--name", "first")
+    assert "read from the store" not in output
+    again, output = run(folder, *flags, "--teacher_cache", "stores", "--name", "again")
+    assert output.count("The teacher's logits of 15 batches were read from the store.") == 2
+    for seed in range(2):
+        states = [weights(done.runs["distilled"][seed]) for done in (plain, first, again)]
+        torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+        torch.testing.assert_close(states[2], states[0], rtol=0, atol=0)
+
+
+def test_another_student_and_another_objective_read_the_same_store(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    run(folder, "--train_teacher", "--distill")
+    for flags in (["--loss", "mse"], ["--student_model", "linear"], ["--temperature", "2"], ["--learning_rate", "0.1"]):
+        _, output = run(folder, "--distill", *flags)
+        assert "The teacher's logits of 15 batches were read from the store." in output
+    # Longer training reads what there is.
+    _, output = run(folder, "--distill", "--max_epochs", "4")
+    assert "The teacher's logits of 15 batches were read from the store, those of 5 computed." in output
+    for flags in (
+        ["--seed", "7"],
+        ["--augment", "rotate"],
+        ["--image_size", "16", "--train_fraction", "0.5"],
+        ["--batch_size", "6"],
+        ["--mixup", "0.2"],
+        ["--loss", "kl", "hint"],
+    ):
+        _, output = run(folder, "--distill", *flags)
+        assert "read from the store" not in output
+    # Another teacher of the same network.
+    run(folder, "--train_teacher", "--seed", "3")
+    _, output = run(
+        folder,
+        "--distill",
+        "--teacher_checkpoint",
+        "logs/photos-convnet_widths_6-convnet_widths_3/teacher/version_1/checkpoints/best.ckpt",
+    )
+    assert "read from the store" not in output
+
+
+def test_after_a_kill_what_was_written_is_read_and_the_rest_is_computed(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    run(folder, "--train_teacher")
+    plain, _ = run(folder, "--distill", "--teacher_cache", "none", "--name", "plain")
+    line = [
+        "--config",
+        "small.yaml",
+        "--data_dir",
+        str(folder),
+        "--distill",
+        "--teacher_cache",
+        "stores",
+        "--name",
+        "killed",
+    ]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *line], capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    done, output = run(folder, "--distill", "--teacher_cache", "stores", "--name", "whole")
+    assert "The teacher's logits of 4 batches were read from the store, those of 11 computed." in output
+    torch.testing.assert_close(weights(done.runs["distilled"][0]), weights(plain.runs["distilled"][0]), rtol=0, atol=0)
+
+
+def test_views_that_come_again_are_read_again(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    run(folder, "--train_teacher")
+    flags = ["--distill", "--views", "1", "--augment", "crop"]
+    plain, _ = run(folder, *flags, "--teacher_cache", "none", "--name", "plain")
+    stored, output = run(folder, *flags, "--name", "stored")
+    assert "The teacher's logits of 10 batches were read from the store, those of 5 computed." in output
+    torch.testing.assert_close(
+        weights(stored.runs["distilled"][0]), weights(plain.runs["distilled"][0]), rtol=0, atol=0
+    )
+
+
+def test_a_store_of_images_is_read_by_later_runs_and_changes_nothing_that_was_not_made_smaller(
+    make_folder: MakeFolder,
+) -> None:
+    folder = make_folder(train=12)
+    plain, _ = run(folder, "--baseline", "--image_cache", "none", "--name", "plain")
+    stored, _ = run(folder, "--baseline", "--image_cache", "images", "--name", "stored")
+    assert len(list(Path("images").glob("*/pixels.u8"))) == 2
+    # Images of 20x16 px for views of 16: nothing was made smaller.
+    torch.testing.assert_close(weights(stored.runs["baseline"][0]), weights(plain.runs["baseline"][0]), rtol=0, atol=0)
+    assert stored.runs["baseline"][0]["recipe"]["image_cache"] == 18
+
+
+def test_a_store_that_can_not_be_written_is_a_clean_error(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    Path("file").touch()
+    with pytest.raises(UserError, match="--image_cache file: the store of decoded images can't be written"):
+        run(folder, "--baseline", "--image_cache", "file")
+    with pytest.raises(UserError, match="--teacher_cache file: the store of logits can't be written"):
+        run(folder, "--train_teacher", "--distill", "--teacher_cache", "file")
