@@ -79,9 +79,9 @@ def ratio(one: list[float], other: list[float]) -> dict[str, float]:
 def measure_pair(pair: str, folder: Path, settings: Settings, store: Path) -> list[dict[str, Any]]:
     """Measure a pair of networks, live and from the store."""
     teacher, student = PAIRS[pair]
-    names = {"teacher_name": teacher, "student_name": student}
+    names: dict[str, Any] = {"teacher_name": teacher, "student_name": student}
     bfloat16 = BFLOAT16[student]
-    sizes = {"image_size": settings.image_size, "batch_size": settings.batch_size}
+    sizes: dict[str, Any] = {"image_size": settings.image_size, "batch_size": settings.batch_size}
     ways = {
         "plain": Way("plain", folder, **sizes, **names),
         "control": Way("plain", folder, **sizes, **names),
@@ -118,7 +118,7 @@ def measure_pair(pair: str, folder: Path, settings: Settings, store: Path) -> li
 
 def measure_input(folder: Path, settings: Settings) -> dict[str, Any]:
     """Measure the input pipeline alone."""
-    sizes = {"image_size": settings.image_size, "batch_size": settings.batch_size}
+    sizes: dict[str, Any] = {"image_size": settings.image_size, "batch_size": settings.batch_size}
     ways = {"plain": Way("plain input", folder, **sizes), "ours": Way("our input", folder, **sizes)}
     try:
         steps = {"plain": 2 * settings.steps, "ours": 8 * settings.steps}
@@ -183,8 +183,12 @@ def main() -> None:
         shutil.rmtree(temporary)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = f"{platform.machine()}-{cores}-cores-{torch.backends.cpu.get_cpu_capability().lower()}"
-    about = {"image_size": settings.image_size, "batch_size": settings.batch_size, "rounds": settings.rounds}
-    about |= {"torch": torch.__version__, "images": "given" if settings.data_dir else "made on the spot"}
+    about: dict[str, Any] = {
+        "image_size": settings.image_size,
+        "batch_size": settings.batch_size,
+        "rounds": settings.rounds,
+    }
+    about |= {"torch": str(torch.__version__), "images": "given" if settings.data_dir else "made on the spot"}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{machine}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     words = ", ".join(f"{name} {value}" for name, value in about.items())

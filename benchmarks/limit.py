@@ -43,7 +43,7 @@ def steps(
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
     known = torch.randn(len(images), classes)
     while True:
-        for indices in torch.randperm(len(images)).split(batch_size)[:-1]:
+        for indices in torch.split(torch.randperm(len(images)), batch_size)[:-1]:
             pixels = torch.stack([views(images.load(index)) for index in indices.tolist()])
             batch = pixels.contiguous(memory_format=torch.channels_last).float().div_(255).sub_(mean).div_(std)
             labels = torch.tensor([images.labels[index] for index in indices.tolist()])
@@ -58,6 +58,6 @@ def steps(
             distance = F.kl_div(F.log_softmax(logits / 4, dim=1), soft, reduction="batchmean", log_target=True) * 16
             loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * distance
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             yield

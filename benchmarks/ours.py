@@ -11,7 +11,7 @@ from kd.data import ImageData, Splits, cache_dir, decoded, read_folder
 from kd.losses import build_objective
 from kd.models import build_classifier
 from kd.pipeline.stores import logit_store
-from kd.training import DistillationModule, FrozenTeacher, Hardware, build_trainer
+from kd.training import DistillationModule, FrozenTeacher, Hardware, build_trainer, keep_large_blocks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -80,6 +80,7 @@ def train(
 
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
     """Load for ever, from the store of decoded images; each batch ends with a yield."""
+    keep_large_blocks()
     images = decoded(read_folder(folder), round(image_size * 8 / 7), cache_dir() / "decoded")
     data = ImageData(Splits("benchmark", train=images, val=images), image_size=image_size, batch_size=batch_size)
     while True:

@@ -43,7 +43,7 @@ def steps(folder: Path, teacher_name: str, student_name: str, *, image_size: int
             distance = F.kl_div(F.log_softmax(logits / 4, dim=1), soft, reduction="batchmean", log_target=True) * 16
             loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * distance
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             yield
 

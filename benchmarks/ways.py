@@ -50,7 +50,7 @@ def _work(kind: str, folder: str, image_size: int, batch_size: int, options: dic
             pipe.send((time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
             left, start = pipe.recv(), time.perf_counter()
 
-    sizes = {"image_size": image_size, "batch_size": batch_size}
+    sizes: dict[str, Any] = {"image_size": image_size, "batch_size": batch_size}
     from benchmarks import limit, ours, plain
 
     if kind == "ours":

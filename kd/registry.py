@@ -105,7 +105,7 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
     if not arguments:
         return name, {}
     # A word with dots, such as the name of a layer, is one word here.
-    arguments = re.sub(r"(?<=[=,\[])(\s*)([A-Za-z_]\w*(?:\.\w+)+)(?=\s*[,\])]|\s*$)", r"\1'\2'", arguments)
+    arguments = re.sub(r"(?<=[=,\[])(\s*)(\w+(?:\.\w+)+)(?=\s*[,\])]|\s*$)", _quoted, arguments)
     problem = UserError(f"{text!r}: in the parentheses stand key=value pairs, such as {name}(size=8)")
     try:
         call = ast.parse(f"_({arguments})", mode="eval").body
@@ -119,6 +119,15 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
         return name, {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise problem from None
+
+
+def _quoted(match: re.Match[str]) -> str:
+    """Put a word with dots into quotes, unless it is a number."""
+    try:
+        float(match[2])
+    except ValueError:
+        return f"{match[1]}'{match[2]}'"
+    return match[0]
 
 
 class Call(NamedTuple):

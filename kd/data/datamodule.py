@@ -107,7 +107,7 @@ class ImageData(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)
         """Turn bytes into numbers in [0, 1], on the device."""
         images, labels = batch
-        return (images.float() / 255 if images.dtype == torch.uint8 else images), labels
+        return (images.float().div_(255) if images.dtype == torch.uint8 else images), labels
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -97,7 +97,12 @@ def read_unlabelled(folder: str | Path) -> LabelledImages:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"--unlabeled_data {folder}: there is no such folder")
-    paths = [path for path in sorted(root.rglob("*")) if _is_image(path)]
+    try:
+        paths = [path for path in sorted(root.rglob("*")) if _is_image(path)]
+    except UserError as error:
+        raise UserError(
+            f"--unlabeled_data {folder}: {str(error).partition('; move it')[0]}; it holds images alone"
+        ) from None
     if not paths:
         raise UserError(f"--unlabeled_data {folder}: this folder holds no images")
     # Apart from the keys of the labelled images, whose views would be the same.

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from kd.losses.features import units
 from kd.losses.terms import LOSSES
 
 
@@ -52,5 +52,5 @@ class JacobianMatching:
         """Return the squared difference."""
         rows = [one.flatten(1) for one in (student, teacher)]
         if self.normalize:
-            rows = [F.normalize(one, dim=1) for one in rows]
+            rows = [units(one) for one in rows]
         return (rows[0] - rows[1]).square().sum(dim=1).mean()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd.losses.terms import LOSSES
 
 Shape = tuple[int, int, int]
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class FeatureLoss:
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     every_stage: ClassVar[bool] = False
+    fixed: ClassVar[tuple[str, ...]] = ("student_node", "teacher_node")
 
     def __post_init__(self) -> None:
         """Refuse what is no name."""
@@ -45,7 +47,8 @@ class FeatureLoss:
             # The layers of a torch.nn.Sequential are numbers.
             are_names = all(isinstance(one, str | int) and one != "" for one in names)
             if given is not None and not (names and are_names):
-                raise ValueError(f"{field} is the name of a node, or a list of names, and not {given!r}")
+                quoted = "; a name such as '1.2' stands in quotes" if isinstance(given, float) else ""
+                raise ValueError(f"{field} is the name of a node, or a list of names, and not {given!r}{quoted}")
 
     def nodes(self, side: str) -> list[str]:
         """Return the nodes that are named of the ``student``'s network or of the ``teacher``'s."""
@@ -143,7 +146,7 @@ class AttentionTransfer(FeatureLoss):
     Args:
         student_node: Nodes of the student's maps; ``None``: the last map of each stage, paired from the last one on.
         teacher_node: Of the teacher's, likewise.
-        p: Power :math:`p > 0`.
+        p: Power :math:`p \ge 1`.
 
     Shape:
         - student: ``(B, C', H', W')``, maps :math:`F`.
@@ -151,7 +154,7 @@ class AttentionTransfer(FeatureLoss):
         - returns: scalar.
 
     Raises:
-        ValueError: If ``p`` is not positive, or a map has one pixel.
+        ValueError: If ``p`` is under 1, or a map has one pixel.
 
     Source: Zagoruyko & Komodakis (2016), section 3.1, https://arxiv.org/abs/1612.03928
     """
@@ -168,8 +171,8 @@ class AttentionTransfer(FeatureLoss):
     def __post_init__(self) -> None:
         """Refuse a power that makes no map of attention."""
         super().__post_init__()
-        if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 0 < self.p < math.inf:
-            raise ValueError(f"p must be above 0, and is {self.p}")
+        if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 1 <= self.p < math.inf:
+            raise ValueError(f"p must be 1 or more, and is {self.p}")
 
     def build_adapter(self, student: Shape, teacher: Shape) -> None:
         """Refuse maps without a place to attend to."""
@@ -186,7 +189,7 @@ class AttentionTransfer(FeatureLoss):
     def _attention(self, features: Tensor) -> Tensor:
         # Relative to its largest number, so that no power of it overflows.
         largest = features.detach().abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-        return F.normalize((features / largest).abs().pow(self.p).sum(dim=1).flatten(1), dim=1)
+        return units((features / largest).abs().pow(self.p).sum(dim=1).flatten(1))
 
 
 @LOSSES.register("vid")
@@ -221,6 +224,7 @@ class VariationalInformation(FeatureLoss):
 
     formula: ClassVar[str] = "mean over b, c, h, w of (log σ_c² + (G_b - μ(F_b))²/σ_c²)/2; μ, σ: learnt"
     source: ClassVar[str] = "Ahn et al. 2019 (VID), section 3"
+    fixed: ClassVar[tuple[str, ...]] = (*FeatureLoss.fixed, "variance")
     paper: ClassVar[str] = "ce=1 vid=1"
 
     def __post_init__(self) -> None:
@@ -269,6 +273,14 @@ class Gaussian(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Predict a map."""
         return self.mean(features), F.softplus(self.spread.to(features.dtype)) + self.LEAST
+
+
+def units(rows: Tensor) -> Tensor:
+    """Scale rows ``(..., N)`` to length 1; a row of zeros stays one, and gets no gradient (it would be infinite)."""
+    norms = rows.norm(dim=-1, keepdim=True)
+    is_zero = norms < _NOTHING
+    scaled: Tensor = rows / norms.masked_fill(is_zero, 1.0)
+    return scaled.masked_fill(is_zero, 0.0)
 
 
 def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,11 @@ class Term:
         loss = replace(self.loss, **values) if values else self.loss  # type: ignore[type-var]  # a dataclass
         return replace(self, weight=weight, loss=loss, scheduled={})
 
+    @property
+    def looks_at_logits(self) -> bool:
+        """Whether it looks at the student's logits."""
+        return not isinstance(self.loss, FeatureLoss | JacobianMatching)
+
     def bound(self, pairs: Sequence[Pair]) -> "Term":
         """Return the term with the maps that it compares, and with new adapters for them.
 
@@ -145,7 +150,7 @@ class Objective:
     @property
     def trains_head(self) -> bool:
         """Whether any term looks at the student's logits; else its last layer learns nothing."""
-        return any(not isinstance(term.loss, FeatureLoss | JacobianMatching) for term in self.terms)
+        return any(term.looks_at_logits for term in self.terms)
 
     def bound(self, pairs: Mapping[str, Sequence[Pair]]) -> "Objective":
         """Return the objective with the maps that its terms on features compare, and with new adapters for them.
@@ -207,7 +212,8 @@ class Objective:
                     seen = Outputs(student.logits[rows]), Outputs(teacher.logits[rows])
                     values[term.name] = term(*seen, labels[rows])
             # Without a term that looks at the logits, DDP would wait for a gradient of the last layer.
-            weighted = [student_logits.sum() * 0.0] if not (self.trains_head and values) else []
+            looked_at = any(term.looks_at_logits for term in self.terms if term.name in values)
+            weighted = [] if looked_at else [student_logits.sum() * 0.0]
         weighted += [float(term.weight) * values[term.name] for term in self.terms if term.name in values]  # type: ignore[arg-type]
         return torch.stack(weighted).sum(), {name: value.detach() for name, value in values.items()}
 

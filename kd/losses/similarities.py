@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.losses.features import FeatureLoss, Projection, Shape
+from kd.losses.features import FeatureLoss, Projection, Shape, units
 from kd.losses.terms import LOSSES
 
 _LEAST = 1e-7
@@ -45,7 +45,7 @@ class SimilarityPreserving(FeatureLoss):
         return F.mse_loss(self._similarity(student.flatten(1)), self._similarity(teacher.flatten(1)))
 
     def _similarity(self, rows: Tensor) -> Tensor:
-        return F.normalize(rows @ rows.T, dim=1)
+        return units(rows @ rows.T)
 
 
 @LOSSES.register("rkd")
@@ -93,11 +93,13 @@ class RelationalKD(FeatureLoss):
         # The other way, over matrix products, is not exact for images that are alike.
         distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
         pairs = max(1, len(rows) * (len(rows) - 1))
-        return distances / (distances.sum() / pairs).clamp(min=_LEAST)
+        mean = distances.sum() / pairs
+        is_nothing = mean < _LEAST
+        return (distances / mean.masked_fill(is_nothing, 1.0)).masked_fill(is_nothing, 0.0)
 
     def _angles(self, rows: Tensor) -> Tensor:
         # By the image j at the corner: (B, B, C) directions from j.
-        directions = F.normalize(rows[None] - rows[:, None], dim=2)
+        directions = units(rows[None] - rows[:, None])
         return directions @ directions.transpose(1, 2)
 
 
@@ -135,7 +137,7 @@ class ProbabilisticTransfer(FeatureLoss):
         return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 
     def _neighbours(self, rows: Tensor) -> Tensor:
-        directions = F.normalize(rows, dim=1, eps=_LEAST)
+        directions = units(rows)
         # Opposite directions would have the logarithm of nothing.
         weights = (1 + directions @ directions.T).clamp(min=_LEAST)
         return weights.log() - weights.sum(dim=1, keepdim=True).log()
@@ -177,6 +179,7 @@ class ContrastiveRepresentation(FeatureLoss):
 
     formula: ClassVar[str] = "mean over i of -log softmax_j(⟨s_i, t_j⟩/τ)[i]; s, t: learnt projections at length 1"
     source: ClassVar[str] = "Tian, Krishnan & Isola 2019 (CRD), in-batch negatives"
+    fixed: ClassVar[tuple[str, ...]] = (*FeatureLoss.fixed, "width")
     paper: ClassVar[str] = "ce=1 crd=0.8"
 
     def __post_init__(self) -> None:
@@ -195,5 +198,5 @@ class ContrastiveRepresentation(FeatureLoss):
     def compare(self, student: Tensor, teacher: Tensor, adapter: Any) -> Tensor:  # noqa: ANN401 (two projections)
         """Return the cross-entropy."""
         pooled = [one.mean(dim=(2, 3), keepdim=True) for one in (student, teacher)]
-        s, t = (F.normalize(to(one).flatten(1), dim=1) for to, one in zip(adapter, pooled, strict=True))
+        s, t = (units(to(one).flatten(1)) for to, one in zip(adapter, pooled, strict=True))
         return F.cross_entropy(s @ t.T / self.tau, torch.arange(len(s), device=s.device))

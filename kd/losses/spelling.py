@@ -107,6 +107,9 @@ def try_loss(function: LossFunction, *, name: str, num_classes: int = 10, soft_l
         return True
 
 
+_TAKEN = ("loss", "acc")
+
+
 def _split(text: str) -> list[str]:
     """Split at white space outside of parentheses."""
     parts, depth = [""], 0
@@ -150,7 +153,9 @@ def _weigh(text: str) -> tuple[str, float | Schedule]:
 
 def _name(loss: str) -> str:
     name, _ = parse_choice(loss)
-    return name.rpartition(":")[2] if is_own_code(name) else name
+    own = name.rpartition(":")[2]
+    # What the curves of the total and of the accuracy are called is taken.
+    return own if is_own_code(name) and own not in _TAKEN else name
 
 
 def _build_term(
@@ -182,6 +187,9 @@ def _build_term(
         needs_labels = try_loss(own, name=loss, num_classes=num_classes, soft_labels=soft_labels)
         return Term(name, weight, own, needs_labels=needs_labels, standardize=standardize)
     kind = LOSSES[choice]
+    fixed = sorted(set(scheduled) & set(getattr(kind, "fixed", ())))
+    if fixed:
+        raise UserError(f"--loss {loss}: {fixed[0]} can't change over the epochs; it is used once, at the beginning")
     check_hyperparameters(kind, hyperparameters, choice=loss)
     parameters = inspect.signature(kind).parameters
     fitting = {key: value for key, value in defaults.items() if key in parameters and value is not None}

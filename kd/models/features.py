@@ -20,6 +20,9 @@ MapShape = tuple[int, int, int]
 
 _MOST_PREFIX_TOKENS = 16
 _TRIED_ON = 2
+# What changes the shape alone: of three dimensions, what it gives may as well have its channels before its places.
+_RESHAPES = re.compile(r"(flatten|reshape|view|transpose|permute|swapaxes|getitem|contiguous)(_\d+)?$")
+_TOKEN_DIMS = 3
 _SHOWN = 8
 
 
@@ -160,6 +163,9 @@ def _survey(classifier: Classifier) -> Survey:
     stages: dict[int, str] = {}
     for node in _passed_by_all(extractor.eval_graph, values):
         _, height, _ = shapes.get(node, (0, 0, 0))
+        value = values[node]
+        if isinstance(value, Tensor) and value.ndim == _TOKEN_DIMS and _RESHAPES.search(node):
+            continue
         # The sizes go down; what is larger again is a window's or an attention's own.
         if 1 < height <= min(stages, default=height):
             stages[height] = node
@@ -207,6 +213,7 @@ class FeatureReader:
                 raise UserError(f"{known.architecture} has no node {node!r} in training, only in evaluation")
         wanted = [list(dict.fromkeys([*self.nodes, last])) for last in self._logits]
         self._extractor = _extractor(classifier, *wanted)
+        _keep_what_nodes_gave(classifier.network, self._extractor)
 
     def to(self, *, device: torch.device, dtype: torch.dtype | None = None) -> None:
         """Move what it holds of its own: buffers that the network uses outside of a module."""
@@ -251,6 +258,18 @@ def _tracer_options() -> dict[str, Any]:
     # It has not typed them.
     modules, functions = models.get_notrace_modules(), models.get_notrace_functions()  # type: ignore[no-untyped-call]
     return {"leaf_modules": [nn.MultiheadAttention, *modules], "autowrap_functions": list(functions)}
+
+
+def _keep_what_nodes_gave(network: nn.Module, extractor: Any) -> None:  # noqa: ANN401 (torchvision's)
+    """Let no operation write over what the node before it gave; it costs memory, and changes no result."""
+    for module in network.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]  # torch.nn.Module says that it is a tensor
+    for graph in (extractor.train_graph, extractor.eval_graph):
+        for node in graph.nodes:
+            if node.kwargs.get("inplace"):
+                node.update_kwarg("inplace", False)
+    extractor.recompile()
 
 
 def _names(graph: fx.Graph) -> dict[fx.Node, str]:

@@ -58,6 +58,11 @@ class _Pipeline:
                 f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distil, as no term looks "
                 "at the teacher; add one such as kl=0.9, or use --baseline"
             )
+        if settings.optimization.ema is not None and settings.machine.precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"--ema --precision {settings.machine.precision}: in half precision an average of weights does not "
+                "move; use bf16-mixed"
+            )
         self.objectives = [*([self.made.objective] if uses_objective else []), *self.made.compared.values()]
         for remark in self.made.remarks:
             self.journal.say(remark)
@@ -88,7 +93,7 @@ class _Pipeline:
             for written, objective in made.compared.items():
                 if teacher is not None:
                     self._distil("compared", made.student(seed), teacher, objective, seed=seed, written=written)
-        self.journal.add_earlier_runs(teacher.checkpoints if teacher is not None and self.distills else ())
+        self.journal.add_earlier_runs(teacher.checkpoints if teacher is not None else self.teachers.trained)
         experiment = self.journal.experiment
         experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
         return experiment
@@ -101,10 +106,12 @@ class _Pipeline:
                 f"Note: without a term that looks at the student's logits, such as ce, its last layer learns nothing; "
                 f"none is in {', '.join(headless)}."
             )
-        for objective in self.objectives:
-            if not (objective.feature_terms or objective.needs_gradients):
-                continue
-            for one, student in zip([teacher, *students], students, strict=False):
+        steps = list(zip([teacher, *students], students, strict=False))
+        # What is compared is compared in the student alone, the last of the chain.
+        uses = [(self.made.objective, one) for one in (steps if self.settings.phases.distill else steps[:-1])]
+        uses += [(objective, steps[-1]) for objective in self.made.compared.values()]
+        for objective, (one, student) in uses:
+            if objective.feature_terms or objective.needs_gradients:
                 with seeded("rehearsal"):
                     module = DistillationModule(teacher=FrozenTeacher(one), student=student, objective=objective)
                     module.rehearse()

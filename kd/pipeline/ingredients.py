@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from kd.settings import Settings
 from kd.training import Compute, Hardware, Recipe
 
 _LONGEST_NAME = 150
+_LONGEST_SLUG = 100
 
 
 @dataclass(frozen=True)
@@ -268,4 +270,7 @@ def slug(text: str) -> str:
         >>> slug("convnet(widths=[16, 32])")
         'convnet_widths_16_32'
     """
-    return re.sub(r"[^\w.+]+", "_", text).strip("_.")
+    name = re.sub(r"[^\w.+]+", "_", text).strip("_.")
+    if len(name) <= _LONGEST_SLUG:
+        return name
+    return f"{name[:_LONGEST_SLUG]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"

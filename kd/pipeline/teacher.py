@@ -31,6 +31,12 @@ class FoundTeacher:
     checkpoint: Path
     metrics: Facts
 
+    @property
+    def seed(self) -> int:
+        """The seed that it was trained with; -1 where nobody wrote it down."""
+        seed = self.metrics.get("seed")
+        return -1 if seed is None else int(seed)
+
     def facts(self, teacher: Classifier, accuracy: float) -> Facts:
         """Return what is known of it: its accuracy as it was measured now, and what else its training came to.
 

@@ -51,6 +51,7 @@ class Teachers:
         self.names = made.settings.models.teacher_model
         self.sizes = self._check_flags()
         self.untrained = self._untrained() if trains else []
+        self.trained: tuple[str, ...] = ()
         self.found = self._find() if teaches and not trains else []
 
     @property
@@ -109,8 +110,16 @@ class Teachers:
                 taken = [earlier for earlier, _ in found]
                 data = made.splits.name
                 one = find_teacher(made.root, made.folder, data=data, model=name, image_size=size, besides=taken)
-            self.journal.say(f"Teacher: {one.checkpoint}")
             found.append((one, load_teacher(one.checkpoint, model=name, splits=made.splits, image_size=size)))
+        # The same network once more: by seed, as they are trained, so that each keeps its weight in the average.
+        kinds = list(zip(self.names, self.sizes, strict=True))
+        for kind in set(kinds):
+            places = [index for index, other in enumerate(kinds) if other == kind]
+            by_seed = sorted((found[index] for index in places), key=lambda one: one[0].seed)
+            for index, pair in zip(places, by_seed, strict=True):
+                found[index] = found[index] if models.teacher_checkpoint else pair
+        for one, _ in found:
+            self.journal.say(f"Teacher: {one.checkpoint}")
         return found
 
     def teach(self, *, measured: bool) -> Teacher | None:
@@ -132,9 +141,15 @@ class Teachers:
             run, teacher = self._train(untrained, seed=self._seed_of(index))
             teachers.append(teacher)
             checkpoints += [run.checkpoint] if run.checkpoint else []
+        self.trained = tuple(checkpoints) if self.untrained else ()
         if not teachers or not (measured or self.several):
             return None
         accuracies = [measure(self.made, self.journal, "teacher", teacher) for teacher in teachers]
+        for untrained, accuracy in zip(self.untrained, accuracies, strict=False):
+            if untrained.description.image_size != self.made.settings.data.image_size:
+                # The table is about what the student is shown.
+                phase = _phase_of(untrained, several=self.several)
+                runs[phase] = [facts | {"val_acc": accuracy, "best_val_acc": accuracy} for facts in runs[phase]]
         for (one, teacher), accuracy in zip(self.found, accuracies, strict=False):
             phase = _phase_of(teacher, several=self.several)
             runs.setdefault(phase, []).append(one.facts(teacher, accuracy) | {"phase": phase})

@@ -119,5 +119,7 @@ def test_an_unlabelled_folder_must_hold_images_and_nothing_else(tmp_path: Path) 
     with pytest.raises(UserError, match=r"--unlabeled_data .*more: this folder holds no images"):
         read_unlabelled(folder)
     (folder / "deep" / "notes.txt").write_text("none")
-    with pytest.raises(UserError, match=r"notes.txt: this file is no image"):
+    with pytest.raises(
+        UserError, match=r"--unlabeled_data .*more: .*notes.txt: this file is no image .*; it holds images alone"
+    ):
         read_unlabelled(folder)

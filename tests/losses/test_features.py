@@ -258,6 +258,17 @@ def test_an_objective_sums_a_loss_over_its_pairs_in_float32_under_autocast(name:
     torch.testing.assert_close(total, 2 * (apart[0] + apart[1]))
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_images_without_any_feature_get_a_gradient_of_common_size(name: str) -> None:
+    student, teacher = (one.float() for one in maps())
+    student[:2] = 0
+    student.requires_grad_()
+    adapter = EXAMPLES[name].build_adapter((4, 6, 6), (7, 3, 3))
+    EXAMPLES[name].compare(student, teacher, adapter).backward()
+    assert student.grad is not None
+    assert student.grad.abs().max() < 100
+
+
 def test_features_must_be_bound_before_they_are_compared() -> None:
     with pytest.raises(ValueError, match=r"hint compares features: say which ones by \.bound\(pairs\)"):
         build_objective("hint")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
@@ -277,9 +288,10 @@ def test_a_map_of_one_pixel_has_no_attention() -> None:
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ("hint(student_node=3.5)=1", "student_node is the name of a node, or a list of names, and not 3.5"),
+        ("hint(student_node=3.5)=1", "and not 3.5; a name such as '1.2' stands in quotes"),
+        ("vid(variance=linear(5, 1))=1", "variance can't change over the epochs"),
         ("hint(student_node=[])=1", r"student_node is the name of a node, or a list of names, and not \[\]"),
-        ("at(p=0)=1", "p must be above 0, and is 0"),
+        ("at(p=0.5)=1", "p must be 1 or more, and is 0.5"),
         ("at(power=2)=1", "there is no hyperparameter 'power'"),
         ("vid(variance=0)=1", "variance must be above 1e-05, and is 0"),
         ("crd(tau=0)=1", "tau must be above 0, and is 0"),

@@ -213,6 +213,11 @@ def test_a_persons_own_loss_is_tried_and_refused_with_the_reason(tmp_path: Path,
         build_objective(f"{own(tmp_path, body)}=1")
 
 
+def test_a_persons_own_loss_does_not_take_the_name_of_the_total(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def loss(z, v, y):\n    return (z - v).abs().mean()\n")
+    assert [term.name for term in build_objective(f"{tmp_path}/mine.py:loss").terms] == [f"{tmp_path}/mine.py:loss"]
+
+
 def test_of_a_persons_own_loss_the_weight_alone_may_change(tmp_path: Path) -> None:
     name = own(tmp_path, "return (student_logits - teacher_logits).abs().pow(power).mean()")
     assert build_objective(f"{name}=warmup(1, 4)").at(0, 4).terms[0].weight == 0.25

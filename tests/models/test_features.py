@@ -86,6 +86,19 @@ def test_features_are_what_the_layer_gave() -> None:
     torch.testing.assert_close(features["layer3.1.relu_1"], caught[0])
 
 
+def test_what_a_node_gave_is_not_written_over_by_the_next() -> None:
+    classifier = network("resnet18").eval()
+    caught: list[Tensor] = []
+    hook = classifier.network.get_submodule("bn1").register_forward_hook(lambda *given: caught.append(given[2].clone()))
+    images = torch.rand(2, 3, 64, 64)
+    logits = classifier(images)
+    hook.remove()
+    again, features = FeatureReader(classifier, ["bn1"])(images)
+    torch.testing.assert_close(features["bn1"], caught[0])
+    assert features["bn1"].min() < 0
+    torch.testing.assert_close(again, logits, rtol=0, atol=0)
+
+
 def test_a_gradient_through_features_reaches_the_weights_that_are_trained() -> None:
     classifier = network("simple", 16)
     _, features = FeatureReader(classifier, ["8"])(torch.rand(2, 3, 16, 16))

@@ -258,6 +258,10 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
             "--assistant_pretrained: there are no",
         ),
         ("--teacher_model", "--teacher_model"),
+        (
+            "--ema 0.9 --precision bf16-true",
+            "--ema --precision bf16-true: in half precision an average of weights does not",
+        ),
         ("--dataset mnits", r"there is no data set 'mnits'; did you mean 'mnist'\?"),
     ],
 )

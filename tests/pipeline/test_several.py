@@ -69,8 +69,8 @@ def test_the_same_network_twice_is_trained_with_two_seeds(make_folder: MakeFolde
     assert [one["seed"] for one in runs] == [0, 1]
     torch.testing.assert_close(weights(runs[0]), weights(first.runs["teacher"][0]), rtol=0, atol=0)
     again, _ = run(folder, "--distill", *twice, "--name", "twice")
-    taken = {one["checkpoint"] for one in again.runs["teacher/convnet_widths_6"]}
-    assert taken == {one["checkpoint"] for one in runs}
+    # In their order, in which they have their weights.
+    assert [one["checkpoint"] for one in again.runs["teacher/convnet_widths_6"]] == [one["checkpoint"] for one in runs]
 
 
 def test_assistants_are_distilled_one_from_the_other(make_folder: MakeFolder) -> None:
@@ -101,6 +101,37 @@ def test_assistants_are_distilled_one_from_the_other(make_folder: MakeFolder) ->
     # The student is compared with the baseline of an earlier call, and shown with who taught it.
     alone, _ = run(folder, "--baseline", "--seeds", "2", "--name", "chain")
     assert list(alone.runs) == ["baseline", "distilled", names[1]]
+
+
+def test_what_is_compared_is_compared_in_the_student_alone(make_folder: MakeFolder) -> None:
+    # The first teacher has no map; the assistant, which teaches the student, has.
+    networks = ["--teacher_model", "mlp(hidden=[32])", "--assistants", "convnet(widths=[6])", "--allow_weak_teacher"]
+    objectives = ["--compare_losses", "kl", "ce=1 hint(teacher_node=2)=1"]
+    done, _ = run(make_folder(train=12), "--train_teacher", *networks, *objectives, "--max_epochs", "1")
+    assert [one["objective"] for one in done.runs["compared"]] == objectives[1:]
+
+
+def test_a_long_objective_has_a_folder_of_a_name_that_fits(make_folder: MakeFolder) -> None:
+    long = " ".join(f"kl(temperature={temperature}.0)=0.1" for temperature in range(1, 18))
+    done, _ = run(
+        make_folder(train=12),
+        "--train_teacher",
+        "--compare_losses",
+        "kl",
+        long,
+        "--max_epochs",
+        "1",
+        "--allow_weak_teacher",
+    )
+    assert done.runs["compared"][1]["objective"] == long
+
+
+def test_a_student_is_shown_beside_the_teacher_that_taught_it(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    run(folder, "--train_teacher", "--distill", "--name", "one")
+    done, _ = run(folder, "--train_teacher", "--baseline", "--name", "one")
+    # It was taught by the teacher of the first call.
+    assert list(done.runs) == ["teacher", "baseline"]
 
 
 def test_a_step_of_the_chain_is_a_distillation_like_any_other(make_folder: MakeFolder) -> None:

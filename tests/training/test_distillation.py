@@ -223,6 +223,13 @@ def test_a_batch_without_any_label_trains_on_the_teacher_alone() -> None:
     assert alone.training_step((images, labels), 0).item() == 0
 
 
+def test_the_last_layer_has_a_gradient_even_where_no_term_in_sight_looks_at_it() -> None:
+    # DDP waits for one of each parameter.
+    one = module("ce=1 hint=1", has_unlabelled=True)
+    one.training_step((torch.rand(4, 3, SIZE, SIZE), torch.full((4,), -1)), 0).backward()
+    assert all(parameter.grad is not None for parameter in one.parameters() if parameter.requires_grad)
+
+
 def test_without_a_term_that_looks_at_labels_they_do_not_matter(make_folder: MakeFolder, tmp_path: Path) -> None:
     states = []
     for index, hidden in enumerate((True, False)):
