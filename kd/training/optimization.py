@@ -41,9 +41,12 @@ class Recipe:
             {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
+        # One pass over the weights instead of ten, for which a student of 26 million weights waits on a CPU. Not on a
+        # GPU: Lightning can't clip gradients of 16-mixed with it.
+        fused = all(one.device.type == "cpu" for one in parameters)
         if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.momentum, 0.999))
+            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=fused)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.momentum, 0.999), fused=fused)
 
     def build_scheduler(self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: float) -> LambdaLR:
         """Build the schedule of the learning rate, to be advanced after each optimizer step."""
