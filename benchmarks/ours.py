@@ -68,6 +68,7 @@ def train(
     )
     if trains.channels_last:
         module.to(memory_format=torch.channels_last)
+    data.channels_last = trains.channels_last
     trainer = build_trainer(
         Hardware(accelerator="cpu", precision=trains.precision, limit_val_batches=0),
         logger=False,
@@ -83,6 +84,7 @@ def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]
     keep_large_blocks()
     images = decoded(read_folder(folder), round(image_size * 8 / 7), cache_dir() / "decoded")
     data = ImageData(Splits("benchmark", train=images, val=images), image_size=image_size, batch_size=batch_size)
+    data.channels_last = True
     while True:
         for batch in data.train_dataloader():
             data.on_after_batch_transfer(batch, 0)

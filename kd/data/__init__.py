@@ -3,6 +3,7 @@
 from kd.data.datamodule import ImageData
 from kd.data.decoded import Room, decoded
 from kd.data.folders import load_image, read_folder, read_splits, read_unlabelled
+from kd.data.geometry import Placement, RandomPlacement, cut, cut_batch
 from kd.data.images import UNLABELLED, LabelledImages, Splits, channel_statistics, hide_labels, joined, keep_fraction
 from kd.data.mixing import Mixing
 from kd.data.named import DATASETS, cache_dir, load_splits
@@ -16,11 +17,15 @@ __all__ = [
     "ImageData",
     "LabelledImages",
     "Mixing",
+    "Placement",
+    "RandomPlacement",
     "Room",
     "Splits",
     "Views",
     "cache_dir",
     "channel_statistics",
+    "cut",
+    "cut_batch",
     "decoded",
     "hide_labels",
     "joined",

@@ -16,7 +16,8 @@ from kd.randomness import derive_seed
 class ImageData(LightningDataModule):
     """Batches ``(images, labels)`` of views: ``(B, 3, S, S)``, float32 in [0, 1], and ``(B,)``, int64 (-1: none).
 
-    The views cross to the device as uint8 and become numbers in [0, 1] there. All validation images count, whatever the
+    The views cross to the device as uint8 and become numbers in [0, 1] there, in the layout that ``channels_last``
+    says: whoever trains sets it as the network has it. All validation images count, whatever the
     batch size; of the training images none is left out, but for a last batch of a single image, which batch
     normalisation can't take.
 
@@ -57,6 +58,7 @@ class ImageData(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.channels_last = False
         self.period = period
         self.augment = augment
         self.resize = resize
@@ -107,7 +109,8 @@ class ImageData(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)
         """Turn bytes into numbers in [0, 1], on the device."""
         images, labels = batch
-        return (images.float().div_(255) if images.dtype == torch.uint8 else images), labels
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(torch.float32, memory_format=layout).div_(255), labels
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -120,6 +123,11 @@ class ImageData(LightningDataModule):
             # Its annotation asks for plain indices; ours carry the epoch.
             batch_sampler=BatchSampler(sampler, self.batch_size, drop_last=drop_last),  # type: ignore[arg-type]
             num_workers=self.num_workers,
+            collate_fn=_as_it_is,  # The views put a batch together themselves.
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 (a batch of any form)
+    return batch

@@ -1,4 +1,4 @@
-"""A store of decoded images: each file is decoded once, made smaller, and read from one mapped file ever after."""
+"""A store of decoded images: each file is decoded once, made smaller, and read from one large file ever after."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from kd.data.images import LabelledImages
+from kd.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _PIXELS, _INDEX = "pixels.u8", "index.json"
 _CHUNK = 256
 _AT_ONCE = 4
@@ -91,26 +91,26 @@ def decoded(
 
 
 class _Stored:
-    """Reads images from the mapped file; each process maps it for itself, and the system shares its pages."""
+    """Reads images from the large file, of which the system keeps one copy in memory for all processes.
+
+    It is read and not mapped: what is mapped counts as a process's own memory, which would grow with the images that it
+    has seen, and to read is as fast.
+    """
 
     def __init__(self, path: Path, sizes: Sequence[tuple[int, int]]) -> None:
         self.path = path
         self.sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
         lengths = 3 * self.sizes.prod(axis=1)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._pixels: NDArray[np.uint8] | None = None
 
     def __call__(self, index: int) -> Tensor:
-        if self._pixels is None:
-            self._pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
-        start, end = self.starts[index : index + 2]
-        height, width = self.sizes[index].tolist()
-        # A copy, which nobody's transform can write through to the file.
-        return torch.from_numpy(np.array(self._pixels[start:end])).view(3, height, width)
-
-    def __getstate__(self) -> dict[str, object]:
-        # Not the mapping: a worker that is not forked would be sent all pixels.
-        return self.__dict__ | {"_pixels": None}
+        pixels = np.empty((*self.sizes[index], 3), dtype=np.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.starts[index])
+            length = file.readinto(pixels.data)
+        if length < pixels.nbytes:
+            raise UserError(f"{self.path}: this store of decoded images is cut short; delete it, and it is made again")
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _write(images: LabelledImages, side: int, place: Path, progress: Progress | None) -> None:
@@ -123,7 +123,7 @@ def _write(images: LabelledImages, side: int, place: Path, progress: Progress | 
         for start in range(0, len(images), _CHUNK):
             indices = range(start, min(start + _CHUNK, len(images)))
             for pixels in threads.map(partial(_load_smaller, images, side), indices):
-                file.write(pixels.contiguous().numpy().data)
+                file.write(pixels.permute(1, 2, 0).contiguous().numpy().data)
                 sizes.append((pixels.shape[1], pixels.shape[2]))
             if progress is not None:
                 progress(len(sizes), len(images))

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
+from kd.data.geometry import Placement, RandomPlacement, cut
 from kd.data.images import LabelledImages
 from kd.randomness import derive_seed, seeded
 from kd.registry import Registry
@@ -21,13 +23,13 @@ AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
 @AUGMENTATIONS.register("crop")
 def crop(size: int) -> list[View]:
     """Cut 8 to 100 % of the area at 3:4 to 4:3 and flip half of them; Szegedy et al. (2014), section 6."""
-    return [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    return [RandomPlacement(size)]
 
 
 @AUGMENTATIONS.register("rotate")
 def rotate(size: int) -> list[View]:
-    """Rotate by up to 30 degrees, then as ``crop``."""
-    return [v2.RandomRotation(30, interpolation=v2.InterpolationMode.BILINEAR), *crop(size)]
+    """Rotate by up to 30 degrees, then as ``crop``, in one sampling."""
+    return [RandomPlacement(size, degrees=30.0)]
 
 
 @AUGMENTATIONS.register("trivial")
@@ -70,12 +72,12 @@ def training_view(augment: str, size: int, resize: str = "crop") -> View:
 
 
 def _in_order(transforms: Sequence[View]) -> View:
-    view: View = v2.Compose(transforms)
+    view: View = transforms[0] if len(transforms) == 1 else v2.Compose(transforms)
     return view
 
 
 class Views(Dataset[tuple[Tensor, int]]):
-    """Views of images with their labels, asked for by ``(epoch, index)``.
+    """Views of images with their labels, asked for by ``(epoch, index)``, one or a batch at a time.
 
     Args:
         images: The images.
@@ -94,12 +96,34 @@ class Views(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, which: tuple[int, int]) -> tuple[Tensor, int]:
         """Return the view ``(3, S, S)``, uint8, of image ``index`` in ``epoch``, and its label."""
-        epoch, index = which
+        views, labels = self.__getitems__([which])
+        return views[0], int(labels[0])
+
+    def __getitems__(self, which: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return a batch: views ``(B, 3, S, S)``, uint8, a pixel's channels beside each other, and labels ``(B,)``."""
+        labels = torch.tensor([self.images.labels[index] for _, index in which])
+        if not isinstance(self.view, RandomPlacement) or self.seed is None:
+            views = [self._seen(epoch, index).permute(1, 2, 0) for epoch, index in which]
+            return torch.stack(views).permute(0, 3, 1, 2), labels
+        batch = np.empty((len(which), self.view.size, self.view.size, 3), dtype=np.uint8)
+        for (epoch, index), place in zip(which, batch, strict=True):
+            pixels = self.images.load(index)
+            cut(pixels, self.placement(epoch, index, *pixels.shape[1:]), out=place)
+        return torch.from_numpy(batch).permute(0, 3, 1, 2), labels
+
+    def placement(self, epoch: int, index: int, height: int, width: int) -> Placement:
+        """Draw where the view of an image of that size lies, of views that are cut out and nothing more."""
+        if not isinstance(self.view, RandomPlacement) or self.seed is None:
+            raise TypeError("these views are not drawn, or more than cut out")
+        seed = derive_seed(self.seed, "view", epoch, self.images.keys[index])
+        return self.view.draw(height, width, generator=torch.Generator().manual_seed(seed))
+
+    def _seen(self, epoch: int, index: int) -> Tensor:
         pixels = self.images.load(index)
         if self.seed is None:
-            return self.view(pixels), self.images.labels[index]
+            return self.view(pixels)
         with seeded(self.seed, "view", epoch, self.images.keys[index]):
-            return self.view(pixels), self.images.labels[index]
+            return self.view(pixels)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -112,6 +112,7 @@ def train(
     compute = hardware.compute_for(module.model, trains=True)
     if compute.channels_last:
         module.to(memory_format=torch.channels_last)
+    data.channels_last = compute.channels_last
     trainer = build_trainer(
         replace(hardware, precision=compute.precision),
         logger=logger,
@@ -169,6 +170,7 @@ def evaluate(classifier: Classifier | Ensemble, data: ImageData, *, hardware: Ha
         ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5``; accuracies are fractions of 1.
     """
     compute = hardware.compute_for(classifier, trains=False)
+    data.channels_last = compute.channels_last
     trainer = build_trainer(replace(hardware, precision=compute.precision), logger=False, enable_checkpointing=False)
     with quiet_lightning(), in_plain_words():
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)

@@ -1,0 +1,123 @@
+"""Where views lie, against torchvision's own transforms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as v2f
+
+from kd.data import Placement, RandomPlacement, cut, cut_batch
+
+HEIGHT, WIDTH = 90, 120
+PLACEMENTS = [
+    Placement(0, 0, 90, 120),
+    Placement(10, 20, 50, 40),
+    Placement(10, 20, 50, 40, flipped=True),
+    Placement(15, 25, 60, 70, angle=20.0),
+    Placement(15, 25, 60, 70, angle=-20.0, flipped=True),
+]
+
+
+@pytest.fixture(scope="module")
+def image() -> Tensor:
+    coarse = torch.rand(1, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    fine = torch.nn.functional.interpolate(coarse, (HEIGHT, WIDTH), mode="bicubic").clamp(0, 1)
+    return (fine[0] * 255).to(torch.uint8)
+
+
+def by_torchvision(image: Tensor, placement: Placement, size: int) -> Tensor:
+    turned = v2f.rotate(image, placement.angle, interpolation=v2.InterpolationMode.BILINEAR)
+    box = [placement.top, placement.left, placement.height, placement.width]
+    view: Tensor = v2f.resized_crop(turned, *box, size=[size, size], antialias=True)
+    return (view.flip(-1) if placement.flipped else view).float()
+
+
+def on_the_cpu(image: Tensor, placement: Placement, size: int) -> Tensor:
+    view = np.empty((size, size, 3), dtype=np.uint8)
+    cut(image, placement, out=view)
+    return torch.from_numpy(view).permute(2, 0, 1).float()
+
+
+def on_the_device(image: Tensor, placement: Placement, size: int) -> Tensor:
+    # It lies behind another image.
+    pixels = torch.cat([torch.zeros(30, dtype=torch.uint8), image.permute(1, 2, 0).flatten()])
+    matrix = torch.tensor(placement.matrix(HEIGHT, WIDTH, size), dtype=torch.float32)
+    return 255 * cut_batch(pixels, torch.tensor([30]), torch.tensor([[HEIGHT, WIDTH]]), matrix[None], size)[0]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("size", [64, 112])
+def test_a_view_is_torchvisions(image: Tensor, placement: Placement, size: int) -> None:
+    expected = by_torchvision(image, placement, size)
+    # Away from its edge: there the pixels beyond a box, or the black around a turned image, are mixed in otherwise.
+    inside = (..., slice(8, -8), slice(8, -8))
+    for view in (on_the_cpu(image, placement, size), on_the_device(image, placement, size)):
+        difference = (view - expected).abs()
+        assert difference.mean() < 1.5
+        if placement.angle == 0:
+            assert difference[inside].max() < 8
+
+
+@pytest.mark.parametrize("angle", [0.0, 25.0])
+def test_large_images_are_averaged_not_sampled(angle: float) -> None:
+    # Stripes one pixel wide: a sampling without averages would leave some of them.
+    image = torch.zeros(3, 400, 400, dtype=torch.uint8)
+    image[:, :, ::2] = 200
+    view = on_the_cpu(image, Placement(100, 100, 200, 200, angle=angle), 20)
+    assert (view - 100).abs().max() <= 30
+
+
+def test_a_place_outside_of_a_turned_image_is_black(image: Tensor) -> None:
+    corner = Placement(0, 0, HEIGHT, WIDTH, angle=45.0)
+    for view in (on_the_cpu(image, corner, 60), on_the_device(image, corner, 60)):
+        assert view[:, 0, 0].max() == 0
+        assert view[:, 30, 30].min() > 0
+
+
+def test_a_matrix_takes_the_corners_of_the_view_to_those_of_the_box() -> None:
+    box = Placement(10, 20, 50, 40)
+    corners = np.array([[0, 64], [0, 64], [1, 1]], dtype=float)
+    np.testing.assert_allclose(box.matrix(HEIGHT, WIDTH, 64) @ corners, [[20, 60], [10, 60]])
+    mirrored = Placement(10, 20, 50, 40, flipped=True)
+    np.testing.assert_allclose(mirrored.matrix(HEIGHT, WIDTH, 64) @ corners, [[60, 20], [10, 60]])
+    # A quarter turn counter-clockwise of a square image brings its right upper corner to the left upper one.
+    turned = Placement(0, 0, 90, 90, angle=90.0)
+    np.testing.assert_allclose(turned.matrix(90, 90, 64) @ [0, 0, 1], [90, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (224, 224), (20, 900), (900, 20), (1, 1)])
+def test_boxes_lie_within_the_image(height: int, width: int) -> None:
+    draws = RandomPlacement(224, degrees=30.0)
+    for seed in range(200):
+        one = draws.draw(height, width, generator=torch.Generator().manual_seed(seed))
+        assert 0 <= one.top < one.top + one.height <= height
+        assert 0 <= one.left < one.left + one.width <= width
+        assert abs(one.angle) <= 30
+
+
+def test_areas_proportions_places_and_flips_are_distributed_as_torchvisions() -> None:
+    draws = RandomPlacement(224, degrees=30.0)
+    generator = torch.Generator().manual_seed(0)
+    torchvisions = v2.RandomResizedCrop(224)
+    pixels = torch.empty(3, 300, 400)
+    ours, theirs = [], []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(4000):
+            one = draws.draw(300, 400, generator=generator)
+            ratio = math.log(one.width / one.height)
+            ours.append((one.height * one.width, ratio, one.top, one.left, one.flipped, one.angle))
+            box = torchvisions.make_params([pixels])
+            ratio = math.log(box["width"] / box["height"])
+            theirs.append((box["height"] * box["width"], ratio, box["top"], box["left"]))
+    mine, known = np.array(ours, dtype=float), np.array(theirs, dtype=float)
+    quantiles = [0.1, 0.3, 0.5, 0.7, 0.9]
+    for column, tolerance in enumerate((4000, 0.03, 6, 8)):
+        np.testing.assert_allclose(
+            np.quantile(mine[:, column], quantiles), np.quantile(known[:, column], quantiles), atol=tolerance
+        )
+    assert mine[:, 4].mean() == pytest.approx(0.5, abs=0.03)
+    np.testing.assert_allclose(np.quantile(mine[:, 5], quantiles), [-24, -12, 0, 12, 24], atol=2)
