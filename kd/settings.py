@@ -96,12 +96,22 @@ class Data:
         "views of each training image: after so many epochs the same come again; None: new ones in each",
         at_least=1,
     )
+    augment_on: Literal["auto", "cpu", "device"] = setting(
+        "auto",
+        "where views are cut out, under --augment crop or rotate: cpu, device (in one sampling for the batch), or auto "
+        "(on a GPU, device)",
+    )
     image_cache: str = setting(
         "auto",
         "store of decoded images, which later runs read: none, a folder, or auto (the cache, where there is room)",
     )
     teacher_cache: str = setting(
         "auto", "store of the teacher's logits, which later runs of the same views read: none, a folder, or auto"
+    )
+    teacher_top: int | None = setting(
+        None,
+        "store so many of the teacher's logits, the largest, and spread what is left over evenly; None: all of them",
+        at_least=1,
     )
     mixup: float = setting(0.0, "mixup of the student's images: alpha of its Beta distribution; 0: none", at_least=0)
     cutmix: float = setting(0.0, "CutMix of the student's images: alpha of its Beta distribution; 0: none", at_least=0)
@@ -196,6 +206,10 @@ class Machine:
     )
     channels_last: Literal["auto", "true", "false"] = setting(
         "auto", "whether the channels of a pixel lie beside each other in memory; auto: where it is faster"
+    )
+    compile: bool = setting(
+        False,
+        "compile the networks (torch.compile): a minute at the start of each phase; without a compiler, go on as is",
     )
     default_root_dir: str = setting("logs", "folder of all experiments")
     fast_dev_run: bool = setting(False, "one batch of everything, to see whether it runs; leaves no files")

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from kd.data.images import LabelledImages, Splits, hide_labels, joined, keep_fraction
+from kd.data.uncut import Uncut, UncutViews, can_be_cut_later, resident_pixels
 from kd.data.views import EpochSampler, Views, plain_view, training_view
 from kd.errors import UserError
 from kd.randomness import derive_seed
@@ -34,6 +35,8 @@ class ImageData(LightningDataModule):
         unlabelled_rest: Whether to train on what the fraction leaves out too, without its labels.
         reads_labels: Whether the labels of the training images are looked at; else all of them are hidden.
         period: Epochs after which the same views come again in the same order; ``None``: never.
+        on_device: Whether training views are cut out on the device, where no more is done to them than that. On a GPU
+            the store of decoded images then lies in its memory, if it fits.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ImageData(LightningDataModule):
         unlabelled_rest: bool = False,
         reads_labels: bool = True,
         period: int | None = None,
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -79,6 +83,8 @@ class ImageData(LightningDataModule):
         self.has_unlabelled = not reads_labels or unlabelled_rest or unlabelled is not None
         self.train_views = Views(images, training_view(augment, image_size, resize), seed=view_seed)
         self.val_views = Views(splits.val, plain_view(image_size, resize), seed=None)
+        self.on_device = on_device and can_be_cut_later(self.train_views)
+        self._resident: Tensor | None = None
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the training batches of this process, in an order that hangs on (seed, epoch)."""
@@ -93,7 +99,12 @@ class ImageData(LightningDataModule):
         lone_image_left = self.batch_size > 1 and len(sampler) % self.batch_size == 1
         if lone_image_left and len(sampler) == 1:
             raise UserError("there is a single training image (on each device); training needs at least two")
-        return self._loader(self.train_views, sampler, drop_last=lone_image_left)
+        if not self.on_device:
+            return self._loader(self.train_views, sampler, drop_last=lone_image_left)
+        if self.trainer is not None:
+            self._resident = resident_pixels(self.train_views, self.trainer.strategy.root_device)
+        uncut = UncutViews(self.train_views, resident=self._resident is not None)
+        return self._loader(uncut, sampler, drop_last=lone_image_left)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return this process's part of all validation images.
@@ -107,8 +118,11 @@ class ImageData(LightningDataModule):
         return self._loader(self.val_views, EpochSampler(indices, seed=None, rank=rank, world_size=world_size))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)
-        """Turn bytes into numbers in [0, 1], on the device."""
+        """Turn bytes into numbers in [0, 1] on the device, and cut views out where that is yet to be done."""
         images, labels = batch
+        if isinstance(images, Uncut):
+            views = images.cut(self._resident)
+            return views if self.channels_last else views.contiguous(), labels
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.to(torch.float32, memory_format=layout).div_(255), labels
 
@@ -116,7 +130,7 @@ class ImageData(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _loader(
-        self, views: Views, sampler: EpochSampler, *, drop_last: bool = False
+        self, views: Dataset[Any], sampler: EpochSampler, *, drop_last: bool = False
     ) -> DataLoader[tuple[Tensor, int]]:
         return DataLoader(
             views,

@@ -87,10 +87,10 @@ def decoded(
             if not (place / _INDEX).is_file():
                 _write(images, side, place, progress)
     index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
-    return replace(images, load=_Stored(place / _PIXELS, index["sizes"]), is_decoded=side)
+    return replace(images, load=StoredPixels(place / _PIXELS, index["sizes"]), is_decoded=side)
 
 
-class _Stored:
+class StoredPixels:
     """Reads images from the large file, of which the system keeps one copy in memory for all processes.
 
     It is read and not mapped: what is mapped counts as a process's own memory, which would grow with the images that it
@@ -103,7 +103,13 @@ class _Stored:
         lengths = 3 * self.sizes.prod(axis=1)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
 
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Return an image's height and width."""
+        height, width = self.sizes[index].tolist()
+        return height, width
+
     def __call__(self, index: int) -> Tensor:
+        """Read an image ``(3, H, W)``, uint8."""
         pixels = np.empty((*self.sizes[index], 3), dtype=np.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.starts[index])

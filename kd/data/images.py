@@ -57,6 +57,8 @@ def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
         labels=[*first.labels, *second.labels],
         keys=[*first.keys, *second.keys],
         load=partial(_load_either, first, second),
+        files=[*first.files, *second.files],
+        is_decoded=first.is_decoded if second.is_decoded is not None or not second.files else None,
         fingerprint=None
         if None in (first.fingerprint, second.fingerprint)
         else f"{first.fingerprint} {second.fingerprint}",

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from kd.pipeline.stores import store_images, store_splits
 from kd.pipeline.workers import default_workers
 from kd.randomness import seeded
 from kd.settings import Settings
-from kd.training import Compute, Hardware, Recipe
+from kd.training import Compute, Hardware, Recipe, why_not_compiled
 
 _LONGEST_NAME = 150
 _LONGEST_SLUG = 100
@@ -82,7 +82,7 @@ class Ingredients:
             raise UserError(f"--name {name}: this is no name for a folder")
         fields = dataclasses.asdict(settings.machine)
         root = Path(fields.pop("default_root_dir")).expanduser()
-        hardware, remarks = Hardware(**fields).resolved()
+        hardware, remarks = _tried(*Hardware(**fields).resolved())
         splits = load_splits(
             wanted.dataset,
             wanted.data_dir,
@@ -175,6 +175,8 @@ class Ingredients:
             resize=wanted.resize,
             seed=seed,
             period=wanted.views,
+            on_device=wanted.augment_on == "device"
+            or (wanted.augment_on == "auto" and self.hardware.accelerator in ("gpu", "cuda")),
             **which,
         )
 
@@ -255,6 +257,18 @@ def _named(build: Callable[[str], Objective], written: str) -> Objective:
         return build(written)
     except UserError as error:
         raise UserError(f"--compare_losses {written!r}: {str(error).removeprefix('--loss: ')}") from error.__cause__
+
+
+def _tried(hardware: Hardware, remarks: list[str]) -> tuple[Hardware, list[str]]:
+    """Go on without a compiler where there is none, and let a GPU multiply in its fast way where that may be chosen."""
+    if hardware.accelerator in ("gpu", "cuda") and hardware.precision == "auto":
+        torch.set_float32_matmul_precision("high")
+    if not hardware.compile:
+        return hardware, remarks
+    reason = why_not_compiled("cuda" if hardware.accelerator == "gpu" else hardware.accelerator)
+    if reason is not None:
+        return replace(hardware, compile=False), [*remarks, f"--compile: going on without, as it fails here: {reason}"]
+    return hardware, remarks
 
 
 def _default_name(settings: Settings, data: str) -> str:

@@ -12,7 +12,7 @@ from kd.training import Compute
 METRICS_FILE = "metrics.json"
 
 # How the teachers' answers come about, and what else only a distilled student depends on.
-_OF_ANSWERS = frozenset(("teacher_weights", "teacher_average", "teacher_image_size"))
+_OF_ANSWERS = frozenset(("teacher_weights", "teacher_average", "teacher_image_size", "teacher_top"))
 _OF_DISTILLATION = _OF_ANSWERS | {"loss", "temperature", "unlabeled_data", "unlabeled_rest"}
 _OF_STUDENT = frozenset(
     (
@@ -25,6 +25,7 @@ _OF_STUDENT = frozenset(
         "ema",
         "teacher_weights",
         "teacher_average",
+        "teacher_top",
     )
 )
 

@@ -59,7 +59,14 @@ def store_images(images: LabelledImages, *, image_size: int, where: str, console
 
 
 def logit_store(
-    network: Classifier | Ensemble, data: ImageData, *, compute: Compute, where: str, devices: str
+    network: Classifier | Ensemble,
+    data: ImageData,
+    *,
+    compute: Compute,
+    where: str,
+    devices: str,
+    compiled: bool = False,
+    top: int | None = None,
 ) -> Callable[[int, int], LogitStore | None] | None:
     """Return what opens the store of a teacher's logits for ``(rank, world_size)``, or ``None`` where there is none.
 
@@ -69,6 +76,8 @@ def logit_store(
         compute: How it computes.
         where: ``none``; ``auto``, the folder of caches; or a folder.
         devices: The accelerator's name.
+        compiled: Whether its network is compiled.
+        top: How many of the logits are kept, if not all.
 
     Raises:
         UserError: If nothing can be written to the folder that was named.
@@ -84,11 +93,11 @@ def logit_store(
         "sizes": [one.description.image_size for one in network.members] if isinstance(network, Ensemble) else None,
         "classes": list(network.description.classes),
         "teacher_size": network.description.image_size,
-        "computes": [compute.precision, compute.channels_last],
+        "computes": [compute.precision, compute.channels_last, compiled],
         "images": images.fingerprint,
         "indices": hashlib.blake2b(indices.data, digest_size=16).hexdigest(),
         "keys": hashlib.blake2b("\0".join(images.keys).encode(), digest_size=16).hexdigest(),
-        "views": [data.augment, data.resize, data.image_size, data.seed, data.is_decoded],
+        "views": [data.augment, data.resize, data.image_size, data.seed, data.is_decoded, data.on_device],
         "batches": [data.batch_size, data.period],
         "machine": [devices, platform.machine(), torch.__version__, torch.get_num_threads()],
     }
@@ -102,6 +111,7 @@ def logit_store(
                 batches=-(-len(data.train_indices) // (world_size * data.batch_size)),
                 batch_size=data.batch_size,
                 classes=len(network.description.classes),
+                top=top,
             )
         except OSError as error:
             if where == AUTO:

@@ -1,7 +1,7 @@
 """The two LightningModules, the frozen teacher, optimizers and schedules, callbacks, and a training run."""
 
 from kd.training.callbacks import Throughput, TrainingImages, draw_views
-from kd.training.compute import Compute, fastest, keep_large_blocks
+from kd.training.compute import Compute, fastest, keep_large_blocks, why_not_compiled
 from kd.training.distillation import DistillationModule
 from kd.training.hardware import Hardware, build_trainer, quiet_lightning
 from kd.training.modules import ClassifierModule
@@ -31,4 +31,5 @@ __all__ = [
     "keep_large_blocks",
     "quiet_lightning",
     "train",
+    "why_not_compiled",
 ]

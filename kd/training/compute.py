@@ -71,6 +71,25 @@ def multiplies_bfloat16() -> bool:
     return bool(capability()) if capability is not None else False
 
 
+def why_not_compiled(device: str) -> str | None:
+    """Say why ``torch.compile`` does not work on this machine, by trying it on a sum; ``None`` if it does.
+
+    Args:
+        device: ``cpu``, ``cuda``, ...
+    """
+    try:
+        torch.compile(_sum_of_squares)(torch.ones(8, device=device))
+    except Exception as error:  # noqa: BLE001 (whatever a compiler, a driver or its absence raises)
+        return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    finally:
+        torch.compiler.reset()
+    return None
+
+
+def _sum_of_squares(values: torch.Tensor) -> torch.Tensor:
+    return (values * values).sum()
+
+
 def keep_large_blocks() -> bool:
     """Let glibc keep the memory of large tensors for the next ones, instead of giving each back to the system.
 

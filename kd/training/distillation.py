@@ -105,8 +105,7 @@ class DistillationModule(ClassifierModule):
         if stored is not None:
             return Outputs(stored.to(images.device, non_blocking=True))
         answer = self.teacher(images)
-        self.store.write(epoch, batch, images, answer.logits)
-        return answer
+        return Outputs(self.store.write(epoch, batch, images, answer.logits))
 
     def _epoch_of_views(self) -> int:
         """Return which epoch's views these are: with a period they come again."""

@@ -27,6 +27,7 @@ class Hardware:
         strategy: ``auto``, ``ddp``, ...
         precision: ``auto``, ``32-true``, ``bf16-mixed``, ...
         channels_last: ``auto``, ``true`` or ``false``: whether the channels of a pixel lie beside each other.
+        compile: Whether networks are compiled.
         fast_dev_run: One batch of everything, and no files.
         limit_train_batches: Batches of an epoch: a number (int), or a part (float).
         limit_val_batches: Batches of a validation, likewise.
@@ -38,6 +39,7 @@ class Hardware:
     strategy: str = "auto"
     precision: str = "auto"
     channels_last: str = "auto"
+    compile: bool = False
     fast_dev_run: bool = False
     limit_train_batches: int | float = 1.0
     limit_val_batches: int | float = 1.0

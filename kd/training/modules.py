@@ -191,7 +191,8 @@ class ClassifierModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule; the learning rate moves with each optimizer step."""
-        optimizer = self.recipe.build_optimizer(self)
+        # Lightning can't clip the scaled gradients of float16 with a fused one.
+        optimizer = self.recipe.build_optimizer(self, fused=self.trainer.precision != "16-mixed")
         steps_per_epoch = self._count_batches() / self.trainer.accumulate_grad_batches
         total_steps = math.ceil(steps_per_epoch) * (self.trainer.max_epochs or 1)
         if self.trainer.max_steps > 0:

@@ -113,6 +113,8 @@ def train(
     if compute.channels_last:
         module.to(memory_format=torch.channels_last)
     data.channels_last = compute.channels_last
+    if hardware.compile:
+        module.model.compile()
     trainer = build_trainer(
         replace(hardware, precision=compute.precision),
         logger=logger,

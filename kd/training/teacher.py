@@ -25,14 +25,19 @@ class FrozenTeacher:
     Args:
         network: The network that was trained.
         compute: How it computes; ``None``: in the precision of the run that asks.
+        compiled: Whether its network is compiled, where its logits alone are asked for.
     """
 
-    def __init__(self, network: Classifier | Ensemble, *, compute: Compute | None = None) -> None:
+    def __init__(
+        self, network: Classifier | Ensemble, *, compute: Compute | None = None, compiled: bool = False
+    ) -> None:
         self._compute = compute
         network = network if isinstance(network, Ensemble) else Ensemble([network])
         self._network = copy.deepcopy(network).eval().requires_grad_(False)
         if compute is not None and compute.channels_last:
             self._network.to(memory_format=torch.channels_last)
+        if compiled:
+            self._network.compile()
         self._gives_gradients = False
         self._reader: FeatureReader | None = None
         self.description = network.description

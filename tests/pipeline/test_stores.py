@@ -17,9 +17,10 @@ from kd.training import LogitStore
 from kd.cli import experiment
 plain = LogitStore.write
 def write(self, *given):
-    plain(self, *given)
+    told = plain(self, *given)
     if self.written_batches == 4:
         os.kill(os.getpid(), signal.SIGKILL)
+    return told
 LogitStore.write = write
 sys.exit(experiment(sys.argv[1:]))
 """
@@ -124,3 +125,50 @@ def test_a_store_that_can_not_be_written_is_a_clean_error(make_folder: MakeFolde
         run(folder, "--baseline", "--image_cache", "file")
     with pytest.raises(UserError, match="--teacher_cache file: the store of logits can't be written"):
         run(folder, "--train_teacher", "--distill", "--teacher_cache", "file")
+
+
+def test_a_run_that_keeps_the_largest_logits_says_what_that_costs(make_folder: MakeFolder) -> None:
+    names = tuple(f"class{number}" for number in range(6))
+    folder = make_folder(train=4, classes=names)
+    run(folder, "--train_teacher")
+    first, output = run(folder, "--distill", "--teacher_top", "2")
+    assert (
+        "Of the teacher's 6 logits the largest 2 were kept: at a temperature of 4 its soft targets moved by" in output
+    )
+    again, output = run(folder, "--distill", "--teacher_top", "2")
+    assert "were read from the store." in output
+    states = [weights(done.runs["distilled"][0]) for done in (first, again)]
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    exact, _ = run(folder, "--distill")
+    assert any(not torch.equal(states[0][name], value) for name, value in weights(exact.runs["distilled"][0]).items())
+
+
+def test_views_of_the_device_train_a_student(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12, size=(40, 40))
+    run(folder, "--train_teacher", "--augment", "crop")
+    flags = ["--distill", "--augment", "crop", "--augment_on"]
+    there, _ = run(folder, *flags, "device", "--name", "there")
+    here, output = run(folder, *flags, "cpu", "--name", "here")
+    # Nearly the same views: another store.
+    assert "read from the store" not in output
+    states = [weights(done.runs["distilled"][0]) for done in (there, here)]
+    assert states[0].keys() == states[1].keys()
+
+
+@pytest.mark.timeout(300)
+def test_compiled_networks_train_and_leave_the_same_checkpoint(make_folder: MakeFolder) -> None:
+    folder = make_folder(train=12)
+    run(folder, "--train_teacher")
+    compiled, output = run(folder, "--distill", "--compile", "--name", "compiled")
+    assert "going on without" not in output
+    plain, _ = run(folder, "--distill", "--name", "plain")
+    states = [weights(done.runs["distilled"][0]) for done in (compiled, plain)]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_compiler_it_goes_on_and_says_so(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(train=12)
+    monkeypatch.setattr("kd.pipeline.ingredients.why_not_compiled", lambda _: "no C++ compiler")
+    done, output = run(folder, "--baseline", "--compile")
+    assert "--compile: going on without, as it fails here: no C++ compiler" in output
+    assert done.runs["baseline"][0]["checkpoint"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd.models import Classifier, build_classifier, is_depthwise, multiply_adds
-from kd.training import FrozenTeacher, Hardware, fastest, keep_large_blocks
+from kd.training import FrozenTeacher, Hardware, fastest, keep_large_blocks, why_not_compiled
 
 
 def network(architecture: str, size: int = 64) -> Classifier:
@@ -81,3 +81,21 @@ def test_a_teacher_answers_in_its_own_precision_whatever_the_student_is_in() -> 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_glibc_keeps_large_blocks() -> None:
     assert keep_large_blocks()
+
+
+def test_a_compiled_network_answers_as_one_that_is_not() -> None:
+    plain = network("convnet(widths=[4])", 8).eval()
+    teacher, compiled = (FrozenTeacher(plain, compiled=one) for one in (False, True))
+    images = torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(compiled(images).logits, teacher(images).logits)
+    assert compiled.state().keys() == teacher.state().keys()
+
+
+def test_a_machine_without_a_compiler_is_told_from_one_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_not_compiled("cpu") is None
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("\nno C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert why_not_compiled("cpu") == "no C++ compiler"

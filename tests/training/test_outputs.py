@@ -84,3 +84,50 @@ def test_the_digest_is_that_of_all_weights_and_statistics() -> None:
     assert digest_of_weights(network.to(memory_format=torch.channels_last)) == before
     network[1].running_mean[0] += 1e-6  # type: ignore[index, operator]
     assert digest_of_weights(network) != before
+
+
+def top_store(folder: Path, top: int | None, classes: int = 12) -> LogitStore:
+    return LogitStore(folder, KEY, batches=3, batch_size=4, classes=classes, top=top)
+
+
+def test_the_largest_logits_are_kept_and_their_probabilities_with_them(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, logits = torch.rand(4, 3, 16, 16, generator=generator), 5 * torch.randn(4, 12, generator=generator)
+    store = top_store(tmp_path, 3)
+    told = store.write(0, 1, images, logits)
+    values, which = logits.topk(3, dim=1)
+    torch.testing.assert_close(told.gather(1, which), values, rtol=0, atol=0)
+    torch.testing.assert_close(told.softmax(dim=1).gather(1, which), logits.softmax(dim=1).gather(1, which))
+    # All others are alike.
+    others = told.scatter(1, which, torch.nan)
+    assert all(len(set(row[~row.isnan()].tolist())) == 1 for row in others)
+    # A run that reads is told the same, to the last bit.
+    stored = top_store(tmp_path, 3).read(0, 1, images)
+    assert stored is not None
+    torch.testing.assert_close(stored, told, rtol=0, atol=0)
+    # What is lost at a temperature of 4, by numpy.
+    exact, kept = (np.exp(one.numpy() / 4) for one in (logits, told))
+    exact, kept = (one / one.sum(axis=1, keepdims=True) for one in (exact, kept))
+    assert store.lost == pytest.approx((exact * np.log(exact / kept)).sum(axis=1).mean(), rel=1e-4)
+
+
+def test_what_is_kept_of_the_logits_takes_its_own_room(tmp_path: Path) -> None:
+    images, logits = torch.rand(4, 3, 16, 16), torch.randn(4, 12)
+    stores = [top_store(tmp_path, top) for top in (None, 2, 3)]
+    assert len({store.folder for store in stores}) == 3
+    for store in stores:
+        store.write(0, 0, images, logits)
+    sizes = [next(store.folder.glob("*.f32")).stat().st_size for store in stores]
+    assert sizes == [4 * 3 * (4 * width + 1) for width in (12, 5, 7)]
+    # So many that nothing is saved: all of them.
+    everything = top_store(tmp_path, 6)
+    assert (everything.top, everything.folder) == (None, stores[0].folder)
+    torch.testing.assert_close(everything.write(1, 0, images, logits), logits, rtol=0, atol=0)
+
+
+def test_extreme_logits_stay_finite_where_the_largest_are_kept(tmp_path: Path) -> None:
+    logits = torch.zeros(2, 12)
+    logits[:, 0], logits[1, 1:] = 1e4, -1e4
+    told = top_store(tmp_path, 2).write(0, 0, torch.rand(2, 3, 16, 16), logits)
+    assert torch.isfinite(told).all()
+    torch.testing.assert_close(told[0, :2], logits[0, :2])
