@@ -1,19 +1,22 @@
 """The tool itself, step by step."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
 
-from kd.data import ImageData, Splits, cache_dir, decoded, read_folder
+from benchmarks.limit import MEAN, STD
+from benchmarks.plain import distance
+from kd.data import ImageData, LabelledImages, Splits, cache_dir, decoded, read_folder
 from kd.losses import build_objective
 from kd.models import build_classifier
 from kd.pipeline.stores import logit_store
-from kd.training import DistillationModule, FrozenTeacher, Hardware, build_trainer, keep_large_blocks
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from kd.training import DistillationModule, FrozenTeacher, Hardware, Throughput, build_trainer, keep_large_blocks
 
 
 class _AfterEachStep(Callback):
@@ -35,6 +38,8 @@ def train(
     batch_size: int,
     stored: bool,
     store: Path | None = None,
+    num_workers: int = 0,
+    device: str = "cpu",
 ) -> None:
     """Train for ever.
 
@@ -47,16 +52,27 @@ def train(
         batch_size: Images in a batch.
         stored: Whether one epoch's logits are stored first, and read from then on.
         store: Folder of the store.
+        num_workers: Processes that load images.
+        device: Where it computes.
     """
     torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    accelerator = "gpu" if device == "cuda" else device
     images = decoded(read_folder(folder), round(image_size * 8 / 7), cache_dir() / "decoded")
     splits = Splits("benchmark", train=images, val=images)
-    data = ImageData(splits, image_size=image_size, batch_size=batch_size, period=1 if stored else None)
+    data = ImageData(
+        splits,
+        image_size=image_size,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        period=1 if stored else None,
+        on_device=device != "cpu",
+    )
     networks = [
         build_classifier(name, classes=splits.classes, image_size=image_size, mean=MEAN, std=STD)
         for name in (teacher_name, student_name)
     ]
-    hardware = Hardware(accelerator="cpu")
+    hardware = Hardware(accelerator=accelerator, devices="1")
     answers = hardware.compute_for(networks[0], trains=False)
     trains = hardware.compute_for(networks[1], trains=True)
     where = "none" if store is None else str(store)
@@ -64,13 +80,13 @@ def train(
         teacher=FrozenTeacher(networks[0], compute=answers),
         student=networks[1],
         objective=build_objective("ce=0.1 kl=0.9"),
-        open_store=logit_store(networks[0], data, compute=answers, where=where, devices="cpu"),
+        open_store=logit_store(networks[0], data, compute=answers, where=where, devices=accelerator),
     )
     if trains.channels_last:
         module.to(memory_format=torch.channels_last)
     data.channels_last = trains.channels_last
     trainer = build_trainer(
-        Hardware(accelerator="cpu", precision=trains.precision, limit_val_batches=0),
+        replace(hardware, precision=trains.precision, limit_val_batches=0),
         logger=False,
         enable_checkpointing=False,
         max_epochs=100_000,
@@ -89,3 +105,45 @@ def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]
         for batch in data.train_dataloader():
             data.on_after_batch_transfer(batch, 0)
             yield
+
+
+def tiny(after_step: Callable[[], None], *, by_hand: bool) -> None:
+    """Train a network so small that the loop around it is what takes the time, for ever.
+
+    Args:
+        after_step: Called after each step.
+        by_hand: Whether the loop is written by hand; else it is Lightning's and the tool's, with logs and metrics.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (512, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels, keys = [index % 10 for index in range(512)], [str(index) for index in range(512)]
+    images = LabelledImages(tuple("abcdefghij"), labels, keys, lambda index: pixels[index])
+    data = ImageData(Splits("tiny", images, images), image_size=8, batch_size=64, augment="none")
+    teacher, student = (
+        build_classifier("linear", classes=images.classes, image_size=8, mean=MEAN, std=STD) for _ in range(2)
+    )
+    module = DistillationModule(
+        teacher=FrozenTeacher(teacher), student=student, objective=build_objective("ce=0.1 kl=0.9")
+    )
+    if not by_hand:
+        logger = TensorBoardLogger(tempfile.mkdtemp())
+        trainer = build_trainer(
+            Hardware(accelerator="cpu", limit_val_batches=0),
+            logger=logger,
+            enable_checkpointing=False,
+            max_epochs=100_000,
+            callbacks=[_AfterEachStep(after_step), Throughput()],
+        )
+        trainer.fit(module, datamodule=data)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
+    frozen = teacher.eval()
+    while True:
+        for batch in data.train_dataloader():
+            views, known = data.on_after_batch_transfer(batch, 0)
+            with torch.no_grad():
+                answer = frozen(views)
+            loss = distance(student(views), answer, known)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            after_step()

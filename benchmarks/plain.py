@@ -1,59 +1,153 @@
 """A distillation loop as anybody would write it by hand: float32, Pillow's transforms, the teacher under no_grad."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from kd.models.small import simple
 
+NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-def network(name: str, classes: int, image_size: int) -> torch.nn.Module:
+
+def network(name: str, classes: int, image_size: int) -> nn.Module:
     """Build a network, as both sides of the comparison have it."""
     return simple(classes, image_size) if name == "simple" else torchvision.models.get_model(name, num_classes=classes)
 
 
-def steps(folder: Path, teacher_name: str, student_name: str, *, image_size: int, batch_size: int) -> Iterator[None]:
-    """Train for ever; each step ends with a yield."""
-    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    views = transforms.Compose(
+def training_views(image_size: int) -> transforms.Compose:
+    """Return the transforms of the training images."""
+    return transforms.Compose(
         [
             transforms.RandomResizedCrop(image_size),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            normalize,
+            NORMALIZE,
         ]
     )
-    images = ImageFolder(folder, views)
-    loader = DataLoader(images, batch_size, shuffle=True, drop_last=True)
+
+
+def distance(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """Return a tenth of the cross-entropy with the labels, and nine tenths of the divergence from the teacher."""
+    soft = F.log_softmax(teacher / temperature, dim=1)
+    log = F.log_softmax(student / temperature, dim=1)
+    divergence = F.kl_div(log, soft, reduction="batchmean", log_target=True) * temperature**2
+    return 0.1 * F.cross_entropy(student, labels) + 0.9 * divergence
+
+
+def steps(
+    folder: Path,
+    teacher_name: str,
+    student_name: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    num_workers: int = 0,
+    device: str = "cpu",
+) -> Iterator[None]:
+    """Train for ever; each step ends with a yield.
+
+    Args:
+        folder: Folder of class folders.
+        teacher_name: The teacher's network.
+        student_name: The student's.
+        image_size: Side of the views, in pixels.
+        batch_size: Images in a batch.
+        num_workers: Processes that load images.
+        device: Where it computes.
+    """
+    images = ImageFolder(folder, training_views(image_size))
+    loader = DataLoader(images, batch_size, shuffle=True, drop_last=True, num_workers=num_workers)
     classes = len(images.classes)
-    teacher = network(teacher_name, classes, image_size).eval()
-    student = network(student_name, classes, image_size).train()
+    teacher = network(teacher_name, classes, image_size).eval().to(device)
+    student = network(student_name, classes, image_size).train().to(device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     while True:
         for batch, labels in loader:
-            with torch.no_grad():
-                soft = F.log_softmax(teacher(batch) / 4, dim=1)
-            logits = student(batch)
-            distance = F.kl_div(F.log_softmax(logits / 4, dim=1), soft, reduction="batchmean", log_target=True) * 16
-            loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * distance
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
+            train_step(student, optimizer, batch.to(device), labels.to(device), teacher)
             yield
+
+
+def train_step(
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Tensor,
+    labels: Tensor,
+    teacher: nn.Module | None,
+    *,
+    temperature: float = 4.0,
+) -> None:
+    """Make one step, with a teacher or on the labels alone."""
+    logits = student(batch)
+    if teacher is None:
+        loss = F.cross_entropy(logits, labels)
+    else:
+        with torch.no_grad():
+            answer = teacher(batch)
+        loss = distance(logits, answer, labels, temperature=temperature)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
 
 
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
     """Load for ever; each batch ends with a yield."""
-    views = transforms.Compose(
-        [transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    )
+    views = transforms.Compose(training_views(image_size).transforms[:-1])
     loader = DataLoader(ImageFolder(folder, views), batch_size, shuffle=True, drop_last=True)
     while True:
         for _ in loader:
             yield
+
+
+def compare(
+    folder: Path,
+    teacher_name: str,
+    student_name: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    epochs: int,
+    temperatures: Sequence[float],
+) -> None:
+    """Train a teacher, a student on the labels, and one at each temperature, each validated after each epoch.
+
+    Args:
+        folder: Folder of ``train`` and ``val``.
+        teacher_name: The teacher's network.
+        student_name: The student's.
+        image_size: Side of the views, in pixels.
+        batch_size: Images in a batch.
+        epochs: Epochs of each training.
+        temperatures: Of the objectives that are compared.
+    """
+    images = ImageFolder(str(folder / "train"), training_views(image_size))
+    resize = [transforms.Resize(round(image_size * 8 / 7)), transforms.CenterCrop(image_size)]
+    plain = ImageFolder(str(folder / "val"), transforms.Compose([*resize, transforms.ToTensor(), NORMALIZE]))
+    loader = DataLoader(images, batch_size, shuffle=True)
+    validation = DataLoader(plain, batch_size)
+    classes = len(images.classes)
+
+    def trained(name: str, teacher: nn.Module | None, temperature: float) -> nn.Module:
+        student = network(name, classes, image_size)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+        for _ in range(epochs):
+            student.train()
+            for batch, labels in loader:
+                train_step(student, optimizer, batch, labels, teacher, temperature=temperature)
+            student.eval()
+            right = 0.0
+            with torch.no_grad():
+                for batch, labels in validation:
+                    right += float((student(batch).argmax(dim=1) == labels).sum())
+        return student
+
+    teacher = trained(teacher_name, None, 1.0).eval()
+    trained(student_name, None, 1.0)
+    for temperature in temperatures:
+        trained(student_name, teacher, temperature)
