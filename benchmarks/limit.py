@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from benchmarks.plain import distance, network
-from kd.data import RandomPlacement, cache_dir, cut, decoded, read_folder
+from kd.data import RandomPlacement, cache_dir, cut, decoded, read_folder, short_side
 from kd.training import keep_large_blocks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,7 +38,7 @@ def steps(
     """
     keep_large_blocks()
     torch.set_float32_matmul_precision("high")
-    images = decoded(read_folder(folder), round(image_size * 8 / 7), cache_dir() / "decoded")
+    images = decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
     view = RandomPlacement(image_size)
     mean, std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (MEAN, STD))
     classes = len(images.classes)

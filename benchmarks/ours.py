@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from benchmarks.limit import MEAN, STD
 from benchmarks.plain import distance
-from kd.data import ImageData, LabelledImages, Splits, cache_dir, decoded, read_folder
+from kd.data import ImageData, LabelledImages, Splits, cache_dir, decoded, read_folder, short_side
 from kd.losses import build_objective
 from kd.models import build_classifier
 from kd.pipeline.stores import logit_store
@@ -58,7 +58,7 @@ def train(
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     accelerator = "gpu" if device == "cuda" else device
-    images = decoded(read_folder(folder), round(image_size * 8 / 7), cache_dir() / "decoded")
+    images = decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
     splits = Splits("benchmark", train=images, val=images)
     data = ImageData(
         splits,
@@ -98,7 +98,7 @@ def train(
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
     """Load for ever, from the store of decoded images; each batch ends with a yield."""
     keep_large_blocks()
-    images = decoded(read_folder(folder), round(image_size * 8 / 7), cache_dir() / "decoded")
+    images = decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
     data = ImageData(Splits("benchmark", train=images, val=images), image_size=image_size, batch_size=batch_size)
     data.channels_last = True
     while True:

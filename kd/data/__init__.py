@@ -7,7 +7,7 @@ from kd.data.geometry import Placement, RandomPlacement, cut, cut_batch
 from kd.data.images import UNLABELLED, LabelledImages, Splits, channel_statistics, hide_labels, joined, keep_fraction
 from kd.data.mixing import Mixing
 from kd.data.named import DATASETS, cache_dir, load_splits
-from kd.data.views import AUGMENTATIONS, EpochSampler, Views, plain_view, training_view
+from kd.data.views import AUGMENTATIONS, EpochSampler, Views, plain_view, short_side, training_view
 
 __all__ = [
     "AUGMENTATIONS",
@@ -36,5 +36,6 @@ __all__ = [
     "read_folder",
     "read_splits",
     "read_unlabelled",
+    "short_side",
     "training_view",
 ]

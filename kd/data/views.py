@@ -16,6 +16,8 @@ from kd.registry import Registry
 
 View = Callable[[Tensor], Tensor]
 
+_DETAIL = 3 / 2
+
 AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
 """By name: a function of the image size in pixels that gives the random transforms, uint8 to uint8, in order."""
 
@@ -44,6 +46,19 @@ def rand(size: int) -> list[View]:
     return [*crop(size), v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)]
 
 
+def short_side(size: int, augment: str = "none") -> int:
+    """Return how long the short side of an image must be that views are cut out of, in pixels.
+
+    A plain view shows 7/8 of it. One that is cut out shows a part, of half the area on average, which must not be the
+    blurred enlargement of an image that was made too small before.
+
+    Args:
+        size: Side of the views, in pixels.
+        augment: As of :func:`training_view`.
+    """
+    return round(size * 8 / 7) if augment == "none" else round(size * _DETAIL)
+
+
 def plain_view(size: int, resize: str = "crop") -> View:
     """Return the view without chance, of validation images.
 
@@ -54,7 +69,7 @@ def plain_view(size: int, resize: str = "crop") -> View:
     """
     if resize == "squash":
         return _in_order([v2.Resize((size, size), antialias=True)])
-    return _in_order([v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)])
+    return _in_order([v2.Resize(short_side(size), antialias=True), v2.CenterCrop(size)])
 
 
 def training_view(augment: str, size: int, resize: str = "crop") -> View:

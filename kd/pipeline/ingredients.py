@@ -93,7 +93,10 @@ class Ingredients:
         console = console or Console()
         sizes = {wanted.image_size, *settings.models.teacher_image_size}
         stored = {
-            size: store_splits(splits, image_size=size, where=wanted.image_cache, console=console) for size in sizes
+            size: store_splits(
+                splits, image_size=size, augment=wanted.augment, where=wanted.image_cache, console=console
+            )
+            for size in sizes
         }
         splits = stored[wanted.image_size]
         unlabelled = None
@@ -101,6 +104,7 @@ class Ingredients:
             unlabelled = store_images(
                 read_unlabelled(wanted.unlabeled_data),
                 image_size=wanted.image_size,
+                augment=wanted.augment,
                 where=wanted.image_cache,
                 console=console,
             )

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from kd.data import ImageData, LabelledImages, Room, Splits, cache_dir, decoded
+from kd.data import ImageData, LabelledImages, Room, Splits, cache_dir, decoded, short_side
 from kd.errors import UserError
 from kd.models import Classifier, Ensemble
 from kd.training import Compute, LogitStore, digest_of_weights
@@ -18,25 +18,29 @@ from kd.training import Compute, LogitStore, digest_of_weights
 NONE, AUTO = "none", "auto"
 
 
-def store_splits(splits: Splits, *, image_size: int, where: str, console: Console) -> Splits:
+def store_splits(splits: Splits, *, image_size: int, augment: str, where: str, console: Console) -> Splits:
     """Return the same images, read from stores of decoded ones.
 
     Args:
         splits: The images.
-        image_size: Side of the views, in pixels; the short side of what is stored is 8/7 of it, as plain views have it.
+        image_size: Side of the views, in pixels.
+        augment: The augmentation of the training images, whose short side is longer where parts of them are shown.
         where: ``none``; ``auto``, the folder of caches, where there is room; or a folder.
         console: Where to show how far it is.
 
     Raises:
         UserError: If a store can't be written to the folder that was named.
     """
-    halves = [
-        store_images(one, image_size=image_size, where=where, console=console) for one in (splits.train, splits.val)
-    ]
-    return replace(splits, train=halves[0], val=halves[1])
+    return replace(
+        splits,
+        train=store_images(splits.train, image_size=image_size, augment=augment, where=where, console=console),
+        val=store_images(splits.val, image_size=image_size, augment="none", where=where, console=console),
+    )
 
 
-def store_images(images: LabelledImages, *, image_size: int, where: str, console: Console) -> LabelledImages:
+def store_images(
+    images: LabelledImages, *, image_size: int, augment: str, where: str, console: Console
+) -> LabelledImages:
     """Return the same images, read from a store of decoded ones; arguments and errors as of :func:`store_splits`."""
     if where == NONE:
         return images
@@ -46,7 +50,7 @@ def store_images(images: LabelledImages, *, image_size: int, where: str, console
         try:
             return decoded(
                 images,
-                round(image_size * 8 / 7),
+                short_side(image_size, augment),
                 folder,
                 room=Room() if where == AUTO else None,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),

@@ -2,7 +2,8 @@
 
 from kd.report.comparison import compare_objectives, print_comparison
 from kd.report.summary import summarise, write_summary
-from kd.report.table import gain_sentence, print_summary
+from kd.report.table import print_summary
+from kd.report.verdict import gain_sentence
 
 __all__ = [
     "compare_objectives",

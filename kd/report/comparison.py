@@ -1,6 +1,5 @@
 """Objectives side by side: which is best, and which differences exceed the noise between seeds."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from scipy import stats
 
-_LEVEL = 0.05
+from kd.report.verdict import LEVEL, paired
 
 
 def compare_objectives(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -82,19 +80,14 @@ def _against(runs: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]
     differences = [run["val_acc"] - of_best[run["seed"]] for run in runs if run["seed"] in of_best]
     if not differences:
         return {"behind": None, "interval": None, "p": None, "is_beyond_noise": None}
-    mean, count = statistics.fmean(differences), len(differences)
-    if count == 1:
-        return {"behind": mean, "interval": None, "p": None, "is_beyond_noise": None}
-    error = statistics.stdev(differences) / math.sqrt(count)
-    half = float(stats.t.ppf(1 - _LEVEL / 2, count - 1)) * error
-    # Differences without any spread can't be compared with their spread.
-    p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
-    return {"behind": mean, "interval": [mean - half, mean + half], "p": p, "is_beyond_noise": None}
+    known = paired(differences)
+    interval = None if known.interval is None else list(known.interval)
+    return {"behind": known.mean, "interval": interval, "p": known.p, "is_beyond_noise": None}
 
 
 def _correct(rows: list[dict[str, Any]]) -> None:
     """Decide by Holm's method: from the least probability on, each at a level for those that are left."""
     holds = True
     for rank, row in enumerate(sorted(rows, key=lambda one: float(one["p"]))):
-        holds = holds and row["p"] <= _LEVEL / (len(rows) - rank)
+        holds = holds and row["p"] <= LEVEL / (len(rows) - rank)
         row["is_beyond_noise"] = holds

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.report.comparison import compare_objectives
+from kd.report.verdict import paired
 
 _ORDER = ("teacher", "assistant", "baseline", "distilled")
 
@@ -37,8 +38,8 @@ def summarise(runs: Runs, *, data: str) -> dict[str, Any]:
         ``phases`` (``teacher``, or ``teacher/NAME`` for each of several and ``teacher`` for what they answer together;
         ``assistant/NUMBER-NAME``; ``baseline``; ``distilled``), each with its runs and the mean and standard deviation
         of ``val_acc`` (the sample's, over n - 1; ``None`` for one run); ``gain``: what distillation gained over the
-        baseline of the same seeds, paired, as mean and standard deviation in fractions of 1, ``None`` where there is no
-        pair; and ``compared``, the objectives that were compared, best first.
+        baseline of the same seeds, paired, as mean, standard deviation and 95 % interval of the mean in fractions of 1,
+        ``None`` where there is no pair; and ``compared``, the objectives that were compared, best first.
     """
     phases: dict[str, Any] = {}
     for phase in sorted(runs, key=_place):
@@ -83,8 +84,13 @@ def _gain(runs: Runs) -> dict[str, Any] | None:
     ]
     if not pairs:
         return None
-    mean, std = _mean_and_std([gain for _, gain in pairs])
-    return {"mean": mean, "std": std, "runs": [{"seed": seed, "val_acc": gain} for seed, gain in pairs]}
+    known = paired([gain for _, gain in pairs])
+    return {
+        "mean": known.mean,
+        "std": known.std,
+        "interval": None if known.interval is None else list(known.interval),
+        "runs": [{"seed": seed, "val_acc": gain} for seed, gain in pairs],
+    }
 
 
 def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.report.comparison import print_comparison
+from kd.report.verdict import gain_sentence
 
 _TITLES = {
     "teacher": "teacher",
@@ -60,21 +61,6 @@ def _title(phase: str, phases: Mapping[str, Any]) -> str:
         return f"assistant {which.partition('-')[0]}"
     members = [other for other in phases if other.startswith("teacher/")]
     return "teachers as one" if phase == "teacher" and members else _TITLES[kind]
-
-
-def gain_sentence(summary: Mapping[str, Any]) -> str:
-    """Say what distillation gained over the student alone, in points of accuracy (hundredths of all images)."""
-    gain = summary["gain"]
-    if gain is None:
-        missing = [name for name in ("baseline", "distilled") if name not in summary["phases"]]
-        flags = " ".join({"baseline": "--baseline", "distilled": "--distill"}[name] for name in missing)
-        return f"To see whether distillation pays, train the other student too: {flags}" if len(missing) == 1 else ""
-    words = "Distillation against the student alone, last epoch:"
-    points = [100 * run["val_acc"] for run in gain["runs"]]
-    if gain["std"] is None:
-        return f"{words} {points[0]:+.2f} points (one seed; --seeds 3 repeats it)."
-    each = ", ".join(f"{value:+.2f}" for value in points)
-    return f"{words} {100 * gain['mean']:+.2f} points ± {100 * gain['std']:.2f} (by seed: {each})."
 
 
 def _accuracy(mean: float, std: float | None) -> str:

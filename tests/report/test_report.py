@@ -82,7 +82,7 @@ def test_the_table_fits_a_terminal_and_says_what_was_measured() -> None:
     assert "convnet(widths=[8])" in text
     assert text.count(" 3 seeds") == 2
     assert lines[-1] == (
-        "Distillation against the student alone, last epoch: +3.00 points ± 2.65 (by seed: +2.00, +1.00, +6.00)."
+        "No gain beyond the noise between seeds: +3.0 points (-3.6 to +9.6; by seed +2.0, +1.0, +6.0)."
     )
 
 
@@ -91,9 +91,9 @@ def test_the_table_fits_a_terminal_and_says_what_was_measured() -> None:
     [
         (
             {"baseline": ALONE[:1], "distilled": DISTILLED[1:2]},
-            "last epoch: +1.00 points (one seed; --seeds 3 repeats it).",
+            "Distillation: +1.0 points; one seed can't tell a gain from the noise (--seeds 3 repeats it).",
         ),
-        ({"baseline": DISTILLED[1:2], "distilled": ALONE[:1]}, "last epoch: -1.00 points (one seed"),
+        ({"baseline": DISTILLED[1:2], "distilled": ALONE[:1]}, "Distillation: -1.0 points; one seed can't tell"),
         ({"baseline": ALONE}, "train the other student too: --distill"),
         ({"distilled": DISTILLED}, "train the other student too: --baseline"),
         ({"teacher": ALONE}, ""),
