@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -21,9 +21,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["experiment"]:
         return experiment(arguments[1:], prog="kd experiment")
+    if arguments[:1] == ["predict"]:
+        # Its parser is its own, as it runs without the packages of training, too.
+        from kd.shipping.prediction import main as predict
+
+        return predict(arguments[1:])
     return _answering_for_mistakes(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            {"experiment": _experiment, "evaluate": _evaluate, "models": _models, "losses": _losses},
+            {
+                "experiment": _experiment,
+                "evaluate": _evaluate,
+                "export": _export,
+                "predict": _predict,
+                "models": _models,
+                "losses": _losses,
+            },
             prog="kd",
             description="Knowledge distillation of image classifiers.",
             args=arguments,
@@ -125,6 +137,65 @@ def _evaluate(
         table.add_row("right within five", f"{measured['val/top5']:.2%}")
     table.add_row("cross-entropy", f"{measured['val/loss']:.4f} nats")
     Console().print(table)
+
+
+def _predict() -> None:
+    """Say what a student makes of images, with a checkpoint or an exported file: kd predict --help has its flags."""
+
+
+def _export(
+    checkpoint: Annotated[str, tyro.conf.Positional],
+    *,
+    output: str,
+    format: Literal["onnx", "torch", "safetensors"] = "onnx",  # noqa: A002 (the flag's name)
+    quantize: Literal["none", "int8"] = "none",
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    val_data: str | None = None,
+    model: str | None = None,
+) -> None:
+    """Write a student into a file that runs elsewhere, with a model card, and compare it with its checkpoint.
+
+    Args:
+        checkpoint: The checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt.
+        output: The file to write; it ends in .onnx, .pt2 (torch) or .safetensors.
+        format: onnx, torch (torch.export), or safetensors (weights alone).
+        quantize: int8 writes NAME.int8.onnx besides, calibrated on training images.
+        dataset: The data set to compare and to calibrate on; None: the one that it was trained on.
+        data_dir: Folder of its images; None: as it was trained on.
+        val_data: Folder of the validation images, within data_dir; None: as it was trained on.
+        model: The network; needed where the checkpoint names a Python file.
+    """
+    from kd.models import load_classifier
+    from kd.shipping.card import facts_of, write_card
+    from kd.shipping.export import export_student, splits_of
+
+    path = Path(checkpoint).expanduser()
+    parameters = load_classifier(path, architecture=model).count_parameters()
+    exported = export_student(
+        path,
+        output,
+        file_format=format,
+        splits=splits_of(path, dataset=dataset, data_dir=data_dir, val_data=val_data),
+        quantize=None if quantize == "none" else quantize,
+        model=model,
+    )
+    card = write_card(exported, facts_of(path), parameters=parameters)
+    table = Table(title=escape(f"{checkpoint}, on {exported[0].images:,} validation images"), title_justify="left")
+    for heading in ("file", "MB", "accuracy", "decides alike", "largest difference of a logit"):
+        table.add_column(heading, justify="left" if heading == "file" else "right", overflow="fold")
+    table.add_row("(the checkpoint)", "", f"{exported[0].checkpoint_accuracy:.2%}", "", "")
+    for one in exported:
+        table.add_row(
+            escape(one.path.name),
+            f"{one.megabytes:.2f}",
+            f"{one.accuracy:.2%}",
+            f"{one.agreement:.2%}",
+            f"{one.difference:.1e}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"Model card: {card}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _models(*, timm: bool = False) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 # From the ground up. The first three are the plan's ground floor, in the order in which they stand on each other.
 PLAN = (
     {"errors"},
-    {"registry", "randomness", "settings"},
+    {"registry", "randomness", "settings", "pixels"},
     {"sources"},
     {"losses", "models", "data"},
     {"training"},
-    {"pipeline", "report"},
+    {"pipeline", "report", "shipping"},
     {"cli"},
 )
 FLOORS = {room: floor for floor, rooms in enumerate(PLAN) for room in rooms}

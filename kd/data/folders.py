@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from kd.data.images import UNLABELLED, LabelledImages, Splits, fingerprint_of_files
 from kd.errors import UserError
+from kd.pixels import decode
 
 # What file managers leave behind; anything else that is no image is a person's to decide about.
 _LITTER = {"thumbs.db", "desktop.ini"}
@@ -123,19 +123,7 @@ def load_image(path: Path) -> Tensor:
     Raises:
         UserError: If the file can't be decoded.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(_eight_bit(image)).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: this image can't be decoded: {error}") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return torch.from_numpy(np.array(decode(path))).permute(2, 0, 1)
 
 
 def _load_at(paths: Sequence[Path], index: int) -> Tensor:

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from kd.data.geometry import Placement, RandomPlacement, cut
 from kd.data.images import LabelledImages
+from kd.pixels import plain_side
 from kd.randomness import derive_seed, seeded
 from kd.registry import Registry
 
@@ -56,7 +57,7 @@ def short_side(size: int, augment: str = "none") -> int:
         size: Side of the views, in pixels.
         augment: As of :func:`training_view`.
     """
-    return round(size * 8 / 7) if augment == "none" else round(size * _DETAIL)
+    return plain_side(size) if augment == "none" else round(size * _DETAIL)
 
 
 def plain_view(size: int, resize: str = "crop") -> View:

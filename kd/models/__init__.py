@@ -1,7 +1,7 @@
 """Building a network by name, and reading one from a checkpoint."""
 
 from kd.models.catalogue import SMALL, build_classifier, parameters_by_name, torchvision_names
-from kd.models.checkpoint import CLASSIFIER_KEY, STATE_PREFIX, load_classifier, read_description
+from kd.models.checkpoint import CLASSIFIER_KEY, STATE_PREFIX, load_classifier, load_weights, read_description
 from kd.models.classifier import Classifier, Description, Normalization
 from kd.models.cost import is_depthwise, multiply_adds
 from kd.models.ensemble import Ensemble
@@ -21,6 +21,7 @@ __all__ = [
     "build_classifier",
     "is_depthwise",
     "load_classifier",
+    "load_weights",
     "multiply_adds",
     "parameters_by_name",
     "read_description",

@@ -1,10 +1,12 @@
 """Reading a classifier from a checkpoint: plain tensors and a description, and no code of whoever wrote it."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kd.errors import UserError
 from kd.models.catalogue import build_classifier
@@ -63,6 +65,39 @@ def load_classifier(path: str | Path, *, architecture: str | None = None, flag: 
     path = Path(path).expanduser()
     checkpoint = read_checkpoint(path)
     description = Description.from_plain(checkpoint[CLASSIFIER_KEY])
+    state = {
+        key.removeprefix(STATE_PREFIX): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(STATE_PREFIX)
+    }
+    return load_weights(description.plain(), state, whose=path, architecture=architecture, flag=flag)
+
+
+def load_weights(
+    about: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    *,
+    whose: Path,
+    architecture: str | None = None,
+    flag: str = "--model",
+) -> Classifier:
+    """Build a classifier from its description and its weights, in evaluation mode.
+
+    Args:
+        about: As :meth:`Description.plain` returned it.
+        state: Its weights.
+        whose: The file that they are from, for the messages.
+        architecture: As of :func:`load_classifier`.
+        flag: As of :func:`load_classifier`.
+
+    Raises:
+        UserError: If the file holds another network, or its weights do not fit.
+    """
+    path = whose
+    try:
+        description = Description.from_plain(dict(about))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: the description of its classifier is not whole: {error} is missing") from None
     if architecture is None and is_own_code(parse_choice(description.architecture)[0]):
         raise UserError(
             f"{path} holds a network from {description.architecture}, a Python file; say {flag} "
@@ -78,11 +113,6 @@ def load_classifier(path: str | Path, *, architecture: str | None = None, flag: 
         mean=description.mean,
         std=description.std,
     )
-    state = {
-        key.removeprefix(STATE_PREFIX): value
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith(STATE_PREFIX)
-    }
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:

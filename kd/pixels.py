@@ -1,0 +1,59 @@
+"""From an image file to the square that a classifier sees, with Pillow and numpy alone: what ships needs no more."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from kd.errors import UserError
+
+# What torchvision's ImageFolder takes for an image.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def decode(path: Path) -> Image.Image:
+    """Decode an image file: RGB, upright, 8 bits; grey images get three equal channels.
+
+    Raises:
+        UserError: If the file can't be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(_eight_bit(image)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: this image can't be decoded: {error}") from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def plain_side(size: int) -> int:
+    """Return to what the short side of an image is resized before a square of ``size`` is cut from its middle."""
+    return round(size * 8 / 7)
+
+
+def square(image: Image.Image, size: int, resize: str = "crop") -> NDArray[np.float32]:
+    """Make the plain view of an image, as validation images are seen.
+
+    Args:
+        image: RGB.
+        size: Side S of the square, in pixels.
+        resize: ``crop`` (short side to 8/7 of it, then the middle) or ``squash`` (regardless of proportions).
+
+    Returns:
+        ``(3, S, S)``, float32 in [0, 1].
+    """
+    if resize == "squash":
+        view = image.resize((size, size), Image.Resampling.BILINEAR)
+    else:
+        side, short = plain_side(size), min(image.size)
+        width, height = (side if one == short else int(side * one / short) for one in image.size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        smaller = image.resize((width, height), Image.Resampling.BILINEAR)
+        view = smaller.crop((left, top, left + size, top + size))
+    return np.asarray(view, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
