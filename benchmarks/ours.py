@@ -16,7 +16,15 @@ from kd.data import ImageData, LabelledImages, Splits, cache_dir, decoded, read_
 from kd.losses import build_objective
 from kd.models import build_classifier
 from kd.pipeline.stores import logit_store
-from kd.training import DistillationModule, FrozenTeacher, Hardware, Throughput, build_trainer, keep_large_blocks
+from kd.training import (
+    DistillationModule,
+    FrozenTeacher,
+    Hardware,
+    Throughput,
+    build_trainer,
+    keep_large_blocks,
+    quiet_lightning,
+)
 
 
 class _AfterEachStep(Callback):
@@ -92,7 +100,8 @@ def train(
         max_epochs=100_000,
         callbacks=[_AfterEachStep(after_step)],
     )
-    trainer.fit(module, datamodule=data)
+    with quiet_lightning():
+        trainer.fit(module, datamodule=data)
 
 
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
@@ -134,7 +143,8 @@ def tiny(after_step: Callable[[], None], *, by_hand: bool) -> None:
             max_epochs=100_000,
             callbacks=[_AfterEachStep(after_step), Throughput()],
         )
-        trainer.fit(module, datamodule=data)
+        with quiet_lightning():
+            trainer.fit(module, datamodule=data)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
     frozen = teacher.eval()
     while True:

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "evaluate": _evaluate,
                 "export": _export,
                 "predict": _predict,
+                "report": _report,
                 "models": _models,
                 "losses": _losses,
             },
@@ -53,8 +54,8 @@ def experiment(arguments: Sequence[str] | None = None, *, prog: str = "experimen
 def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     settings, remarks, origins = resolve(arguments, prog=prog)
 
-    from kd.pipeline import run_experiment
-    from kd.report import print_summary, summarise, write_summary
+    from kd.pipeline import measure_prices, run_experiment
+    from kd.report import print_summary, summarise, write_report, write_summary
 
     console = Console()
     for remark in remarks:
@@ -65,16 +66,18 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
         raise UserError(with_origin(str(error), origins)) from error
     if not done.is_global_zero:
         return
-    summary = summarise(done.runs, data=done.data)
+    prices = measure_prices(done) if done.kept else {}
+    summary = summarise(done.runs, data=done.data, folder=done.folder, prices=prices)
     path = write_summary(summary, done.folder) if done.kept else None
+    page = write_report([done.folder]) if done.kept else None
     print_summary(summary, console)
-    if path is None:
+    if path is None or page is None:
         remark = "--fast_dev_run: one batch of everything; these figures mean nothing, and no files were left."
         console.print(remark, highlight=False, soft_wrap=True, markup=False)
         return
     console.print(f"\nFiles in {done.folder}:", highlight=False, soft_wrap=True, markup=False)
     checkpoints = [Path(run["checkpoint"]) for runs in done.runs.values() for run in runs if run["checkpoint"]]
-    for file in [path, done.folder / "config.yaml", *checkpoints]:
+    for file in [page, path, done.folder / "config.yaml", *checkpoints]:
         shown = file.relative_to(done.folder) if file.is_relative_to(done.folder) else file
         console.print(f"  {shown}", highlight=False, soft_wrap=True, markup=False)
     with_uv = "uv run " if "UV" in os.environ else ""
@@ -137,6 +140,25 @@ def _evaluate(
         table.add_row("right within five", f"{measured['val/top5']:.2%}")
     table.add_row("cross-entropy", f"{measured['val/loss']:.4f} nats")
     Console().print(table)
+
+
+def _report(folders: Annotated[tuple[str, ...], tyro.conf.Positional], *, output: str | None = None) -> None:
+    """Make the page of an experiment again, report.html, or one that compares several.
+
+    Args:
+        folders: Folders of experiments, such as logs/NAME.
+        output: Folder to write to; None: the experiment's own.
+    """
+    from kd.report import gain_sentence, read_summary, write_report
+
+    places = [Path(folder).expanduser() for folder in folders]
+    if not places:
+        raise UserError("kd report: name the folder of an experiment")
+    page = write_report(places, output=None if output is None else Path(output).expanduser())
+    console = Console()
+    for place in places:
+        console.print(f"{place}: {gain_sentence(read_summary(place))}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _predict() -> None:

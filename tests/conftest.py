@@ -1,5 +1,6 @@
 """What the tests share: small folders of real image files, and a place of their own to run in."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+@pytest.fixture
+def chromium() -> str:
+    """Return the path of a browser, or skip where none is installed."""
+    known = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not known:
+        pytest.skip("no Chromium is installed")
+    return known[0]
 
 
 @pytest.fixture

@@ -112,10 +112,13 @@ class ImageData(LightningDataModule):
         They come in an order that is always the same, but not that of the classes: where a limit lets only the first
         batches through, all classes are among them.
         """
-        rank, world_size = self._place()
+        return self._loader(self.val_views, EpochSampler(self.validation_indices(*self._place()), seed=None))
+
+    def validation_indices(self, rank: int = 0, world_size: int = 1) -> list[int]:
+        """Return which validation images a process measures, in their order."""
         generator = torch.Generator().manual_seed(derive_seed("validation order"))
-        indices = torch.randperm(len(self.splits.val), generator=generator).tolist()
-        return self._loader(self.val_views, EpochSampler(indices, seed=None, rank=rank, world_size=world_size))
+        order: list[int] = torch.randperm(len(self.splits.val), generator=generator).tolist()
+        return order[rank::world_size]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)
         """Turn bytes into numbers in [0, 1] on the device, and cut views out where that is yet to be done."""

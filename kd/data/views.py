@@ -17,7 +17,7 @@ from kd.registry import Registry
 
 View = Callable[[Tensor], Tensor]
 
-_DETAIL = 3 / 2
+_DETAIL = 2
 
 AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
 """By name: a function of the image size in pixels that gives the random transforms, uint8 to uint8, in order."""
@@ -50,8 +50,8 @@ def rand(size: int) -> list[View]:
 def short_side(size: int, augment: str = "none") -> int:
     """Return how long the short side of an image must be that views are cut out of, in pixels.
 
-    A plain view shows 7/8 of it. One that is cut out shows a part, of half the area on average, which must not be the
-    blurred enlargement of an image that was made too small before.
+    A plain view shows 7/8 of it. One that is cut out shows a part, down to 8 % of the area, which must not be the
+    enlargement of an image that was made too small before: a student that learns from blurred views is a worse one.
 
     Args:
         size: Side of the views, in pixels.

@@ -6,6 +6,7 @@ from kd.models.classifier import Classifier, Description, Normalization
 from kd.models.cost import is_depthwise, multiply_adds
 from kd.models.ensemble import Ensemble
 from kd.models.features import FeatureReader, Survey, as_map, survey
+from kd.models.price import price
 
 __all__ = [
     "CLASSIFIER_KEY",
@@ -24,6 +25,7 @@ __all__ = [
     "load_weights",
     "multiply_adds",
     "parameters_by_name",
+    "price",
     "read_description",
     "survey",
     "torchvision_names",

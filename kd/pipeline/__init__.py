@@ -3,5 +3,6 @@
 from kd.pipeline.evaluation import evaluate_checkpoint
 from kd.pipeline.experiment import run_experiment
 from kd.pipeline.journal import Experiment
+from kd.pipeline.prices import measure_prices
 
-__all__ = ["Experiment", "evaluate_checkpoint", "run_experiment"]
+__all__ = ["Experiment", "evaluate_checkpoint", "measure_prices", "run_experiment"]

@@ -12,7 +12,7 @@ from kd.models import Classifier, Ensemble, load_classifier
 from kd.pipeline.ingredients import Ingredients, slug
 from kd.pipeline.journal import Experiment, Journal
 from kd.pipeline.stores import logit_store
-from kd.pipeline.teaching import Teacher, Teachers, measure
+from kd.pipeline.teaching import Teacher, Teachers, measured
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.sources import write_config
@@ -122,8 +122,8 @@ class _Pipeline:
         untrained = self.made.assistant(name, seed)
         run = self._distil(f"assistant/{number}-{slug(name)}", untrained, teacher, self.made.objective, seed=seed)
         assistant = load_classifier(run.checkpoint, architecture=run.model) if run.checkpoint else untrained
-        accuracy = measure(self.made, self.journal, "assistant", assistant)
-        return Teacher(assistant, (run.checkpoint,) if run.checkpoint else (), accuracy)
+        checkpoints = (run.checkpoint,) if run.checkpoint else ()
+        return measured(self.made, self.journal, "assistant", assistant, phase=run.phase, checkpoints=checkpoints)
 
     def _train_baseline(self, seed: int) -> None:
         module = ClassifierModule(
@@ -161,7 +161,7 @@ class _Pipeline:
             has_unlabelled=data.has_unlabelled,
             open_store=self._store_of(teacher.network, data, compute),
         )
-        run = self.journal.train(phase, module, data, teachers=teacher.checkpoints, written=written)
+        run = self.journal.train(phase, module, data, teacher=teacher, written=written)
         if module.store is not None and module.store.read_batches:
             asked = module.store.written_batches
             self.journal.say(

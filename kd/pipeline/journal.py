@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
@@ -19,6 +20,18 @@ _TITLES = {
     "baseline": "Student alone",
     "distilled": "Student distilled",
 }
+
+
+class Taught(Protocol):
+    """Who a student learns from."""
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """Where the weights come from."""
+
+    @property
+    def answers(self) -> str | None:
+        """The file of what was said of the validation images."""
 
 
 @dataclass
@@ -71,7 +84,7 @@ class Journal:
         module: ClassifierModule,
         data: ImageData,
         *,
-        teachers: tuple[str, ...] = (),
+        teacher: "Taught | None" = None,
         written: str | None = None,
     ) -> Run:
         """Train a network.
@@ -81,13 +94,13 @@ class Journal:
                 ``compared``: its folder in the experiment's, and its name in the summary.
             module: The network and its objective.
             data: The images.
-            teachers: The checkpoints that it learns from.
+            teacher: Who it learns from: the checkpoints, and the file of what they said of the validation images.
             written: The objective as it is written, of those that are compared.
         """
         settings = self.made.settings
         wanted = settings.optimization
         compute = self.made.hardware.compute_for(module.model, trains=True)
-        relevant = self._relevant(phase, compute, teachers)
+        relevant = self._relevant(phase, compute, () if teacher is None else teacher.checkpoints)
         self.say_once(f"{module.model.description.architecture} trains in {compute}.")
         if written is not None:
             relevant["loss"] = [written]
@@ -110,6 +123,7 @@ class Journal:
             "image_size": data.image_size,
             "recipe": relevant,
             "objective": written,
+            "teacher_answers": None if teacher is None else teacher.answers,
         }
         self.experiment.runs.setdefault(phase, []).append(facts)
         if run.folder is not None:

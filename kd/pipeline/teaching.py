@@ -1,7 +1,10 @@
 """Who teaches: teachers that are trained or found, several as one, and how good they are on the student's images."""
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kd.errors import UserError
 from kd.losses import build_objective
@@ -27,11 +30,13 @@ class Teacher:
         network: The network.
         checkpoints: Where its weights come from; none in a trial run.
         accuracy: On the student's validation images, a fraction of 1.
+        answers: The file of what it said of each of them, or ``None``.
     """
 
     network: Classifier | Ensemble
     checkpoints: tuple[str, ...]
     accuracy: float
+    answers: str | None = None
 
 
 class Teachers:
@@ -144,31 +149,42 @@ class Teachers:
         self.trained = tuple(checkpoints) if self.untrained else ()
         if not teachers or not (measured or self.several):
             return None
-        accuracies = [measure(self.made, self.journal, "teacher", teacher) for teacher in teachers]
+        measured_ones = [
+            self._measured("teacher", teacher, _phase_of(teacher, several=self.several), checkpoints[index : index + 1])
+            for index, teacher in enumerate(teachers)
+        ]
+        accuracies = [one.accuracy for one in measured_ones]
         for untrained, accuracy in zip(self.untrained, accuracies, strict=False):
             if untrained.description.image_size != self.made.settings.data.image_size:
                 # The table is about what the student is shown.
                 phase = _phase_of(untrained, several=self.several)
                 runs[phase] = [facts | {"val_acc": accuracy, "best_val_acc": accuracy} for facts in runs[phase]]
-        for (one, teacher), accuracy in zip(self.found, accuracies, strict=False):
+        for (one, teacher), known in zip(self.found, measured_ones, strict=False):
             phase = _phase_of(teacher, several=self.several)
-            runs.setdefault(phase, []).append(one.facts(teacher, accuracy) | {"phase": phase})
-        network = self.as_one(teachers)
+            facts = one.facts(teacher, known.accuracy) | {"phase": phase, "validation": known.answers}
+            runs.setdefault(phase, []).append(facts)
         if not self.several:
-            return Teacher(network, tuple(checkpoints), accuracies[0])
-        accuracy = measure(self.made, self.journal, f"ensemble of {len(teachers)} teachers", network)
+            return measured_ones[0]
+        together = self._measured(
+            f"ensemble of {len(teachers)} teachers", self.as_one(teachers), "teacher", tuple(checkpoints)
+        )
+        network = together.network
         runs["teacher"] = [
             {
                 "phase": "teacher",
                 "seed": None,
                 "model": network.description.architecture,
                 "parameters": network.count_parameters(),
-                "val_acc": accuracy,
-                "best_val_acc": accuracy,
+                "val_acc": together.accuracy,
+                "best_val_acc": together.accuracy,
                 "checkpoint": None,
+                "validation": together.answers,
             }
         ]
-        return Teacher(network, tuple(checkpoints), accuracy)
+        return together
+
+    def _measured(self, what: str, network: Classifier | Ensemble, phase: str, checkpoints: Sequence[str]) -> Teacher:
+        return measured(self.made, self.journal, what, network, phase=phase, checkpoints=tuple(checkpoints))
 
     def _train(self, untrained: Classifier, *, seed: int) -> tuple[Run, Classifier]:
         smoothing = self.made.settings.objective.teacher_label_smoothing
@@ -183,7 +199,15 @@ class Teachers:
         return run, load_classifier(run.checkpoint, architecture=run.model) if run.checkpoint else untrained
 
 
-def measure(made: Ingredients, journal: Journal, what: str, network: Classifier | Ensemble) -> float:
+def measured(
+    made: Ingredients,
+    journal: Journal,
+    what: str,
+    network: Classifier | Ensemble,
+    *,
+    phase: str,
+    checkpoints: tuple[str, ...],
+) -> Teacher:
     """Measure who teaches on the student's validation images, say it, and refuse one that has learnt nothing.
 
     Args:
@@ -191,9 +215,11 @@ def measure(made: Ingredients, journal: Journal, what: str, network: Classifier 
         journal: Where to say it.
         what: What it is called, such as ``teacher``.
         network: The network.
+        phase: What it was trained in.
+        checkpoints: Where its weights come from.
 
     Returns:
-        Its accuracy, a fraction of 1.
+        The network as one that teaches.
 
     Raises:
         UserError: If it is no better than chance.
@@ -203,7 +229,8 @@ def measure(made: Ingredients, journal: Journal, what: str, network: Classifier 
     # As it will be asked: an ensemble shows each member the images at its own size.
     answering = network if isinstance(network, Ensemble) else Ensemble([network])
     data = made.student_data(made.settings.phases.seed)
-    accuracy = evaluate(answering, data, hardware=hardware)["val/acc"]
+    keep = _place_of_answers(made, phase, checkpoints) if journal.experiment.kept else None
+    accuracy = evaluate(answering, data, hardware=hardware, keep=keep)["val/acc"]
     labels = made.splits.val.labels
     name = network.description.architecture
     journal.say(f"The {what}, {name}, is right on {accuracy:.1%} of the validation images.")
@@ -215,7 +242,13 @@ def measure(made: Ingredients, journal: Journal, what: str, network: Classifier 
         if not (made.settings.machine.fast_dev_run or made.settings.phases.allow_weak_teacher):
             raise UserError(f"{words}; train it longer, or distil it all the same with --allow_weak_teacher")
         journal.say(f"Warning: {words}.")
-    return accuracy
+    return Teacher(network, checkpoints, accuracy, None if keep is None else str(keep))
+
+
+def _place_of_answers(made: Ingredients, phase: str, checkpoints: tuple[str, ...]) -> Path:
+    """Say where the answers of a teacher are kept: another teacher's do not take their place."""
+    digest = hashlib.blake2b("\0".join(checkpoints).encode(), digest_size=4).hexdigest()
+    return made.folder / "answers" / f"{slug(phase)}-{digest}.npz"
 
 
 def _phase_of(teacher: Classifier, *, several: bool) -> str:

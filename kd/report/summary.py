@@ -1,4 +1,4 @@
-"""``summary.json``: every phase, seed by seed and together."""
+"""``summary.json``: every phase, seed by seed and together; what the table and the page are made from."""
 
 import json
 import statistics
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.report.comparison import compare_objectives
+from kd.report.measures import Answers, compare, measure, together
 from kd.report.verdict import paired
 
 _ORDER = ("teacher", "assistant", "baseline", "distilled")
@@ -24,20 +25,34 @@ _RUN_KEYS = (
     "seconds",
     "images_per_second",
     "checkpoint",
+    "history",
 )
+_ANSWER_KEYS = ("validation", "teacher_answers")
+_TITLES = {
+    "teacher": "teacher",
+    "assistant": "assistant",
+    "baseline": "student alone",
+    "distilled": "student distilled",
+}
 
 
-def summarise(runs: Runs, *, data: str) -> dict[str, Any]:
+def summarise(
+    runs: Runs, *, data: str, folder: Path | None = None, prices: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Put the runs of an experiment together.
 
     Args:
         runs: By phase, what each training came to.
         data: Name of the data set.
+        folder: The experiment's folder, from which the files of answers are named.
+        prices: By phase, what :func:`kd.models.price` measured of its network.
 
     Returns:
         ``phases`` (``teacher``, or ``teacher/NAME`` for each of several and ``teacher`` for what they answer together;
         ``assistant/NUMBER-NAME``; ``baseline``; ``distilled``), each with its runs and the mean and standard deviation
-        of ``val_acc`` (the sample's, over n - 1; ``None`` for one run); ``gain``: what distillation gained over the
+        of ``val_acc`` (the sample's, over n - 1; ``None`` for one run), ``measured``, what the answers of all its runs
+        are worth (see :func:`kd.report.measures.together`; ``None`` where they are not kept), its ``price``, and
+        ``kept``, the shares of the teacher's accuracy and parameters; ``gain``: what distillation gained over the
         baseline of the same seeds, paired, as mean, standard deviation and 95 % interval of the mean in fractions of 1,
         ``None`` where there is no pair; and ``compared``, the objectives that were compared, best first.
     """
@@ -50,11 +65,19 @@ def summarise(runs: Runs, *, data: str) -> dict[str, Any]:
         phases[phase] = {
             "model": first["model"],
             "parameters": first["parameters"],
-            "runs": [_of_run(run) for run in runs[phase]],
+            "runs": [_of_run(run, folder) for run in runs[phase]],
             "val_acc_mean": mean,
             "val_acc_std": std,
+            "measured": _measured(runs[phase]),
+            "price": (prices or {}).get(phase),
         }
-    compared = [_of_run(run) | {"objective": run["objective"]} for run in runs.get("compared", [])]
+    if "teacher" in phases:
+        for facts in phases.values():
+            facts["kept"] = {
+                name: facts[name] / phases["teacher"][name] if phases["teacher"][name] else None
+                for name in ("val_acc_mean", "parameters")
+            }
+    compared = [_of_run(run, folder) | {"objective": run["objective"]} for run in runs.get("compared", [])]
     return {"data": data, "phases": phases, "gain": _gain(runs), "compared": compare_objectives(compared)}
 
 
@@ -67,14 +90,48 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
+def title_of(phase: str, phases: Mapping[str, Any]) -> str:
+    """Return what a phase is called before a person.
+
+    Args:
+        phase: The phase.
+        phases: All phases of its summary.
+    """
+    kind, _, which = phase.partition("/")
+    if kind == "assistant":
+        return f"assistant {which.partition('-')[0]}"
+    members = [other for other in phases if other.startswith("teacher/")]
+    return "teachers as one" if phase == "teacher" and members else _TITLES[kind]
+
+
 def _place(phase: str) -> tuple[int, bool, str]:
     """Say where a phase stands: as the phases follow one another, several teachers before what they are together."""
     kind, slash, which = phase.partition("/")
     return _ORDER.index(kind) if kind in _ORDER else len(_ORDER), not slash, which
 
 
-def _of_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: run.get(key) for key in _RUN_KEYS}
+def _of_run(run: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    files = {key: _from(folder, run.get(key)) for key in _ANSWER_KEYS}
+    return {key: run.get(key) for key in _RUN_KEYS} | files
+
+
+def _from(folder: Path | None, path: str | None) -> str | None:
+    """Name a file from the experiment's folder, if it lies within it, so that the folder may be moved."""
+    if path is None or folder is None:
+        return path
+    whole, home = Path(path).absolute(), folder.absolute()
+    return whole.relative_to(home).as_posix() if whole.is_relative_to(home) else str(whole)
+
+
+def _measured(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Measure the answers of a phase's runs; ``None`` where not all of them are kept."""
+    facts = []
+    for run in runs:
+        answers, teacher = (Answers.read(run.get(key)) for key in _ANSWER_KEYS)
+        if answers is None:
+            return None
+        facts.append(measure(answers) | ((compare(answers, teacher) if teacher is not None else None) or {}))
+    return together(facts)
 
 
 def _gain(runs: Runs) -> dict[str, Any] | None:

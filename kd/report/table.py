@@ -9,14 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.report.comparison import print_comparison
+from kd.report.summary import title_of
 from kd.report.verdict import gain_sentence
-
-_TITLES = {
-    "teacher": "teacher",
-    "assistant": "assistant",
-    "baseline": "student alone",
-    "distilled": "student distilled",
-}
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -32,14 +26,14 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         box=SIMPLE_HEAD,
         show_edge=False,
     )
-    table.add_column("network", min_width=len(_TITLES["distilled"]), overflow="fold")
+    table.add_column("network", min_width=len("student distilled"), overflow="fold")
     for heading in ("parameters", "last epoch", "best", "agreement", "time"):
         table.add_column(heading, justify="right")
     for phase, facts in summary["phases"].items():
         runs = facts["runs"]
         of_seeds = f"\n{len(runs)} seeds" if len(runs) > 1 else ""
         table.add_row(
-            f"{_title(phase, summary['phases'])}\n[dim]{escape(facts['model'])}{of_seeds}[/dim]",
+            f"{title_of(phase, summary['phases'])}\n[dim]{escape(facts['model'])}{of_seeds}[/dim]",
             f"{facts['parameters']:,}",
             _accuracy(facts["val_acc_mean"], facts["val_acc_std"]),
             _mean(runs, "best_val_acc", "{:.2%}"),
@@ -53,14 +47,6 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         if "distilled" not in summary["phases"]:
             return
     console.print(gain_sentence(summary), highlight=False, soft_wrap=True)
-
-
-def _title(phase: str, phases: Mapping[str, Any]) -> str:
-    kind, _, which = phase.partition("/")
-    if kind == "assistant":
-        return f"assistant {which.partition('-')[0]}"
-    members = [other for other in phases if other.startswith("teacher/")]
-    return "teachers as one" if phase == "teacher" and members else _TITLES[kind]
 
 
 def _accuracy(mean: float, std: float | None) -> str:

@@ -173,10 +173,13 @@ class ClassifierModule(LightningModule):
         if self.logger is not None:
             self.logger.log_metrics(self.train_metrics, step=self.global_step - 1)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count what is right; the loss is cross-entropy with the labels in every phase, so that phases compare."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Count what is right, and return the logits ``(B, C)``.
+
+        The loss is cross-entropy with the labels in every phase, so that phases compare.
+        """
         images, labels = batch
-        logits = self.shipped(images).float()
+        logits: Tensor = self.shipped(images).float()
         self.val_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
         self.val_acc.update(logits, labels)
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True)
@@ -185,6 +188,7 @@ class ClassifierModule(LightningModule):
             self.val_top5.update(logits, labels)
             self.log("val/top5", self.val_top5, on_step=False, on_epoch=True)
         self.compare_with_teacher(images, logits, batch_idx)
+        return logits
 
     def compare_with_teacher(self, images: Tensor, logits: Tensor, batch_idx: int) -> None:
         """Measure how far a teacher would agree: here there is none."""

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from kd.data import ImageData
 from kd.models import Classifier, Ensemble
+from kd.training.answers import Answers, write_answers
 from kd.training.callbacks import LastValidation, Throughput, TrainingImages
 from kd.training.hardware import Hardware, build_trainer, in_plain_words, quiet_lightning
 from kd.training.modules import ClassifierModule
@@ -39,6 +41,8 @@ class Run:
         images_per_second: Training images a second, without validation.
         checkpoint: Its best checkpoint, or ``None`` where none was kept.
         folder: Where its files are, or ``None``.
+        validation: The file of what it said of each validation image at last, or ``None``.
+        history: What each epoch came to.
     """
 
     phase: str
@@ -55,6 +59,8 @@ class Run:
     images_per_second: float
     checkpoint: str | None
     folder: str | None
+    validation: str | None = None
+    history: tuple[dict[str, float | None], ...] = ()
 
 
 class EventLogger(TensorBoardLogger):
@@ -107,7 +113,7 @@ def train(
     best = ModelCheckpoint(filename="best", monitor="val/acc", mode="max", save_weights_only=True)
     # Not save_last of the one above: that writes only where the best was written.
     last = ModelCheckpoint(filename="last", enable_version_counter=False)
-    throughput = Throughput()
+    throughput, answers = Throughput(), Answers()
     progress = PhaseProgress(title or phase, console=console)
     compute = hardware.compute_for(module.model, trains=True)
     if compute.channels_last:
@@ -120,6 +126,7 @@ def train(
         logger=logger,
         callbacks=[
             throughput,
+            answers,
             LastValidation(),
             TrainingImages(),
             progress,
@@ -135,6 +142,11 @@ def train(
         trainer.fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    validation = None
+    if not hardware.fast_dev_run and trainer.log_dir is not None:
+        said = answers.gathered(trainer, data)
+        validation = str(Path(trainer.log_dir) / "validation.npz")
+        rank_zero_only(write_answers)(said, Path(validation))
     run = Run(
         phase=phase,
         seed=data.seed,
@@ -150,6 +162,8 @@ def train(
         images_per_second=throughput.images_per_second,
         checkpoint=best.best_model_path or None,
         folder=None if hardware.fast_dev_run else trainer.log_dir,
+        validation=validation,
+        history=tuple(answers.history),
     )
     if not hardware.fast_dev_run:
         # The HPARAMS tab reads the last value of a curve: here that of the last epoch, at the step where it stands.
@@ -160,23 +174,34 @@ def train(
     return run
 
 
-def evaluate(classifier: Classifier | Ensemble, data: ImageData, *, hardware: Hardware) -> dict[str, float]:
+def evaluate(
+    classifier: Classifier | Ensemble, data: ImageData, *, hardware: Hardware, keep: Path | None = None
+) -> dict[str, float]:
     """Measure a classifier on the validation images.
 
     Args:
         classifier: The classifier; it is left in evaluation mode.
         data: The images.
         hardware: Where it runs.
+        keep: A file to write what it said of each image to, or ``None``.
 
     Returns:
         ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5``; accuracies are fractions of 1.
     """
     compute = hardware.compute_for(classifier, trains=False)
     data.channels_last = compute.channels_last
-    trainer = build_trainer(replace(hardware, precision=compute.precision), logger=False, enable_checkpointing=False)
+    answers = Answers()
+    trainer = build_trainer(
+        replace(hardware, precision=compute.precision),
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[] if keep is None else [answers],
+    )
     with quiet_lightning(), in_plain_words():
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)
     classifier.eval()
+    if keep is not None:
+        rank_zero_only(write_answers)(answers.gathered(trainer, data), keep)
     return dict(results[0])
 
 

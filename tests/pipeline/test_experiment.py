@@ -51,7 +51,13 @@ def test_all_phases_over_two_seeds_leave_what_the_plan_says(make_folder: MakeFol
     }
     assert "The teacher, convnet(widths=[6]), is right on 100.0% of the validation images." in output
     assert done.folder == Path("logs/all")
-    assert {path.name for path in done.folder.iterdir()} == {"config.yaml", "teacher", "baseline", "distilled"}
+    assert {path.name for path in done.folder.iterdir()} == {
+        "config.yaml",
+        "answers",
+        "teacher",
+        "baseline",
+        "distilled",
+    }
     for phase, runs in done.runs.items():
         for version, one in enumerate(runs):
             place = done.folder / phase / f"version_{version}"

@@ -1,0 +1,84 @@
+"""What a network said of each validation image at last, and what each epoch came to: what a report is made from."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from kd.data import ImageData
+
+
+class Answers(Callback):
+    """Keeps the logits of the last validation, image by image, and the figures of each epoch."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float | None]] = []
+        self._parts: list[Tensor] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Forget the validation before."""
+        self._parts = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401, ARG002
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Keep the logits of a batch."""
+        self._parts.append(outputs.detach().cpu())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what the epoch came to."""
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        figures |= getattr(pl_module, "train_metrics", {})
+        self.history.append(
+            {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+            | {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        )
+
+    def gathered(self, trainer: Trainer, data: ImageData) -> dict[str, NDArray[Any]]:
+        """Return the logits of all processes; each of them must ask.
+
+        Args:
+            trainer: Whose validation it was.
+            data: The images.
+
+        Returns:
+            ``logits`` ``(N, C)``, ``labels`` and ``indices`` ``(N,)`` in the order of the images, and ``classes`` and
+            ``keys``, their names.
+        """
+        mine = (torch.cat(self._parts), data.validation_indices(trainer.global_rank, trainer.world_size))
+        parts: list[Any] = [mine]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, mine)
+        logits = torch.cat([part for part, _ in parts]).numpy()
+        # Where a limit ended the validation early, only the first were seen.
+        indices = np.concatenate([np.asarray(which[: len(part)]) for part, which in parts])
+        order = np.argsort(indices, kind="stable")
+        images = data.splits.val
+        return {
+            "logits": logits[order],
+            "labels": np.asarray(images.labels)[indices[order]],
+            "indices": indices[order],
+            "classes": np.asarray(images.classes),
+            "keys": np.asarray(images.keys)[indices[order]],
+        }
+
+
+def write_answers(answers: dict[str, NDArray[Any]], path: Path) -> None:
+    """Write what :meth:`Answers.gathered` returned: plain arrays, the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    with beside.open("wb") as file:
+        np.savez_compressed(file, **answers)  # type: ignore[arg-type]  # its stub takes the names for options
+    beside.replace(path)

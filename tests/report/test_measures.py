@@ -1,0 +1,95 @@
+"""The numbers of a report, each against another way to compute it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from kd.report.measures import Answers, compare, measure, together
+from kd.training.answers import write_answers
+
+CLASSES = tuple("abcdefg")
+
+
+def answers(seed: int, count: int = 300, classes: tuple[str, ...] = CLASSES) -> Answers:
+    generator = np.random.default_rng(seed)
+    labels = np.random.default_rng(9).integers(0, len(classes), count)
+    logits = 2 * generator.normal(size=(count, len(classes)))
+    logits[np.arange(count), labels] += 1.5
+    return Answers(logits, labels, np.array([f"{index}.png" for index in range(count)]), classes)
+
+
+def test_numbers_are_those_of_other_libraries() -> None:
+    one = answers(0)
+    known, probabilities = measure(one), one.probabilities()
+    assert known["accuracy"] == pytest.approx(accuracy_score(one.labels, one.decisions))
+    assert known["top5"] == pytest.approx(top_k_accuracy_score(one.labels, probabilities, k=5))
+    assert known["nll"] == pytest.approx(log_loss(one.labels, probabilities))
+    assert known["per_class"] == pytest.approx(recall_score(one.labels, one.decisions, average=None))
+    assert known["confusion"] == confusion_matrix(one.labels, one.decisions).tolist()
+    expected = multiclass_calibration_error(
+        torch.tensor(probabilities), torch.tensor(one.labels), num_classes=len(CLASSES), n_bins=15
+    )
+    assert known["ece"] == pytest.approx(float(expected), abs=1e-6)
+    assert sum(one["count"] for one in known["bins"]) == 300
+
+
+def test_likeness_to_a_teacher_is_torchs_divergence() -> None:
+    student, teacher = answers(0), answers(1)
+    known = compare(student, teacher)
+    assert known is not None
+    ours, theirs = (F.log_softmax(torch.tensor(one.logits), dim=1) for one in (student, teacher))
+    expected = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    assert known["kl_to_teacher"] == pytest.approx(float(expected))
+    assert known["agreement"] == pytest.approx(accuracy_score(teacher.decisions, student.decisions))
+    assert compare(teacher, teacher) == {"agreement": 1.0, "kl_to_teacher": 0.0}
+
+
+def test_answers_to_other_images_are_not_compared() -> None:
+    assert compare(answers(0), answers(1, count=299)) is None
+    assert compare(answers(0), answers(1, classes=tuple("abcdefh"))) is None
+
+
+def test_few_classes_have_no_top_five_and_missing_ones_no_accuracy() -> None:
+    few = answers(0, classes=tuple("abc"))
+    assert measure(few)["top5"] is None
+    kept = few.labels != 1
+    some = Answers(few.logits[kept], few.labels[kept], few.keys[kept], few.classes)
+    assert [one is None for one in measure(some)["per_class"]] == [False, True, False]
+
+
+def test_seeds_are_put_together() -> None:
+    runs: list[Any] = [measure(answers(seed)) for seed in range(3)]
+    facts = together(runs)
+    accuracies = [run["accuracy"] for run in runs]
+    assert facts["accuracy"] == pytest.approx({"mean": np.mean(accuracies), "std": np.std(accuracies, ddof=1)})
+    assert facts["agreement"] is None
+    assert np.sum(facts["confusion"]) == 900
+    error = sum(one["count"] * abs(one["accuracy"] - one["confidence"]) for one in facts["bins"] if one["count"]) / 900
+    assert error <= facts["ece"]["mean"] + 1e-12
+    assert together(runs[:1])["nll"] == {"mean": runs[0]["nll"], "std": None}
+
+
+def test_extreme_logits_stay_finite() -> None:
+    one = answers(0)
+    extreme = Answers(1e4 * np.sign(one.logits), one.labels, one.keys, one.classes)
+    assert np.isfinite([measure(extreme)[name] for name in ("accuracy", "nll", "ece")]).all()
+
+
+def test_answers_are_read_as_plain_arrays(tmp_path: Path) -> None:
+    one = answers(0)
+    arrays = {"logits": one.logits, "labels": one.labels, "keys": one.keys, "classes": np.array(one.classes)}
+    write_answers(arrays, tmp_path / "some" / "answers.npz")
+    again = Answers.read(tmp_path / "some" / "answers.npz")
+    assert again is not None
+    np.testing.assert_array_equal(again.logits, one.logits)
+    assert again.classes == CLASSES
+    np.savez(tmp_path / "pickle.npz", logits=np.array([print], dtype=object), labels=one.labels)
+    (tmp_path / "half.npz").write_bytes(b"PK\x03\x04")
+    assert [Answers.read(tmp_path / name) for name in ("pickle.npz", "half.npz", "none.npz")] == [None] * 3
+    assert Answers.read(None) is None
