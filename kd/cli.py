@@ -1,8 +1,11 @@
 """The commands. Nothing heavy is imported before the flags are known to be right."""
 
+import contextlib
 import io
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +17,8 @@ from rich.table import Table
 
 from kd.errors import UserError
 from kd.sources import resolve, with_origin
+
+_WORST = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "export": _export,
                 "predict": _predict,
                 "report": _report,
+                "tensorboard": _tensorboard,
                 "models": _models,
                 "losses": _losses,
             },
@@ -104,10 +110,10 @@ def _evaluate(
     devices: str = "1",
     precision: str = "auto",
 ) -> None:
-    """Measure the accuracy of a checkpoint, of a teacher or a student.
+    """Measure a teacher or a student, in a checkpoint or an exported file. Classes are matched by name.
 
     Args:
-        checkpoint: The checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt.
+        checkpoint: The checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt, or an exported file.
         dataset: imagefolder, or a data set by name.
         data_dir: Folder of the images: one that holds val_data, or one of class folders.
         val_data: Folder of the validation images, within data_dir.
@@ -119,26 +125,47 @@ def _evaluate(
         devices: How many devices, or which.
         precision: auto, or as Lightning has it.
     """
+    from kd.data import validation_images
     from kd.pipeline import evaluate_checkpoint
+    from kd.report.measures import Answers, measure
+    from kd.shipping import FORMATS
+    from kd.shipping.export import answer_images
     from kd.training import Hardware
 
-    measured = evaluate_checkpoint(
-        checkpoint,
-        dataset=dataset,
-        data_dir=data_dir,
-        val_data=val_data,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        model=model,
-        download=download,
-        hardware=Hardware(accelerator=accelerator, devices=devices, precision=precision),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        keep = Path(folder) / "answers.npz"
+        if Path(checkpoint).suffix in FORMATS.values():
+            images = validation_images(dataset, data_dir, val_data, download=download)
+            answer_images(checkpoint, images, keep=keep, model=model)
+        else:
+            evaluate_checkpoint(
+                checkpoint,
+                dataset=dataset,
+                data_dir=data_dir,
+                val_data=val_data,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                model=model,
+                download=download,
+                hardware=Hardware(accelerator=accelerator, devices=devices, precision=precision),
+                keep=keep,
+            )
+        answers = Answers.read(keep)
+    if answers is None:
+        raise UserError(f"{checkpoint}: what it said of the images could not be kept")
+    known = measure(answers)
     table = Table(title=escape(checkpoint), title_justify="left", show_header=False)
-    table.add_row("images", f"{measured['images']:,.0f}")
-    table.add_row("accuracy", f"{measured['val/acc']:.2%}")
-    if "val/top5" in measured:
-        table.add_row("right within five", f"{measured['val/top5']:.2%}")
-    table.add_row("cross-entropy", f"{measured['val/loss']:.4f} nats")
+    table.add_row("images", f"{len(answers):,}")
+    table.add_row("accuracy", f"{known['accuracy']:.2%}")
+    if known["top5"] is not None:
+        table.add_row("right within five", f"{known['top5']:.2%}")
+    table.add_row("cross-entropy", f"{known['nll']:.4f} nats")
+    table.add_row("expected calibration error", f"{known['ece']:.2%}")
+    by_class = [(one, name) for one, name in zip(known["per_class"], answers.classes, strict=True) if one is not None]
+    if len(by_class) < len(answers.classes):
+        table.add_row("classes", f"{len(by_class)} of the {len(answers.classes)} that it knows")
+    worst = ", ".join(f"{name} {one:.1%}" for one, name in sorted(by_class)[:_WORST])
+    table.add_row("worst classes", escape(worst))
     Console().print(table)
 
 
@@ -159,6 +186,23 @@ def _report(folders: Annotated[tuple[str, ...], tyro.conf.Positional], *, output
     for place in places:
         console.print(f"{place}: {gain_sentence(read_summary(place))}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _tensorboard(
+    folder: Annotated[str, tyro.conf.Positional] = "logs", *, host: str = "localhost", port: int = 6006
+) -> None:
+    """Open TensorBoard on an experiment, or on all of them.
+
+    Args:
+        folder: An experiment's folder, such as logs/NAME, or that of all.
+        host: Who may look: localhost, this machine alone; 0.0.0.0: the whole network.
+        port: The port.
+    """
+    if not Path(folder).expanduser().is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    place = ["--logdir", str(Path(folder).expanduser()), "--host", host, "--port", str(port)]
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run([sys.executable, "-m", "tensorboard.main", *place], check=False)  # noqa: S603 (its own)
 
 
 def _predict() -> None:

@@ -4,9 +4,18 @@ from kd.data.datamodule import ImageData
 from kd.data.decoded import Room, decoded
 from kd.data.folders import load_image, read_folder, read_splits, read_unlabelled
 from kd.data.geometry import Placement, RandomPlacement, cut, cut_batch
-from kd.data.images import UNLABELLED, LabelledImages, Splits, channel_statistics, hide_labels, joined, keep_fraction
+from kd.data.images import (
+    UNLABELLED,
+    LabelledImages,
+    Splits,
+    channel_statistics,
+    hide_labels,
+    joined,
+    keep_fraction,
+    matched,
+)
 from kd.data.mixing import Mixing
-from kd.data.named import DATASETS, cache_dir, load_splits
+from kd.data.named import DATASETS, cache_dir, load_splits, validation_images
 from kd.data.views import AUGMENTATIONS, EpochSampler, Views, plain_view, short_side, training_view
 
 __all__ = [
@@ -32,10 +41,12 @@ __all__ = [
     "keep_fraction",
     "load_image",
     "load_splits",
+    "matched",
     "plain_view",
     "read_folder",
     "read_splits",
     "read_unlabelled",
     "short_side",
     "training_view",
+    "validation_images",
 ]

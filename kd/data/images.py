@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kd.errors import UserError
 from kd.randomness import derive_seed
+
+_SHOWN = 5
 
 UNLABELLED = -1
 """The label of an image without one."""
@@ -96,6 +99,27 @@ class Splits:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels."""
         return self.train.classes
+
+
+def matched(images: LabelledImages, classes: Sequence[str], *, whose: str) -> LabelledImages:
+    """Return the same images with the labels that a network has for their classes, which are matched by name.
+
+    Args:
+        images: The images; their classes may be in another order, or some of the network's.
+        classes: The network's.
+        whose: What network that is, for the message.
+
+    Raises:
+        UserError: If the images have a class that the network has not.
+    """
+    places = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in images.classes if name not in places]
+    if unknown:
+        some = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+        raise UserError(f"{whose} was trained for other classes: only the images have {some}")
+    names = [places[name] for name in images.classes]
+    labels = [UNLABELLED if label == UNLABELLED else names[label] for label in images.labels]
+    return replace(images, classes=tuple(classes), labels=labels)
 
 
 def keep_fraction(images: LabelledImages, fraction: float, *, seed: int) -> list[int]:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from kd.data.folders import read_splits
+from kd.data.folders import read_folder, read_splits
 from kd.data.images import LabelledImages, Splits
 from kd.errors import UserError
 from kd.registry import Registry
@@ -164,3 +164,25 @@ for _name, _kind in (
     ("cifar100", datasets.CIFAR100),
 ):
     DATASETS.register(_name)(functools.partial(_in_memory, kind=_kind, name=_name))
+
+
+def validation_images(
+    dataset: str, data_dir: str | None, val_data: str = "val", *, download: bool = False
+) -> LabelledImages:
+    """Read validation images alone.
+
+    Args:
+        dataset: ``imagefolder``, or a data set by name.
+        data_dir: Its folder; for imagefolder either one that holds ``val_data``, or one of class folders.
+        val_data: Name of the folder of validation images within ``data_dir``.
+        download: Download a data set that goes by name if it is not there.
+
+    Raises:
+        UserError: If they can't be had.
+    """
+    if dataset != "imagefolder" or data_dir is None:
+        return load_splits(dataset, data_dir, download=download).val
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--data_dir {data_dir}: there is no such folder")
+    return read_folder(root / val_data if (root / val_data).is_dir() else root)

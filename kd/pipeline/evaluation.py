@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from kd.data import ImageData, LabelledImages, Splits, load_splits, read_folder
+from kd.data import ImageData, Splits, matched, validation_images
 from kd.errors import UserError
 from kd.models import load_classifier
-from kd.pipeline.teacher import check_classes
 from kd.pipeline.workers import default_workers
 from kd.training import Hardware, evaluate
 
@@ -21,6 +20,7 @@ def evaluate_checkpoint(
     model: str | None = None,
     download: bool = False,
     hardware: Hardware | None = None,
+    keep: Path | None = None,
 ) -> dict[str, float]:
     """Measure the classifier of a checkpoint, of a teacher or a student, in the views that it was made for.
 
@@ -34,12 +34,13 @@ def evaluate_checkpoint(
         model: The network; needed where the checkpoint names a Python file.
         download: Download a data set that goes by name if it is not there.
         hardware: Where to run.
+        keep: A file to write what it said of each image to, or ``None``.
 
     Returns:
         ``val/acc``, ``val/loss``, ``val/top5`` (for more than five classes), and ``images``, their number.
 
     Raises:
-        UserError: If the checkpoint or the images can't be had, or their classes differ.
+        UserError: If the checkpoint or the images can't be had, or the images have a class that it does not know.
     """
     if batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, and is {batch_size}")
@@ -47,8 +48,8 @@ def evaluate_checkpoint(
         raise UserError(f"--num_workers must be at least 0, and is {num_workers}")
     classifier = load_classifier(checkpoint, architecture=model)
     description = classifier.description
-    images = _validation_images(dataset, data_dir, val_data, download=download)
-    check_classes(description.classes, images.classes, whose=checkpoint, data=data_dir or dataset)
+    images = validation_images(dataset, data_dir, val_data, download=download)
+    images = matched(images, description.classes, whose=checkpoint)
     chosen, _ = (hardware or Hardware()).resolved()
     data = ImageData(
         Splits("evaluation", train=images, val=images),
@@ -57,13 +58,4 @@ def evaluate_checkpoint(
         num_workers=default_workers(chosen.accelerator) if num_workers is None else num_workers,
         resize=description.resize,
     )
-    return evaluate(classifier, data, hardware=chosen) | {"images": float(len(images))}
-
-
-def _validation_images(dataset: str, data_dir: str | None, val_data: str, *, download: bool) -> LabelledImages:
-    if dataset != "imagefolder" or data_dir is None:
-        return load_splits(dataset, data_dir, download=download).val
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise UserError(f"--data_dir {data_dir}: there is no such folder")
-    return read_folder(root / val_data if (root / val_data).is_dir() else root)
+    return evaluate(classifier, data, hardware=chosen, keep=keep) | {"images": float(len(images))}

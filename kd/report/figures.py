@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kd.report.measures import BINS
 
@@ -97,6 +98,7 @@ def curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Pi
                 axes.plot(range(1, longest + 1), 100 * mean, color=colour, linewidth=2.2)
             axes.plot([], [], color=colour, label=title, linewidth=2.2)
         axes.set(xlabel="epoch", ylabel="accuracy on validation images, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend_below(axes)
 
     if not any(len(run) for runs in histories.values() for run in runs):
@@ -122,9 +124,10 @@ def terms(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Pic
         axes[0].legend(fontsize=7)
         for number, (label, epochs, values) in enumerate(rates):
             axes[1].plot(epochs, values, label=label, color=_colour(label, number))
-        axes[1].set(xlabel="epoch", title="learning rate at the epoch's end")
+        axes[1].set(xlabel="epoch", title="learning rate")
         for one in axes:
             one.grid(visible=True)
+            one.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     if not lines:
         return None
@@ -211,7 +214,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]], title: st
         axes.figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
 
     side = 3 + min(3.5, 0.2 * len(classes))
-    return _drawn("confusion", f"What the {title} takes for what", "confusion matrix", draw, (min(7.2, side + 1), side))
+    return _drawn("confusion", f"What is taken for what: {title}", "confusion matrix", draw, (min(7.2, side + 1), side))
 
 
 def soft_targets(

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from kd.errors import UserError
 from kd.report import figures
+from kd.report.events import write_events
 from kd.report.examples import disagreements, soft_target_examples
 from kd.report.figures import Picture
 from kd.report.summary import title_of
@@ -40,6 +41,8 @@ class Table:
 def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path:
     """Write the page, its Markdown twin and the pictures of one experiment, or of several to compare.
 
+    Those of one stand in TensorBoard, too.
+
     Args:
         folders: The experiments' folders, each with a ``summary.json``.
         output: Folder to write to; ``None``: the only experiment's.
@@ -65,6 +68,9 @@ def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path
             beside = output / f"{name}.part"
             beside.write_text(text, encoding="utf-8")
             beside.replace(output / name)
+        if output == folders[0]:
+            pictures = {one["name"]: output / one["png"] for one in experiments[0]["pictures"]}
+            write_events(output, (output / "report.md").read_text(encoding="utf-8"), pictures)
     except OSError as error:
         raise UserError(f"the report can't be written to {output}: {error}") from None
     return output / PAGE
@@ -135,7 +141,14 @@ def _placed(picture: Picture, output: Path) -> dict[str, Any]:
     # Drawn by matplotlib, which escapes what stands in it.
     svg = Markup(picture.svg())  # noqa: S704
     png = picture.write_png(output / _PICTURES).relative_to(output).as_posix()
-    return {"title": picture.title, "alt": picture.alt, "svg": svg, "png": png, "note": picture.note}
+    return {
+        "name": picture.name,
+        "title": picture.title,
+        "alt": picture.alt,
+        "svg": svg,
+        "png": png,
+        "note": picture.note,
+    }
 
 
 def _pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture | None]:
@@ -201,7 +214,7 @@ def _prices(phases: Mapping[str, Any]) -> Table | None:
         rows.append(
             [
                 (title_of(phase, phases), facts["model"]),
-                f"{price['parameters'] / _MILLION:,.2f} M",
+                f"{price['parameters']:,}",
                 f"{price['multiply_adds'] / _MILLION:,.1f} M",
                 " / ".join(f"{sizes[name]:.2f}" for name in ("float32", "float16", "int8")),
                 *speeds,
@@ -218,7 +231,7 @@ def _prices(phases: Mapping[str, Any]) -> Table | None:
     heads += ["of the teacher's accuracy", "of its parameters"]
     note = (
         f"Latency of one image and throughput in batches of 32, float32, medians, on {first['machine']} with "
-        f"{first['threads']} threads; multiply-adds of one image; 1 MB is 10^6 bytes."
+        f"{first['threads']} threads; multiply-adds of one image; 1 MB is a million bytes."
     )
     return Table(heads, rows, note)
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import yaml
 
-from kd.data import LabelledImages, Splits, load_splits, plain_view
+from kd.data import LabelledImages, Splits, load_splits, matched, plain_view
 from kd.errors import UserError
 from kd.models import Classifier, load_classifier
 from kd.shipping.formats import FORMATS, METADATA_KEY, Array, Student, open_student
+from kd.training.answers import write_answers
 
 LARGEST_DIFFERENCE = 1e-4
 """Between the logits of a float32 file and those of its checkpoint."""
@@ -180,6 +181,30 @@ def _compared(
         quantized=quantize,
         about=about,
     )
+
+
+def answer_images(path: str | Path, images: LabelledImages, *, keep: Path, model: str | None = None) -> None:
+    """Ask a student in a file about images, and write what it said of each.
+
+    Args:
+        path: The file.
+        images: The images; their classes are matched with the student's by name.
+        keep: The file to write to, as :func:`kd.training.answers.write_answers` does.
+        model: The network, where the file names a Python file.
+
+    Raises:
+        UserError: If the file can't be read, or the images have a class that it does not know.
+    """
+    student = open_student(path, model=model)
+    images = matched(images, student.about["classes"], whose=str(path))
+    answers = {
+        "logits": _logits_of(student, images),
+        "labels": np.asarray(images.labels),
+        "indices": np.arange(len(images)),
+        "classes": np.asarray(images.classes),
+        "keys": np.asarray(images.keys),
+    }
+    write_answers(answers, keep)
 
 
 def _as_student(classifier: Classifier) -> Student:

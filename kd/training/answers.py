@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -14,9 +15,14 @@ from kd.data import ImageData
 
 
 class Answers(Callback):
-    """Keeps the logits of the last validation, image by image, and the figures of each epoch."""
+    """Keeps the logits of the last validation, image by image, and the figures of each epoch.
 
-    def __init__(self) -> None:
+    Args:
+        path: The file that they are written to; ``None``: ``validation.npz`` in the run's folder.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
         self.history: list[dict[str, float | None]] = []
         self._parts: list[Tensor] = []
 
@@ -44,6 +50,23 @@ class Answers(Callback):
             {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             | {name: value if math.isfinite(value) else None for name, value in figures.items()}
         )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write them at the end of a training, while all its processes are there."""
+        self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write them at the end of a validation by itself."""
+        if not trainer.training and trainer.state.fn == "validate":
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        folder = trainer.log_dir if self.path is None else None
+        data = getattr(trainer, "datamodule", None)
+        if not self._parts or not isinstance(data, ImageData) or (self.path is None and folder is None):
+            return
+        self.path = self.path or Path(str(folder)) / "validation.npz"
+        rank_zero_only(write_answers)(self.gathered(trainer, data), self.path)
 
     def gathered(self, trainer: Trainer, data: ImageData) -> dict[str, NDArray[Any]]:
         """Return the logits of all processes; each of them must ask.

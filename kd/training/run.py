@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from kd.data import ImageData
 from kd.models import Classifier, Ensemble
-from kd.training.answers import Answers, write_answers
+from kd.training.answers import Answers
 from kd.training.callbacks import LastValidation, Throughput, TrainingImages
 from kd.training.hardware import Hardware, build_trainer, in_plain_words, quiet_lightning
 from kd.training.modules import ClassifierModule
@@ -126,11 +125,10 @@ def train(
         logger=logger,
         callbacks=[
             throughput,
-            answers,
             LastValidation(),
             TrainingImages(),
             progress,
-            *([] if hardware.fast_dev_run else [best, last]),
+            *([] if hardware.fast_dev_run else [answers, best, last]),
         ],
         max_epochs=max_epochs,
         max_steps=-1 if max_steps is None else max_steps,
@@ -142,11 +140,6 @@ def train(
         trainer.fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    validation = None
-    if not hardware.fast_dev_run and trainer.log_dir is not None:
-        said = answers.gathered(trainer, data)
-        validation = str(Path(trainer.log_dir) / "validation.npz")
-        rank_zero_only(write_answers)(said, Path(validation))
     run = Run(
         phase=phase,
         seed=data.seed,
@@ -162,7 +155,7 @@ def train(
         images_per_second=throughput.images_per_second,
         checkpoint=best.best_model_path or None,
         folder=None if hardware.fast_dev_run else trainer.log_dir,
-        validation=validation,
+        validation=None if answers.path is None else str(answers.path),
         history=tuple(answers.history),
     )
     if not hardware.fast_dev_run:
@@ -190,18 +183,15 @@ def evaluate(
     """
     compute = hardware.compute_for(classifier, trains=False)
     data.channels_last = compute.channels_last
-    answers = Answers()
     trainer = build_trainer(
         replace(hardware, precision=compute.precision),
         logger=False,
         enable_checkpointing=False,
-        callbacks=[] if keep is None else [answers],
+        callbacks=[] if keep is None else [Answers(keep)],
     )
     with quiet_lightning(), in_plain_words():
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)
     classifier.eval()
-    if keep is not None:
-        rank_zero_only(write_answers)(answers.gathered(trainer, data), keep)
     return dict(results[0])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -300,8 +301,20 @@ def test_a_checkpoint_is_measured_on_any_folder_of_its_classes(make_folder: Make
     # A folder of class folders will do.
     hardware = Hardware(accelerator="cpu", precision="32-true")
     assert evaluate_checkpoint(checkpoint, data_dir=str(folder / "train"), hardware=hardware)["images"] == 36
-    with pytest.raises(UserError, match="was trained for other classes"):
+    with pytest.raises(UserError, match=r"was trained for other classes: only the images have 0, 1, 2, 3, 4, \.\.\."):
         evaluate_checkpoint(checkpoint, dataset="digits")
+    # Some of the classes, in another order: they are matched by name.
+    some = make_folder("some", classes=("cat", "ant"), train=3)
+    (some / "val" / "ant").rename(some / "val" / "zant")
+    with pytest.raises(UserError, match="only the images have zant"):
+        evaluate_checkpoint(checkpoint, data_dir=str(some))
+    (some / "val" / "zant").rename(some / "val" / "ant")
+    for place in (folder / "val").iterdir():
+        if place.name != "bee":
+            shutil.rmtree(some / "val" / place.name)
+            shutil.copytree(place, some / "val" / place.name)
+    measured = evaluate_checkpoint(checkpoint, data_dir=str(some))
+    assert (measured["images"], measured["val/acc"]) == (10, 1.0)
     with pytest.raises(UserError, match="--data_dir absent: there is no such folder"):
         evaluate_checkpoint(checkpoint, data_dir="absent")
     with pytest.raises(UserError, match=r"which images\?"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd.cli import main
 from kd.pipeline import measure_prices
@@ -173,6 +174,20 @@ def test_an_experiment_is_made_into_a_page_with_its_images(make_folder: MakeFold
     for title in ("Accuracy over the epochs", "soft targets by temperature", "Where student and teacher disagree most"):
         assert title in text
     assert "train_teacher: true" in text
+
+
+def test_the_report_stands_in_tensorboard(tmp_path: Path) -> None:
+    planted(tmp_path / "one")
+    for _ in range(2):
+        write_report([tmp_path / "one"])
+    # Made again it takes the place of the one before.
+    events = EventAccumulator(str(tmp_path / "one" / "report"))
+    events.Reload()
+    assert events.Tags()["images"] == [
+        f"report/{name}" for name in ("curves", "terms", "classes", "reliability", "confusion")
+    ]
+    assert len(events.Images("report/confusion")) == 1
+    assert len(list((tmp_path / "one" / "report").iterdir())) == 1
 
 
 @pytest.mark.browser

@@ -158,6 +158,22 @@ def test_predictions_are_those_of_the_checkpoint(
     assert not network.training
 
 
+@pytest.mark.parametrize("file_format", list(FORMATS))
+def test_an_exported_file_is_measured_as_its_checkpoint(
+    checkpoint: Path, tmp_path: Path, file_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / f"student{FORMATS[file_format]}")
+    exported(checkpoint, file, "--format", file_format)
+    capsys.readouterr()
+    tables = []
+    for student in (str(checkpoint), file):
+        assert main(["evaluate", student, "--data_dir", str(tmp_path / "photos")]) == 0
+        tables.append(capsys.readouterr().out.splitlines())
+    rows = [[line for line in lines if "accuracy" in line or "worst" in line] for lines in tables]
+    assert len(rows[0]) == 2
+    assert [row.split() for row in rows[0]] == [row.split() for row in rows[1]]
+
+
 def test_a_broken_image_is_named_and_the_others_are_answered(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
