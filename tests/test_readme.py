@@ -4,15 +4,18 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import kd.losses
 import kd.settings
-from kd.cli import experiment
+from kd.cli import experiment, main
 from kd.losses import Outputs, build_objective
 from kd.sources import resolve
+from tests.conftest import MakeFolder
+from tests.pipeline.test_experiment import run
 
 PAGES = ("README.md", "docs/losses.md")
 
@@ -92,3 +95,28 @@ def test_files_that_the_readme_names_are_there(repository: Path) -> None:
     text = (repository / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"\]\((?!http)([^)]+)\)", text):
         assert (repository / name).is_file(), name
+
+
+def test_the_students_lines_run(repository: Path, make_folder: MakeFolder) -> None:
+    code = next(block for block in blocks(repository, "python") if "load_student" in block)
+    folder = make_folder(train=12)
+    done, _ = run(folder, "--baseline")
+    photo = next((folder / "val").rglob("*.png"))
+    code = re.sub(r"logs/NAME/\S+?\.ckpt", str(done.runs["baseline"][0]["checkpoint"]), code)
+    names: dict[str, Any] = {}
+    exec(code.replace("photo.jpg", str(photo)), names)  # noqa: S102 (the README's own lines)
+    assert float(names["probabilities"].sum()) == pytest.approx(1.0)
+    assert names["transform"].classes == ("ant", "bee", "cat")
+
+
+def test_every_kd_command_has_its_flags(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [shlex.split(line, comments=True) for line in "\n".join(blocks(repository, "bash")).splitlines()]
+    found = [words for words in lines if words[:1] == ["kd"]]
+    assert {words[1] for words in found} >= {"report", "tensorboard", "export", "predict", "evaluate"}
+    for words in found:
+        with pytest.raises(SystemExit) as stop:
+            main([words[1], "--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        for flag in (word for word in words if word.startswith("--")):
+            assert flag in text, f"{flag} of {' '.join(words)}"
