@@ -1,8 +1,19 @@
-"""``python -m kd`` is the ``kd`` command."""
+"""``kd``, and ``python -m kd``."""
 
 import sys
 
-from kd.cli import main
+
+def main() -> int:
+    """Run the ``kd`` command; return the exit status."""
+    if sys.argv[1:2] == ["predict"]:
+        # Before anything else is imported: with an ONNX file it takes onnxruntime, numpy and Pillow alone.
+        from kd.shipping.prediction import main as predict
+
+        return predict(sys.argv[2:])
+    from kd.cli import main as command
+
+    return command()
+
 
 if __name__ == "__main__":
     sys.exit(main())

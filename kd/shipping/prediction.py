@@ -1,7 +1,4 @@
-"""``kd predict``: what a student says of images. With an ONNX file it takes onnxruntime, numpy and Pillow, and no more.
-
-Run as ``python -m kd.shipping.prediction`` it is the same command where the packages of training are not installed.
-"""
+"""``kd predict``: what a student says of images. With an ONNX file it takes onnxruntime, numpy and Pillow alone."""
 
 import argparse
 import csv
@@ -158,7 +155,3 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=_at_least_one, default=32, help="images that are asked about at once (32)")
     parser.add_argument("--model", help="the network, where a checkpoint names a Python file, whose code then runs")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,7 @@ from kd.data import load_image, plain_view
 from kd.errors import UserError
 from kd.models import load_classifier
 from kd.pixels import decode, square
-from kd.shipping import FORMATS, open_student, prediction
+from kd.shipping import FORMATS, open_student
 from kd.shipping.export import export_student, splits_of
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run
@@ -227,8 +227,8 @@ def test_an_onnx_file_is_no_module(checkpoint: Path, tmp_path: Path) -> None:
 def test_an_onnx_file_is_run_without_the_packages_of_training(checkpoint: Path, tmp_path: Path) -> None:
     exported(checkpoint, str(tmp_path / "student.onnx"))
     hidden = "import sys\nfor name in ('torch', 'torchvision', 'pytorch_lightning', 'rich', 'tyro', 'cv2', 'yaml'):\n"
-    hidden += "    sys.modules[name] = None\nfrom kd.shipping.prediction import main\nsys.exit(main(sys.argv[1:]))"
-    line = [sys.executable, "-c", hidden, "student.onnx", str(tmp_path / "photos" / "val"), "--json"]
+    hidden += "    sys.modules[name] = None\nfrom kd.__main__ import main\nsys.exit(main())"
+    line = [sys.executable, "-c", hidden, "predict", "student.onnx", str(tmp_path / "photos" / "val"), "--json"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(json.loads(done.stdout)) == 15
@@ -236,6 +236,6 @@ def test_an_onnx_file_is_run_without_the_packages_of_training(checkpoint: Path, 
 
 def test_a_wrong_number_is_refused_by_the_parser(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        prediction.main([str(checkpoint), ".", "--top", "0"])
+        main(["predict", str(checkpoint), ".", "--top", "0"])
     assert stop.value.code == 2
     assert "must be at least 1, and is 0" in capsys.readouterr().err
