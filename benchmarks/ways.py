@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_PATIENCE = 10.0
+
 Taken = dict[str, list[float]]
 """The seconds of a step by way, round by round."""
 
@@ -43,9 +45,12 @@ class Way:
         return float(seconds) / steps
 
     def end(self) -> None:
-        """Stop the process."""
-        self.process.kill()
-        self.process.join()
+        """Let the process end, with those that load its images."""
+        self.pipe.close()
+        self.process.join(_PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
 
 def take_turns(ways: Mapping[str, Way], rounds: int, *, steps: Mapping[str, int], warm_up: Mapping[str, int]) -> Taken:
