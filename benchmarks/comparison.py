@@ -25,7 +25,7 @@ def seconds(kind: str, folder: Path, *, image_size: int, batch_size: int, epochs
     if kind == "plain":
         line = ["-m", "benchmarks.comparison", *map(str, (folder, image_size, batch_size, epochs))]
     else:
-        line = ["experiment.py", "--train_teacher", "--baseline", "--allow_weak_teacher", "--args_file", "/dev/null"]
+        line = ["experiment.py", "--train_teacher", "--baseline", "--allow_weak_teacher"]
         line += ["--data_dir", str(folder), "--teacher_model", TEACHER, "--student_model", STUDENT]
         line += ["--image_size", str(image_size), "--batch_size", str(batch_size), "--max_epochs", str(epochs)]
         line += ["--default_root_dir", str(folder / "logs")]

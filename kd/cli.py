@@ -61,7 +61,7 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     settings, remarks, origins = resolve(arguments, prog=prog)
 
     from kd.pipeline import measure_prices, run_experiment
-    from kd.report import print_summary, summarise, write_report, write_summary
+    from kd.report import gain_sentence, print_summary, summarise, write_report, write_summary
 
     console = Console()
     for remark in remarks:
@@ -90,6 +90,7 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     console.print(
         f"TensorBoard: {with_uv}tensorboard --logdir {done.folder}", highlight=False, soft_wrap=True, markup=False
     )
+    console.print(f"\n{gain_sentence(summary)}".rstrip(), highlight=False, soft_wrap=True, markup=False)
 
 
 def _experiment() -> None:

@@ -1,9 +1,16 @@
 """The commands, as a person runs them."""
 
+import contextlib
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,11 +35,11 @@ def test_an_experiment_prints_its_table_and_names_its_files(
     out, err = said(capsys)
     assert err == ""
     assert "student distilled" in out
-    assert "one seed can't tell a gain from the noise" in out
     for file in ("summary.json", "config.yaml", "distilled/version_0/checkpoints/best.ckpt"):
         assert f"  {file}\n" in out
         assert Path("logs/tiny", file).is_file()
-    assert out.endswith("TensorBoard: tensorboard --logdir logs/tiny\n")
+    assert "TensorBoard: tensorboard --logdir logs/tiny\n\nDistillation: " in out
+    assert out.endswith("one seed can't tell a gain from the noise (--seeds 3 repeats it).\n")
     # Lightning's news of itself and its tips are not among what is said.
     assert not any(word in out for word in ("TPU", "Tip", "litlogger", "Trainer.fit"))
 
@@ -131,6 +138,49 @@ def test_evaluate_measures_a_checkpoint(make_folder: MakeFolder, capsys: pytest.
     assert "right within five" in out
     assert main(["evaluate", "absent.ckpt", "--data_dir", str(folder)]) == 2
     assert "absent.ckpt: there is no such checkpoint" in said(capsys)[1]
+
+
+@pytest.mark.slow
+def test_tensorboard_serves_runs_and_curves(make_folder: MakeFolder, repository: Path) -> None:
+    flags = f"--data_dir {make_folder(train=12)} --baseline --max_epochs 2 --name served {TINY}"
+    assert experiment(flags.split()) == 0
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        port = one.getsockname()[1]
+    line = [sys.executable, "-m", "kd", "tensorboard", "logs/served", "--port", str(port)]
+    server = subprocess.Popen(
+        line,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        start_new_session=True,
+    )
+
+    def asked(what: str) -> Any:
+        with urllib.request.urlopen(f"http://localhost:{port}/data/{what}", timeout=10) as answer:
+            return json.load(answer)
+
+    try:
+        runs: Any = []
+        for _ in range(120):
+            with contextlib.suppress(OSError):
+                runs = asked("runs")
+            if len(runs) == 2:
+                break
+            time.sleep(0.5)
+        assert sorted(runs) == ["baseline/version_0", "report"]
+        tags = asked("plugin/scalars/tags")["baseline/version_0"]
+        assert {"train/ce", "train/loss", "val/acc", "val/loss", "lr"} <= set(tags)
+        assert len(asked("plugin/scalars/scalars?run=baseline%2Fversion_0&tag=val%2Facc")) == 2
+        assert {"report/curves", "report/confusion"} <= set(asked("plugin/images/tags")["report"])
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def test_tensorboard_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tensorboard", "nowhere"]) == 2
+    assert "nowhere: there is no such folder" in said(capsys)[1]
 
 
 def test_losses_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

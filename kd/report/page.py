@@ -131,7 +131,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
         "outcome": "gained" if low > 0 else "lost" if high < 0 else "",
         "objective": _size_kept(distilled),
         "brief": _brief(summary),
-        "tables": [table for table in (_accuracies(phases), _prices(phases), _objectives(summary)) if table],
+        "tables": [table for table in (_accuracies(summary), _prices(phases), _objectives(summary)) if table],
         "pictures": pictures,
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
@@ -174,14 +174,16 @@ def _pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture | None]:
     return drawn
 
 
-def _accuracies(phases: Mapping[str, Any]) -> Table:
-    rows = []
-    for phase, facts in phases.items():
+def _accuracies(summary: Mapping[str, Any]) -> Table:
+    rows, phases = [], summary["phases"]
+    named = [(title_of(phase, phases), facts["model"], facts) for phase, facts in phases.items()]
+    named += [("student distilled", facts["objective"], facts) for facts in summary["compared"]]
+    for title, under, facts in named:
         measured, runs = facts.get("measured") or {}, facts["runs"]
         seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
         rows.append(
             [
-                (title_of(phase, phases), f"{facts['model']}{seeds}"),
+                (title, f"{under}{seeds}"),
                 _share(facts["val_acc_mean"], facts["val_acc_std"]),
                 _mean_of(runs, "best_val_acc", "{:.2%}"),
                 _of_seeds(measured.get("top5"), factor=_PERCENT, unit="%"),

@@ -54,7 +54,8 @@ def summarise(
         are worth (see :func:`kd.report.measures.together`; ``None`` where they are not kept), its ``price``, and
         ``kept``, the shares of the teacher's accuracy and parameters; ``gain``: what distillation gained over the
         baseline of the same seeds, paired, as mean, standard deviation and 95 % interval of the mean in fractions of 1,
-        ``None`` where there is no pair; and ``compared``, the objectives that were compared, best first.
+        ``None`` where there is no pair; and ``compared``, the objectives that were compared, best first, each with what
+        its answers are worth.
     """
     phases: dict[str, Any] = {}
     for phase in sorted(runs, key=_place):
@@ -78,7 +79,10 @@ def summarise(
                 for name in ("val_acc_mean", "parameters")
             }
     compared = [_of_run(run, folder) | {"objective": run["objective"]} for run in runs.get("compared", [])]
-    return {"data": data, "phases": phases, "gain": _gain(runs), "compared": compare_objectives(compared)}
+    rows = compare_objectives(compared)
+    for row in rows:
+        row["measured"] = _measured([run for run in runs["compared"] if run["objective"] == row["objective"]])
+    return {"data": data, "phases": phases, "gain": _gain(runs), "compared": rows}
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:

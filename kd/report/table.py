@@ -10,11 +10,10 @@ from rich.table import Table
 
 from kd.report.comparison import print_comparison
 from kd.report.summary import title_of
-from kd.report.verdict import gain_sentence
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
-    """Print the phases of a summary as a table, and the gain in points under it.
+    """Print the phases of a summary as a table, and the objectives that were compared as another.
 
     Args:
         summary: As :func:`kd.report.summary.summarise` made it.
@@ -44,9 +43,6 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     if summary["compared"]:
         console.print()
         print_comparison(summary["compared"], console)
-        if "distilled" not in summary["phases"]:
-            return
-    console.print(gain_sentence(summary), highlight=False, soft_wrap=True)
 
 
 def _accuracy(mean: float, std: float | None) -> str:

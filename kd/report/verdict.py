@@ -60,6 +60,10 @@ def gain_sentence(summary: Mapping[str, Any]) -> str:
         summary: As :func:`kd.report.summary.summarise` made it.
     """
     gain = summary["gain"]
+    if gain is None and summary["compared"]:
+        best = summary["compared"][0]
+        count, accuracy = len(summary["compared"]), best["val_acc_mean"]
+        return f"Of {count} objectives {best['objective']} came out best, at {accuracy:.2%}."
     if gain is None:
         missing = [name for name in ("baseline", "distilled") if name not in summary["phases"]]
         flags = " ".join({"baseline": "--baseline", "distilled": "--distill"}[name] for name in missing)

@@ -36,7 +36,9 @@ DISTILLED = [one(1, 0.84, agreement=0.9), one(0, 0.81, agreement=0.8), one(2, 0.
 
 def printed(summary: dict[str, Any]) -> str:
     output = io.StringIO()
-    print_summary(summary, Console(file=output, width=80))
+    console = Console(file=output, width=80)
+    print_summary(summary, console)
+    console.print(gain_sentence(summary), highlight=False, soft_wrap=True)
     return output.getvalue()
 
 
