@@ -10,7 +10,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     KD_CACHE=/cache/kd \
     TORCH_HOME=/cache/torch \
-    HF_HOME=/cache/huggingface
+    HF_HOME=/cache/huggingface \
+    MPLCONFIGDIR=/cache/matplotlib
 WORKDIR /app
 
 # The dependencies come before the code: their layer is large, and is built again only when requirements.lock changes.

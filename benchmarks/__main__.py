@@ -129,7 +129,8 @@ def main() -> None:
             rounds=3 if quick else settings.rounds,
             steps=settings.steps,
             images=(64, 128) if quick else (1000, 9000),
-            compared=(64, 32, 64, 1) if quick else (960, 320, 128, 3),
+            small_size=64 if quick else 128,
+            compared=(64, 32, 64, 1) if quick else (320, 100, 224, 2),
         )
         rows = measure(settings, effort, console)
     finally:

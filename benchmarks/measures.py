@@ -32,6 +32,7 @@ class Effort:
         rounds: Turns that each way takes.
         steps: Steps of a turn, of those that compute the teacher's outputs.
         images: Fewer and more images, between which time and memory are compared.
+        small_size: Side of the views that this is compared with, in pixels.
         compared: Images to train on and to validate on, side in pixels and epochs of the ten runs.
     """
 
@@ -42,6 +43,7 @@ class Effort:
     rounds: int
     steps: int
     images: tuple[int, int]
+    small_size: int
     compared: tuple[int, int, int, int]
 
     @property
@@ -100,7 +102,7 @@ def images_and_workers(effort: Effort) -> list[Row]:
     """Measure an epoch of fewer and of more images without and with processes that load them, and the memory's peak."""
     rows = []
     both: dict[str, Any] = {"teacher_name": "resnet18", "student_name": "simple", "batch_size": effort.batch_size}
-    both |= {"image_size": effort.compared[2]}
+    both |= {"image_size": effort.small_size}
     for count in effort.images:
         folder = linked(effort.folder, effort.temporary / f"{count}", count)
         store = effort.temporary / "logits"
