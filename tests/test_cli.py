@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,9 @@ def test_evaluate_measures_a_checkpoint(make_folder: MakeFolder, capsys: pytest.
     assert "absent.ckpt: there is no such checkpoint" in said(capsys)[1]
 
 
-@pytest.mark.slow
-def test_tensorboard_serves_runs_and_curves(make_folder: MakeFolder, repository: Path) -> None:
+@pytest.fixture
+def tensorboard(make_folder: MakeFolder, repository: Path) -> Iterator[str]:
+    """Serve a finished run through ``kd tensorboard``; return its address."""
     flags = f"--data_dir {make_folder(train=12)} --baseline --max_epochs 2 --name served {TINY}"
     assert experiment(flags.split()) == 0
     with socket.socket() as one:
@@ -155,27 +157,44 @@ def test_tensorboard_serves_runs_and_curves(make_folder: MakeFolder, repository:
         env=os.environ | {"PYTHONPATH": str(repository)},
         start_new_session=True,
     )
-
-    def asked(what: str) -> Any:
-        with urllib.request.urlopen(f"http://localhost:{port}/data/{what}", timeout=10) as answer:
-            return json.load(answer)
-
+    address = f"http://localhost:{port}"
     try:
-        runs: Any = []
         for _ in range(120):
             with contextlib.suppress(OSError):
-                runs = asked("runs")
-            if len(runs) == 2:
-                break
+                if len(asked(address, "runs")) == 2:
+                    break
             time.sleep(0.5)
-        assert sorted(runs) == ["baseline/version_0", "report"]
-        tags = asked("plugin/scalars/tags")["baseline/version_0"]
-        assert {"train/ce", "train/loss", "val/acc", "val/loss", "lr"} <= set(tags)
-        assert len(asked("plugin/scalars/scalars?run=baseline%2Fversion_0&tag=val%2Facc")) == 2
-        assert {"report/curves", "report/confusion"} <= set(asked("plugin/images/tags")["report"])
+        yield address
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
+
+
+def asked(address: str, what: str) -> Any:
+    with urllib.request.urlopen(f"{address}/data/{what}", timeout=10) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.slow
+def test_tensorboard_serves_runs_and_curves(tensorboard: str) -> None:
+    assert sorted(asked(tensorboard, "runs")) == ["baseline/version_0", "report"]
+    tags = asked(tensorboard, "plugin/scalars/tags")["baseline/version_0"]
+    assert {"train/ce", "train/loss", "val/acc", "val/loss", "lr"} <= set(tags)
+    assert len(asked(tensorboard, "plugin/scalars/scalars?run=baseline%2Fversion_0&tag=val%2Facc")) == 2
+    assert {"report/curves", "report/confusion"} <= set(asked(tensorboard, "plugin/images/tags")["report"])
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_browser_shows_tensorboards_curves(tensorboard: str, chromium: str, tmp_path: Path) -> None:
+    line = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    line += ["--disable-background-networking", "--disable-component-update", "--window-size=1400,2000"]
+    line += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
+    done = subprocess.run(
+        [*line, f"{tensorboard}/#timeseries"], capture_output=True, text=True, check=True, timeout=120
+    )
+    for name in ("val/acc", "train/loss", "baseline/version_0"):
+        assert name in done.stdout
 
 
 def test_tensorboard_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
