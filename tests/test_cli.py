@@ -171,7 +171,7 @@ def tensorboard(make_folder: MakeFolder, repository: Path) -> Iterator[str]:
 
 
 def asked(address: str, what: str) -> Any:
-    with urllib.request.urlopen(f"{address}/data/{what}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{address}/data/{what}", timeout=10) as answer:  # noqa: S310 (on this machine)
         return json.load(answer)
 
 
@@ -189,12 +189,18 @@ def test_tensorboard_serves_runs_and_curves(tensorboard: str) -> None:
 def test_a_browser_shows_tensorboards_curves(tensorboard: str, chromium: str, tmp_path: Path) -> None:
     line = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
     line += ["--disable-background-networking", "--disable-component-update", "--window-size=1400,2000"]
-    line += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
-    done = subprocess.run(
-        [*line, f"{tensorboard}/#timeseries"], capture_output=True, text=True, check=True, timeout=120
-    )
-    for name in ("val/acc", "train/loss", "baseline/version_0"):
-        assert name in done.stdout
+    line += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=30000", "--dump-dom"]
+    shown = ""
+    # The page asks for its data after it was loaded; a slow machine may be looked at too early.
+    for _ in range(3):
+        done = subprocess.run(
+            [*line, f"{tensorboard}/#timeseries"], capture_output=True, text=True, check=True, timeout=120
+        )
+        shown = done.stdout
+        if "<scalar-card" in shown:
+            break
+    assert shown.count("<scalar-card") >= 4
+    assert "baseline/version_0" in shown
 
 
 def test_tensorboard_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
