@@ -26,6 +26,9 @@ from kd.training import (
     quiet_lightning,
 )
 
+_TINY = 6400
+"""Images of the tiny network's epoch, a hundred batches: a shorter epoch's beginning and end would be what is seen."""
+
 
 class _AfterEachStep(Callback):
     def __init__(self, call: Callable[[], None]) -> None:
@@ -124,8 +127,8 @@ def tiny(after_step: Callable[[], None], *, by_hand: bool) -> None:
         by_hand: Whether the loop is written by hand; else it is Lightning's and the tool's, with logs and metrics.
     """
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (512, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    labels, keys = [index % 10 for index in range(512)], [str(index) for index in range(512)]
+    pixels = torch.randint(0, 256, (_TINY, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels, keys = [index % 10 for index in range(_TINY)], [str(index) for index in range(_TINY)]
     images = LabelledImages(tuple("abcdefghij"), labels, keys, lambda index: pixels[index])
     data = ImageData(Splits("tiny", images, images), image_size=8, batch_size=64, augment="none")
     teacher, student = (

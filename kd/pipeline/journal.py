@@ -119,6 +119,7 @@ class Journal:
             console=self.console,
         )
         facts = dataclasses.asdict(run) | {
+            "history": list(run.history),
             "data": self.made.splits.name,
             "image_size": data.image_size,
             "recipe": relevant,
