@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.plain import distance, network
+from benchmarks.plain import both, distance
 from kd.data import RandomPlacement, cache_dir, cut, decoded, read_folder, short_side
 from kd.training import keep_large_blocks
 
@@ -42,8 +42,10 @@ def steps(
     view = RandomPlacement(image_size)
     mean, std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (MEAN, STD))
     classes = len(images.classes)
-    teacher = network(teacher_name, classes, image_size).eval().to(device).to(memory_format=torch.channels_last)
-    student = network(student_name, classes, image_size).train().to(device).to(memory_format=torch.channels_last)
+    teacher, student = (
+        one.to(memory_format=torch.channels_last)
+        for one in both(teacher_name, student_name, classes, image_size, device)
+    )
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
     known = torch.randn(len(images), classes, device=device)
     while True:

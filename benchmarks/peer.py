@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import RandomSampler
 from torchvision.datasets import ImageFolder
 
-from benchmarks.plain import network, training_views
+from benchmarks.plain import both, training_views
 
 
 def is_there() -> bool:
@@ -25,8 +25,7 @@ def steps(
     images = ImageFolder(folder, training_views(image_size))
     classes = len(images.classes)
     # It leaves the teacher in training mode unless it is told.
-    teacher = network(teacher_name, classes, image_size).eval().to(device)
-    student = network(student_name, classes, image_size).train().to(device)
+    teacher, student = both(teacher_name, student_name, classes, image_size, device)
     place = {"student_module_path": ".", "student_module_io": "output"}
     place |= {"teacher_module_path": ".", "teacher_module_io": "output"}
     distance = {"key": "KDLoss", "kwargs": place | {"temperature": 4.0, "alpha": 0.1, "reduction": "batchmean"}}

@@ -21,6 +21,14 @@ def network(name: str, classes: int, image_size: int) -> nn.Module:
     return simple(classes, image_size) if name == "simple" else torchvision.models.get_model(name, num_classes=classes)
 
 
+def both(
+    teacher_name: str, student_name: str, classes: int, image_size: int, device: str
+) -> tuple[nn.Module, nn.Module]:
+    """Build a teacher that answers and a student that trains."""
+    teacher, student = (network(name, classes, image_size).to(device) for name in (teacher_name, student_name))
+    return teacher.eval(), student.train()
+
+
 def training_views(image_size: int) -> transforms.Compose:
     """Return the transforms of the training images."""
     return transforms.Compose(
@@ -65,8 +73,7 @@ def steps(
     images = ImageFolder(folder, training_views(image_size))
     loader = DataLoader(images, batch_size, shuffle=True, drop_last=True, num_workers=num_workers)
     classes = len(images.classes)
-    teacher = network(teacher_name, classes, image_size).eval().to(device)
-    student = network(student_name, classes, image_size).train().to(device)
+    teacher, student = both(teacher_name, student_name, classes, image_size, device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     while True:
         for batch, labels in loader:

@@ -233,12 +233,10 @@ def _export(
         val_data: Folder of the validation images, within data_dir; None: as it was trained on.
         model: The network; needed where the checkpoint names a Python file.
     """
-    from kd.models import load_classifier
     from kd.shipping.card import facts_of, write_card
     from kd.shipping.export import export_student, splits_of
 
     path = Path(checkpoint).expanduser()
-    parameters = load_classifier(path, architecture=model).count_parameters()
     exported = export_student(
         path,
         output,
@@ -247,7 +245,7 @@ def _export(
         quantize=None if quantize == "none" else quantize,
         model=model,
     )
-    card = write_card(exported, facts_of(path), parameters=parameters)
+    card = write_card(exported, facts_of(path))
     table = Table(title=escape(f"{checkpoint}, on {exported[0].images:,} validation images"), title_justify="left")
     for heading in ("file", "MB", "accuracy", "decides alike", "largest difference of a logit"):
         table.add_column(heading, justify="left" if heading == "file" else "right", overflow="fold")

@@ -1,7 +1,7 @@
 """What the tests share: small folders of real image files, and a place of their own to run in."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +64,16 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         return root
 
     return make
+
+
+def write_pictures(root: Path, sizes: Sequence[tuple[int, int]], *, coarse: tuple[int, int] | None = None) -> Path:
+    """Write two class folders of random pictures, one of each size (width, height); smooth ones from a coarse grid."""
+    generator = np.random.default_rng(0)
+    for label in ("ant", "bee"):
+        place = root / label
+        place.mkdir(parents=True)
+        for index, size in enumerate(sizes):
+            width, height = coarse or size
+            picture = Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
+            picture.resize(size, Image.Resampling.BICUBIC).save(place / f"{index}.png")
+    return root

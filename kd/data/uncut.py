@@ -96,13 +96,12 @@ def resident_pixels(views: Views, device: torch.device) -> Tensor | None:
     store = views.images.load
     if device.type != "cuda" or not isinstance(store, StoredPixels):
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    size = store.path.stat().st_size
-    if size > _SHARE_OF_DEVICE * free and _kept_on.cache_info().currsize == 0:
-        return None
     return _kept_on(store.path, device)
 
 
 @lru_cache(maxsize=1)
-def _kept_on(path: Path, device: torch.device) -> Tensor:
+def _kept_on(path: Path, device: torch.device) -> Tensor | None:
+    free, _ = torch.cuda.mem_get_info(device)
+    if path.stat().st_size > _SHARE_OF_DEVICE * free:
+        return None
     return torch.from_numpy(np.fromfile(path, dtype=np.uint8)).to(device)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.report.verdict import LEVEL, paired
+from kd.report.words import BEYOND_NOISE, share
 
 
 def compare_objectives(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -57,12 +58,12 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], console: Console) -> Non
     for heading in ("last epoch", "difference", "95 % interval", "beyond noise"):
         table.add_column(heading, justify="right")
     for row in rows:
-        std, interval = row["val_acc_std"], row["interval"]
+        interval = row["interval"]
         is_best = row is rows[0]
-        verdict = {None: "can't tell", True: "yes", False: "no"}[row["is_beyond_noise"]]
+        verdict = BEYOND_NOISE[row["is_beyond_noise"]]
         table.add_row(
             escape(row["objective"]),
-            f"{row['val_acc_mean']:.2%}" + ("" if std is None else f" ± {100 * std:.2f}"),
+            share(row["val_acc_mean"], row["val_acc_std"]),
             "best" if is_best else f"{100 * row['behind']:+.2f}",
             "" if is_best or interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}",
             "" if is_best else verdict,

@@ -96,12 +96,6 @@ def soft_target_examples(folder: Path, summary: Mapping[str, Any]) -> Examples |
     return None
 
 
-def disagreements(folder: Path, summary: Mapping[str, Any]) -> Picture | None:
-    """Draw where the distilled student and its teacher disagree most; arguments as above."""
-    examples = soft_target_examples(folder, summary)
-    return None if examples is None else examples.draw_disagreements()
-
-
 def _read(folder: Path, path: str | None) -> Answers | None:
     return None if path is None else Answers.read(folder / path)
 

@@ -13,10 +13,11 @@ from markupsafe import Markup
 from kd.errors import UserError
 from kd.report import figures
 from kd.report.events import write_events
-from kd.report.examples import disagreements, soft_target_examples
+from kd.report.examples import soft_target_examples
 from kd.report.figures import Picture
 from kd.report.summary import title_of
 from kd.report.verdict import gain_sentence
+from kd.report.words import BEYOND_NOISE, mean_of, share
 
 PAGE = "report.html"
 _PICTURES = "figures"
@@ -170,7 +171,7 @@ def _pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture | None]:
             drawn.append(figures.confusion(classes, measured[title]["confusion"], title))
             break
     if examples is not None:
-        drawn += [examples.draw(), disagreements(folder, summary)]
+        drawn += [examples.draw(), examples.draw_disagreements()]
     return drawn
 
 
@@ -184,14 +185,14 @@ def _accuracies(summary: Mapping[str, Any]) -> Table:
         rows.append(
             [
                 (title, f"{under}{seeds}"),
-                _share(facts["val_acc_mean"], facts["val_acc_std"]),
-                _mean_of(runs, "best_val_acc", "{:.2%}"),
+                share(facts["val_acc_mean"], facts["val_acc_std"]),
+                mean_of(runs, "best_val_acc", "{:.2%}"),
                 _of_seeds(measured.get("top5"), factor=_PERCENT, unit="%"),
                 _of_seeds(measured.get("nll"), digits=3),
                 _of_seeds(measured.get("ece"), factor=_PERCENT, unit="%"),
                 _of_seeds(measured.get("agreement"), factor=_PERCENT, unit="%"),
                 _of_seeds(measured.get("kl_to_teacher"), digits=3),
-                _mean_of(runs, "seconds", "{:,.0f} s"),
+                mean_of(runs, "seconds", "{:,.0f} s"),
             ]
         )
     note = (
@@ -245,12 +246,12 @@ def _objectives(summary: Mapping[str, Any]) -> Table | None:
         rows.append(
             [
                 (row["objective"], ""),
-                _share(row["val_acc_mean"], row["val_acc_std"]),
+                share(row["val_acc_mean"], row["val_acc_std"]),
                 "best" if number == 0 else f"{_PERCENT * row['behind']:+.2f}",
                 ""
                 if number == 0 or interval is None
                 else f"{_PERCENT * interval[0]:+.2f} to {_PERCENT * interval[1]:+.2f}",
-                "" if number == 0 else {None: "can't tell", True: "yes", False: "no"}[row["is_beyond_noise"]],
+                "" if number == 0 else BEYOND_NOISE[row["is_beyond_noise"]],
             ]
         )
     heads = ["objective", "last epoch", "difference", "95 % interval", "beyond the noise"]
@@ -260,7 +261,7 @@ def _objectives(summary: Mapping[str, Any]) -> Table | None:
 def _brief(summary: Mapping[str, Any]) -> list[str]:
     phases, gain = summary["phases"], summary["gain"]
     cells = [
-        _share(phases[phase]["val_acc_mean"], phases[phase]["val_acc_std"]) if phase in phases else ""
+        share(phases[phase]["val_acc_mean"], phases[phase]["val_acc_std"]) if phase in phases else ""
         for phase in ("teacher", "baseline", "distilled")
     ]
     if gain is None:
@@ -282,17 +283,8 @@ def _size_kept(distilled: Mapping[str, Any]) -> str:
     )
 
 
-def _share(mean: float, std: float | None) -> str:
-    return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {_PERCENT * std:.2f}"
-
-
 def _of_seeds(value: Mapping[str, Any] | None, *, factor: float = 1, digits: int = 2, unit: str = "") -> str:
     if value is None:
         return ""
     spread = "" if value["std"] is None else f" ± {factor * value['std']:.{digits}f}"
     return f"{factor * value['mean']:.{digits}f}{unit}{spread}"
-
-
-def _mean_of(runs: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
-    values = [run[key] for run in runs if run.get(key) is not None]
-    return form.format(sum(values) / len(values)) if values else ""

@@ -130,8 +130,10 @@ def _from(folder: Path | None, path: str | None) -> str | None:
 def _measured(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Measure the answers of a phase's runs; ``None`` where not all of them are kept."""
     facts = []
+    # Of all seeds it is the same teacher, as a rule.
+    teachers = {path: Answers.read(path) for path in {run.get("teacher_answers") for run in runs}}
     for run in runs:
-        answers, teacher = (Answers.read(run.get(key)) for key in _ANSWER_KEYS)
+        answers, teacher = Answers.read(run.get("validation")), teachers[run.get("teacher_answers")]
         if answers is None:
             return None
         facts.append(measure(answers) | ((compare(answers, teacher) if teacher is not None else None) or {}))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from kd.report.comparison import print_comparison
 from kd.report.summary import title_of
+from kd.report.words import mean_of, share
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -34,21 +35,12 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         table.add_row(
             f"{title_of(phase, summary['phases'])}\n[dim]{escape(facts['model'])}{of_seeds}[/dim]",
             f"{facts['parameters']:,}",
-            _accuracy(facts["val_acc_mean"], facts["val_acc_std"]),
-            _mean(runs, "best_val_acc", "{:.2%}"),
-            _mean(runs, "agreement", "{:.2%}"),
-            _mean(runs, "seconds", "{:,.0f} s"),
+            share(facts["val_acc_mean"], facts["val_acc_std"]),
+            mean_of(runs, "best_val_acc", "{:.2%}"),
+            mean_of(runs, "agreement", "{:.2%}"),
+            mean_of(runs, "seconds", "{:,.0f} s"),
         )
     console.print(table)
     if summary["compared"]:
         console.print()
         print_comparison(summary["compared"], console)
-
-
-def _accuracy(mean: float, std: float | None) -> str:
-    return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {100 * std:.2f}"
-
-
-def _mean(runs: list[dict[str, Any]], key: str, form: str) -> str:
-    values = [run[key] for run in runs if run[key] is not None]
-    return form.format(sum(values) / len(values)) if values else ""

@@ -19,13 +19,12 @@ def facts_of(checkpoint: Path) -> Mapping[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def write_card(exported: Sequence[Exported], facts: Mapping[str, Any], *, parameters: int) -> Path:
+def write_card(exported: Sequence[Exported], facts: Mapping[str, Any]) -> Path:
     """Write the card beside the file, as Markdown; return its path.
 
     Args:
         exported: What was written, the whole file first.
         facts: As :func:`facts_of` read them.
-        parameters: How many numbers training set.
     """
     first = exported[0]
     about, recipe = first.about, facts.get("recipe") or {}
@@ -35,7 +34,7 @@ def write_card(exported: Sequence[Exported], facts: Mapping[str, Any], *, parame
         named += f" and {len(classes) - _CLASSES_SHOWN} more"
     teacher = recipe.get("teacher_model") or recipe.get("teacher")
     rows = [
-        ("network", f"{about['architecture']}, {parameters:,} parameters"),
+        ("network", f"{about['architecture']}, {about['parameters']:,} parameters"),
         ("classes", f"{len(classes)}: {named}"),
         ("images", f"{about['image_size']} px, {about['resize']}; RGB in [0, 1], normalised inside"),
         ("trained on", facts.get("data", about["data"])),

@@ -20,7 +20,7 @@ from kd.data import LabelledImages, Splits, load_splits, matched, plain_view
 from kd.errors import UserError
 from kd.models import Classifier, load_classifier
 from kd.shipping.formats import FORMATS, METADATA_KEY, Array, Student, open_student
-from kd.training.answers import write_answers
+from kd.training.answers import answers_about, write_answers
 
 LARGEST_DIFFERENCE = 1e-4
 """Between the logits of a float32 file and those of its checkpoint."""
@@ -124,7 +124,12 @@ def export_student(
     labels = np.asarray(splits.val.labels)
     expected = _logits_of(_as_student(classifier), splits.val)
     accuracy = float((expected.argmax(axis=1) == labels).mean())
-    about = classifier.description.plain() | {"val_acc": accuracy, "data": splits.name, "format": file_format}
+    about = classifier.description.plain() | {
+        "val_acc": accuracy,
+        "data": splits.name,
+        "format": file_format,
+        "parameters": classifier.count_parameters(),
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as beside:
         whole = Path(beside) / output.name
@@ -197,14 +202,7 @@ def answer_images(path: str | Path, images: LabelledImages, *, keep: Path, model
     """
     student = open_student(path, model=model)
     images = matched(images, student.about["classes"], whose=str(path))
-    answers = {
-        "logits": _logits_of(student, images),
-        "labels": np.asarray(images.labels),
-        "indices": np.arange(len(images)),
-        "classes": np.asarray(images.classes),
-        "keys": np.asarray(images.keys),
-    }
-    write_answers(answers, keep)
+    write_answers(answers_about(images, _logits_of(student, images), np.arange(len(images))), keep)
 
 
 def _as_student(classifier: Classifier) -> Student:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kd.data import ImageData
+from kd.data import ImageData, LabelledImages
 
 
 class Answers(Callback):
@@ -88,14 +88,27 @@ class Answers(Callback):
         # Where a limit ended the validation early, only the first were seen.
         indices = np.concatenate([np.asarray(which[: len(part)]) for part, which in parts])
         order = np.argsort(indices, kind="stable")
-        images = data.splits.val
-        return {
-            "logits": logits[order],
-            "labels": np.asarray(images.labels)[indices[order]],
-            "indices": indices[order],
-            "classes": np.asarray(images.classes),
-            "keys": np.asarray(images.keys)[indices[order]],
-        }
+        return answers_about(data.splits.val, logits[order], indices[order])
+
+
+def answers_about(images: LabelledImages, logits: NDArray[Any], indices: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Put logits together with what they are about.
+
+    Args:
+        images: The images.
+        logits: ``(N, C)``, in the order of the indices.
+        indices: Of the images that were asked about, ``(N,)``.
+
+    Returns:
+        As :meth:`Answers.gathered`.
+    """
+    return {
+        "logits": logits,
+        "labels": np.asarray(images.labels)[indices],
+        "indices": indices,
+        "classes": np.asarray(images.classes),
+        "keys": np.asarray(images.keys)[indices],
+    }
 
 
 def write_answers(answers: dict[str, NDArray[Any]], path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,18 +11,12 @@ from PIL import Image
 from kd.data import ImageData, LabelledImages, Room, Splits, decoded, plain_view, read_folder
 from kd.data.folders import load_image
 from kd.errors import UserError
+from tests.conftest import write_pictures
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    generator = np.random.default_rng(0)
-    for label in ("ant", "bee"):
-        place = tmp_path / "images" / label
-        place.mkdir(parents=True)
-        for index, size in enumerate([(40, 30), (30, 44), (12, 10)]):
-            pixels = generator.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(place / f"{index}.png")
-    return tmp_path / "images"
+    return write_pictures(tmp_path / "images", [(40, 30), (30, 44), (12, 10)])
 
 
 def test_plain_views_are_the_same_to_the_last_bit(folder: Path, tmp_path: Path) -> None:

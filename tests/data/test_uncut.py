@@ -5,22 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from kd.data import ImageData, LabelledImages, Splits, decoded, joined, read_folder
 from kd.data.uncut import Uncut, UncutViews, can_be_cut_later
+from tests.conftest import write_pictures
 
 
 @pytest.fixture
 def stored(tmp_path: Path) -> LabelledImages:
-    generator = np.random.default_rng(0)
-    for label in ("ant", "bee"):
-        place = tmp_path / "images" / label
-        place.mkdir(parents=True)
-        for index, size in enumerate([(40, 32), (32, 44), (36, 36)]):
-            coarse = Image.fromarray(generator.integers(0, 255, (5, 6, 3), dtype=np.uint8))
-            coarse.resize(size, Image.Resampling.BICUBIC).save(place / f"{index}.png")
+    write_pictures(tmp_path / "images", [(40, 32), (32, 44), (36, 36)], coarse=(6, 5))
     return decoded(read_folder(tmp_path / "images"), 32, tmp_path / "stores")
 
 
