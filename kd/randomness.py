@@ -24,6 +24,21 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Let what is drawn from now on, on the CPU and on a device, hang on a seed.
+
+    ``torch.manual_seed`` does it for all devices there could be, and where CUDA was never used it notes each call
+    with its stack for later: half a millisecond a step, and memory that grows.
+
+    Args:
+        seed: An integer from 0 to 2**63 - 1.
+        device: Where is computed.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Let torch's CPU generator draw from the derived seed inside the block, and go on as before after it.

@@ -6,7 +6,7 @@ from kd.data import ImageData, Splits, matched, validation_images
 from kd.errors import UserError
 from kd.models import load_classifier
 from kd.pipeline.workers import default_workers
-from kd.training import Hardware, evaluate
+from kd.training import Answers, Hardware, evaluate
 
 
 def evaluate_checkpoint(
@@ -58,4 +58,6 @@ def evaluate_checkpoint(
         num_workers=default_workers(chosen.accelerator) if num_workers is None else num_workers,
         resize=description.resize,
     )
-    return evaluate(classifier, data, hardware=chosen, keep=keep) | {"images": float(len(images))}
+    return evaluate(classifier, data, hardware=chosen, answers=None if keep is None else Answers(keep)) | {
+        "images": float(len(images))
+    }

@@ -156,6 +156,7 @@ class _Pipeline:
             recipe=self.made.recipe(),
             seed=seed,
             teacher_acc=teacher.accuracy,
+            teacher_decisions=teacher.decisions,
             mixing=self.made.mixing,
             ema=self.settings.optimization.ema,
             has_unlabelled=data.has_unlabelled,

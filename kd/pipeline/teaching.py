@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, Ensemble, load_classifier
@@ -19,7 +21,7 @@ from kd.pipeline.teacher import (
     is_no_better_than_chance,
     load_teacher,
 )
-from kd.training import ClassifierModule, Run, evaluate
+from kd.training import Answers, ClassifierModule, Run, evaluate
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Teacher:
         checkpoints: Where its weights come from; none in a trial run.
         accuracy: On the student's validation images, a fraction of 1.
         answers: The file of what it said of each of them, or ``None``.
+        decisions: The classes that it decided for, ``(N,)`` in their order, or ``None``.
     """
 
     network: Classifier | Ensemble
     checkpoints: tuple[str, ...]
     accuracy: float
     answers: str | None = None
+    decisions: Tensor | None = None
 
 
 class Teachers:
@@ -229,8 +233,8 @@ def measured(
     # As it will be asked: an ensemble shows each member the images at its own size.
     answering = network if isinstance(network, Ensemble) else Ensemble([network])
     data = made.student_data(made.settings.phases.seed)
-    keep = _place_of_answers(made, phase, checkpoints) if journal.experiment.kept else None
-    accuracy = evaluate(answering, data, hardware=hardware, keep=keep)["val/acc"]
+    answers = Answers(_place_of_answers(made, phase, checkpoints) if journal.experiment.kept else None)
+    accuracy = evaluate(answering, data, hardware=hardware, answers=answers)["val/acc"]
     labels = made.splits.val.labels
     name = network.description.architecture
     journal.say(f"The {what}, {name}, is right on {accuracy:.1%} of the validation images.")
@@ -242,7 +246,8 @@ def measured(
         if not (made.settings.machine.fast_dev_run or made.settings.phases.allow_weak_teacher):
             raise UserError(f"{words}; train it longer, or distil it all the same with --allow_weak_teacher")
         journal.say(f"Warning: {words}.")
-    return Teacher(network, checkpoints, accuracy, None if keep is None else str(keep))
+    kept = None if answers.path is None else str(answers.path)
+    return Teacher(network, checkpoints, accuracy, kept, answers.decisions)
 
 
 def _place_of_answers(made: Ingredients, phase: str, checkpoints: tuple[str, ...]) -> Path:

@@ -1,5 +1,6 @@
 """The two LightningModules, the frozen teacher, optimizers and schedules, callbacks, and a training run."""
 
+from kd.training.answers import Answers
 from kd.training.callbacks import Throughput, TrainingImages, draw_views
 from kd.training.compute import Compute, fastest, keep_large_blocks, why_not_compiled
 from kd.training.distillation import DistillationModule
@@ -12,6 +13,7 @@ from kd.training.run import Run, evaluate, train
 from kd.training.teacher import FrozenTeacher
 
 __all__ = [
+    "Answers",
     "ClassifierModule",
     "Compute",
     "DistillationModule",

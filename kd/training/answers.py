@@ -19,11 +19,16 @@ class Answers(Callback):
 
     Args:
         path: The file that they are written to; ``None``: ``validation.npz`` in the run's folder.
+
+    Attributes:
+        decisions: The classes that it decided for, ``(N,)`` in the order of the images; ``None`` where not all were
+            shown.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.history: list[dict[str, float | None]] = []
+        self.decisions: Tensor | None = None
         self._parts: list[Tensor] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -61,12 +66,17 @@ class Answers(Callback):
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        folder = trainer.log_dir if self.path is None else None
         data = getattr(trainer, "datamodule", None)
-        if not self._parts or not isinstance(data, ImageData) or (self.path is None and folder is None):
+        if not self._parts or not isinstance(data, ImageData):
             return
-        self.path = self.path or Path(str(folder)) / "validation.npz"
-        rank_zero_only(write_answers)(self.gathered(trainer, data), self.path)
+        answers = self.gathered(trainer, data)
+        if len(answers["logits"]) == len(data.splits.val):
+            self.decisions = torch.from_numpy(answers["logits"].argmax(axis=1))
+        # Without a logger the folder would be the one where the person stands.
+        if self.path is None and trainer.logger is not None:
+            self.path = Path(str(trainer.log_dir)) / "validation.npz"
+        if self.path is not None:
+            rank_zero_only(write_answers)(answers, self.path)
 
     def gathered(self, trainer: Trainer, data: ImageData) -> dict[str, NDArray[Any]]:
         """Return the logits of all processes; each of them must ask.

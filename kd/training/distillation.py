@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from kd.data import Mixing
+from kd.data import ImageData, Mixing
 from kd.losses import Objective, Outputs
 from kd.models import Classifier, FeatureReader, survey
 from kd.randomness import seeded
@@ -29,6 +29,8 @@ class DistillationModule(ClassifierModule):
         recipe: How.
         seed: What the randomness of each step hangs on.
         teacher_acc: The teacher's accuracy on the validation images, to be drawn beside the student's.
+        teacher_decisions: The classes that the teacher decides for, ``(N,)`` in the order of the validation images,
+            where that is known; ``None``: it is asked at the first validation.
         mixing: Mixes the images of a batch; the teacher sees the mixture too.
         ema: Decay of an average of the student's weights, as of :class:`ClassifierModule`.
         has_unlabelled: Whether some of the images have no label.
@@ -49,6 +51,7 @@ class DistillationModule(ClassifierModule):
         recipe: Recipe | None = None,
         seed: int = 0,
         teacher_acc: float | None = None,
+        teacher_decisions: Tensor | None = None,
         mixing: Mixing | None = None,
         ema: float | None = None,
         has_unlabelled: bool = False,
@@ -74,11 +77,16 @@ class DistillationModule(ClassifierModule):
         self.store: LogitStore | None = None
         self.teacher_acc = teacher_acc
         self.val_agreement = MeanMetric()
+        self._known_decisions = teacher_decisions
         self._teacher_decisions: dict[int, Tensor] = {}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Forget the teacher's answers of an earlier run: its validation images may have been others."""
+        """Share out what is known of the teacher's decisions; those of an earlier run were about other images."""
         self._teacher_decisions.clear()
+        data = getattr(self.trainer, "datamodule", None)
+        if self._known_decisions is not None and isinstance(data, ImageData):
+            mine = self._known_decisions[data.validation_indices(self.global_rank, self.trainer.world_size)]
+            self._teacher_decisions.update(enumerate(torch.split(mine, data.batch_size)))
 
     def on_fit_start(self) -> None:
         """Move the teacher to where the student is, which Lightning does not see, and open the store of its logits."""
@@ -130,7 +138,8 @@ class DistillationModule(ClassifierModule):
         """
         if batch_idx not in self._teacher_decisions:
             self._teacher_decisions[batch_idx] = self.teacher.decisions(images)
-        self.val_agreement.update((logits.argmax(dim=1) == self._teacher_decisions[batch_idx]).float())
+        decisions = self._teacher_decisions[batch_idx].to(logits.device)
+        self.val_agreement.update((logits.argmax(dim=1) == decisions).float())
         self.log("val/agreement", self.val_agreement, on_step=False, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:

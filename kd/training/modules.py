@@ -19,7 +19,7 @@ from kd.data import Mixing
 from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble
-from kd.randomness import derive_seed
+from kd.randomness import derive_seed, seed_draws
 from kd.training.averages import RunningMeans, average_of_weights
 from kd.training.optimization import Recipe
 
@@ -103,7 +103,8 @@ class ClassifierModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """Let what this step draws hang on (seed, step, rank), not on what was drawn before."""
-        torch.manual_seed(derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
+        seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+        seed_draws(seed, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the objective on a batch; phases differ in where the teacher's outputs come from, and in no more."""

@@ -168,7 +168,7 @@ def train(
 
 
 def evaluate(
-    classifier: Classifier | Ensemble, data: ImageData, *, hardware: Hardware, keep: Path | None = None
+    classifier: Classifier | Ensemble, data: ImageData, *, hardware: Hardware, answers: Answers | None = None
 ) -> dict[str, float]:
     """Measure a classifier on the validation images.
 
@@ -176,7 +176,7 @@ def evaluate(
         classifier: The classifier; it is left in evaluation mode.
         data: The images.
         hardware: Where it runs.
-        keep: A file to write what it said of each image to, or ``None``.
+        answers: Keeps what it said of each image, or ``None``.
 
     Returns:
         ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5``; accuracies are fractions of 1.
@@ -187,7 +187,7 @@ def evaluate(
         replace(hardware, precision=compute.precision),
         logger=False,
         enable_checkpointing=False,
-        callbacks=[] if keep is None else [Answers(keep)],
+        callbacks=[] if answers is None else [answers],
     )
     with quiet_lightning(), in_plain_words():
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)

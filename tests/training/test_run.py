@@ -9,7 +9,17 @@ from kd.data import ImageData, read_splits
 from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier, load_classifier
-from kd.training import ClassifierModule, DistillationModule, FrozenTeacher, Hardware, Recipe, Run, evaluate, train
+from kd.training import (
+    Answers,
+    ClassifierModule,
+    DistillationModule,
+    FrozenTeacher,
+    Hardware,
+    Recipe,
+    Run,
+    evaluate,
+    train,
+)
 from tests.conftest import MakeFolder
 
 CPU = Hardware(accelerator="cpu", precision="32-true")
@@ -92,6 +102,26 @@ def test_agreement_is_the_share_of_equal_decisions(make_folder: MakeFolder, tmp_
     decisions = [one.eval()(views).argmax(dim=1) for one in (teacher, module.model)]
     assert run.agreement == pytest.approx((decisions[0] == decisions[1]).float().mean().item())
     assert [value for _, value in scalars(run)["teacher/acc"]] == [0.25, 0.25]
+
+
+def test_a_teacher_whose_decisions_are_known_is_not_asked_for_them_again(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    data = images(make_folder(), batch_size=4)
+    classes = data.splits.classes
+    student, answers = network(classes, "linear", seed=1), Answers()
+    # What the student itself decides for is what it must agree with, whoever the teacher is.
+    evaluate(student, data, hardware=CPU, answers=answers)
+    assert answers.path is None
+    module = DistillationModule(
+        teacher=FrozenTeacher(network(classes)),
+        student=student.train(),
+        objective=build_objective("kl"),
+        recipe=Recipe(learning_rate=1e-12),
+        teacher_decisions=answers.decisions,
+    )
+    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
+    assert run.agreement == 1
 
 
 def test_logged_terms_are_unweighted_means_of_all_batches(make_folder: MakeFolder, tmp_path: Path) -> None:
