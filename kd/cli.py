@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kd.errors import UserError
+from kd.errors import Interrupted, UserError
 from kd.sources import resolve, with_origin
 
 _WORST = 3
@@ -314,6 +314,11 @@ def _answering_for_mistakes(command: Callable[[], object]) -> int:
             stream.reconfigure(errors="replace")
     try:
         command()
+    except Interrupted as stopped:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            words = f"{stopped}\nThe same command with --resume goes on from there."
+            Console(stderr=True).print(words, highlight=False, soft_wrap=True, markup=False)
+        return 128 + stopped.received
     except UserError as error:
         # What a data loading worker raised comes with the worker's traceback before it.
         message = str(error).rpartition("kd.errors.UserError: ")[2].strip()

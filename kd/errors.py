@@ -1,4 +1,4 @@
-"""The one kind of error that is a person's to mend; every room may raise it."""
+"""What ends a command early without being a bug; every room may raise it."""
 
 
 class UserError(Exception):
@@ -6,3 +6,16 @@ class UserError(Exception):
 
     The commands print it on standard error and end with status 2; any other exception is a bug and shows its traceback.
     """
+
+
+class Interrupted(Exception):  # noqa: N818 (it is no error)
+    """The program was asked to stop; what was done is saved.
+
+    Args:
+        message: What asked, and where what was done is saved.
+        received: The signal's number: the commands end with 128 more, as a shell has it.
+    """
+
+    def __init__(self, message: str, *, received: int) -> None:
+        super().__init__(message)
+        self.received = received

@@ -46,6 +46,11 @@ class Phases:
     name: str | None = setting(None, "name of the experiment's folder; None: from data set, teacher and student")
     seed: int = setting(0, "what everything random hangs on", at_least=0)
     seeds: int = setting(1, "repeat baseline and distilled with this many seeds, counted up from --seed", at_least=1)
+    resume: str | None = setting(
+        None,
+        "go on with what was cut off, in the experiment of this name or, with its settings, in the one of a folder "
+        "(--resume logs/NAME); what is finished is not trained again; with nothing to go on with it starts",
+    )
     allow_weak_teacher: bool = setting(False, "distil even from a teacher that is no better than chance")
 
 
@@ -212,6 +217,11 @@ class Machine:
         "compile the networks (torch.compile): a minute at the start of each phase; without a compiler, go on as is",
     )
     default_root_dir: str = setting("logs", "folder of all experiments")
+    checkpoint_every: int | None = setting(
+        None,
+        "steps after which a checkpoint to resume from is written; None: at the ends of epochs, at most twice a minute",
+        at_least=1,
+    )
     fast_dev_run: bool = setting(False, "one batch of everything, to see whether it runs; leaves no files")
     limit_train_batches: int | float = setting(1.0, "batches of an epoch: a number, or a part such as 0.1", above=0)
     limit_val_batches: int | float = setting(1.0, "batches of a validation: a number, or a part", above=0)

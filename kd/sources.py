@@ -10,7 +10,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,11 +30,15 @@ DESCRIPTION = (
 )
 
 COMMAND_LINE = "on the command line"
+AUTO = "auto"
+CONFIG_FILE = "config.yaml"
 
 _FIELDS = {one.name: one for _, one in setting_fields()}
 _SWITCHES = frozenset(name for name, one in _FIELDS.items() if one.type is bool)
 _SOURCES = frozenset(one.name for section, one in setting_fields() if section == "sources")
 _TRUTH = {"true": "True", "false": "False"}
+# A flag that may stand by itself, and what it and its contrary then mean.
+_ALONE = {"resume": {"true": AUTO, "false": "None"}}
 
 # What the parser says of a value, and what a person is told.
 _PLAIN_WORDS = (
@@ -90,13 +94,15 @@ def resolve(arguments: Sequence[str], *, prog: str = "experiment.py") -> Resolve
     if set(arguments) & {"-h", "--help"}:
         _parse(["--help"], Settings(), prog=prog)
     command_line = _Flags(tuple(arguments), COMMAND_LINE)
-    named = _apply([command_line], Settings(), prog=prog).sources
+    first = _apply([command_line], Settings(), prog=prog)
+    named = first.sources
     given = _normalize(command_line)[1]
     text_file = _args_file(named.args_file, is_asked_for="args_file" in given)
     settings = Settings()
     remarks: list[str] = []
     origins: dict[str, str] = {}
-    for source in (text_file, *map(_yaml_file, map(Path, named.config)), [command_line]):
+    resumed = _resumed(first.phases.resume)
+    for source in (text_file, *resumed, *map(_yaml_file, map(Path, named.config)), [command_line]):
         entries = list(source)
         settings = _apply(entries, settings, prog=prog)
         remarks += [entry.remark for entry in entries if entry.remark]
@@ -174,7 +180,11 @@ def _normalize(source: _Flags) -> tuple[list[str], frozenset[str]]:
         has_truth = bool(rest) and rest[0].lower() in _TRUTH
         if negated and (equals or has_truth):
             raise UserError(f"{source.origin}: {given} takes no value; say --{name} true or --{name} false")
-        if name in _SWITCHES:
+        if name in _ALONE:
+            stands_alone = not rest or bool(re.match(r"--?[A-Za-z]", rest[0]))
+            value = "false" if negated else "true" if stands_alone else rest.pop(0)
+            words.append(_ALONE[name].get(value.lower(), value))
+        elif name in _SWITCHES:
             if equals and not has_truth:
                 raise UserError(f"{source.origin}: --{name} is true or false, not {value!r}")
             words.append("False" if negated else _TRUTH[rest.pop(0).lower()] if has_truth else "True")
@@ -188,7 +198,7 @@ def _setting_of(flag: str, *, origin: str) -> tuple[str, bool]:
     name = flag.removeprefix("--")
     if name in _FIELDS:
         return name, False
-    if name.removeprefix("no-") in _SWITCHES:
+    if name.removeprefix("no-") in _SWITCHES | _ALONE.keys():
         return name.removeprefix("no-"), True
     spelled = "--" + flag.lstrip("-").replace("-", "_")
     hint = suggestion(spelled, [f"--{known}" for known in _FIELDS])
@@ -229,6 +239,23 @@ def _args_file(path: str, *, is_asked_for: bool) -> Iterator[_Flags]:
                 raise UserError(f"{flags.origin}: --{name} stands in line {seen[name]} already")
             seen[name] = number
         yield flags
+
+
+def _resumed(path: str | None) -> Iterator[Iterable[_Flags]]:
+    """Read the settings of the experiment whose folder, or anything in it, is to be resumed."""
+    if path in (None, AUTO):
+        return
+    start = Path(str(path)).expanduser().absolute()
+    if not start.exists():
+        raise UserError(f"{COMMAND_LINE}: --resume {path}: there is no such folder")
+    for folder in (start, *start.parents):
+        # Each training of an experiment has such a file, too.
+        if (folder / CONFIG_FILE).is_file() and not folder.name.startswith("version_"):
+            yield _yaml_file(folder / CONFIG_FILE)
+            place = ("--default_root_dir", str(folder.parent), "--name", folder.name)
+            yield [_Flags(place, f"{COMMAND_LINE}, --resume {path}")]
+            return
+    raise UserError(f"{COMMAND_LINE}: --resume {path}: this is no experiment: there is no {CONFIG_FILE} there")
 
 
 def _logical_lines(file: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:

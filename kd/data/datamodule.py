@@ -1,5 +1,6 @@
 """The images as Lightning takes them."""
 
+import signal
 from typing import Any
 
 import torch
@@ -94,8 +95,10 @@ class ImageData(LightningDataModule):
         )
         if self.trainer is not None:
             # Lightning asks for the first batches of a resumed run before it sets the epoch.
-            progress = self.trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]
+            loop = self.trainer.fit_loop
+            sampler.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            if loop.restarting:
+                sampler.skip(loop.epoch_loop.batch_progress.current.processed * self.batch_size)  # type: ignore[attr-defined]
         lone_image_left = self.batch_size > 1 and len(sampler) % self.batch_size == 1
         if lone_image_left and len(sampler) == 1:
             raise UserError("there is a single training image (on each device); training needs at least two")
@@ -142,8 +145,15 @@ class ImageData(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=_as_it_is,  # The views put a batch together themselves.
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_training,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _leave_signals_to_the_training(worker: int) -> None:  # noqa: ARG001 (torch's signature)
+    """Go on when all processes are asked to stop: the training ends its step, and then its workers."""
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 (a batch of any form)

@@ -171,6 +171,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.even = even
         self.period = period
         self.epoch = 0
+        self._skipped = 0
+
+    def skip(self, images: int) -> None:
+        """Leave out the first images of the epoch that comes next: a resumed one gave them before."""
+        self._skipped = images
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next; Lightning calls it."""
@@ -191,4 +196,5 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if self.even and len(order) % self.world_size:
             missing = self.world_size - len(order) % self.world_size
             order += [order[position % len(order)] for position in range(missing)]
-        return iter([(self.epoch, index) for index in order[self.rank :: self.world_size]])
+        skipped, self._skipped = self._skipped, 0
+        return iter([(self.epoch, index) for index in order[self.rank :: self.world_size][skipped:]])

@@ -15,7 +15,7 @@ from kd.pipeline.stores import logit_store
 from kd.pipeline.teaching import Teacher, Teachers, measured
 from kd.randomness import seeded
 from kd.settings import Settings
-from kd.sources import write_config
+from kd.sources import CONFIG_FILE, write_config
 from kd.training import (
     ClassifierModule,
     Compute,
@@ -36,8 +36,11 @@ def run_experiment(settings: Settings, *, console: Console | None = None) -> Exp
 
     Raises:
         UserError: For a person's mistake, before the first batch.
+        Interrupted: If it was asked to stop.
     """
-    return _Pipeline(settings, console or Console()).run()
+    pipeline = _Pipeline(settings, console or Console())
+    with pipeline.journal.interruption.listening():
+        return pipeline.run()
 
 
 class _Pipeline:
@@ -78,7 +81,7 @@ class _Pipeline:
         phases, made = self.settings.phases, self.made
         if self.journal.experiment.kept:
             try:
-                rank_zero_only(write_config)(self.settings, made.folder / "config.yaml")
+                rank_zero_only(write_config)(self.settings, made.folder / CONFIG_FILE)
             except OSError as error:
                 raise UserError(f"--default_root_dir {made.root}: nothing can be written there: {error}") from None
         teacher = self.teachers.teach(measured=self.distills)

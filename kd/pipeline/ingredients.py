@@ -82,6 +82,7 @@ class Ingredients:
             raise UserError(f"--name {name}: this is no name for a folder")
         fields = dataclasses.asdict(settings.machine)
         root = Path(fields.pop("default_root_dir")).expanduser()
+        fields.pop("checkpoint_every")
         hardware, remarks = _tried(*Hardware(**fields).resolved())
         splits = load_splits(
             wanted.dataset,

@@ -10,9 +10,17 @@ from rich.console import Console
 
 from kd.data import ImageData
 from kd.pipeline.ingredients import Ingredients, slug
-from kd.pipeline.records import Facts, earlier_runs, is_teacher, relevant_settings, write_facts
+from kd.pipeline.records import (
+    Facts,
+    earlier_runs,
+    find_begun,
+    is_teacher,
+    relevant_settings,
+    write_begun,
+    write_facts,
+)
 from kd.pipeline.teacher import given_teacher
-from kd.training import ClassifierModule, Compute, Run, train
+from kd.training import ClassifierModule, Compute, Interruption, Persistence, Run, train
 
 _TITLES = {
     "teacher": "Teacher",
@@ -64,6 +72,7 @@ class Journal:
     def __init__(self, made: Ingredients, console: Console) -> None:
         self.made = made
         self.console = console
+        self.interruption = Interruption()
         self._said: set[str] = set()
         self.experiment = Experiment(made.folder, made.splits.name, kept=not made.settings.machine.fast_dev_run)
 
@@ -104,6 +113,18 @@ class Journal:
         self.say_once(f"{module.model.description.architecture} trains in {compute}.")
         if written is not None:
             relevant["loss"] = [written]
+        title = self._title(phase, data.seed, written)
+        begun = None
+        if settings.phases.resume is not None and not settings.machine.fast_dev_run:
+            folder = self.made.folder / (phase if written is None else f"{phase}/{slug(written)}")
+            finished = earlier_runs(folder, relevant, [data.seed])
+            if finished:
+                self.say(f"{title}: was finished before, in {finished[0]['folder']}")
+                self.experiment.runs.setdefault(phase, []).append(finished[0])
+                return _as_run(finished[0])
+            begun = find_begun(folder, relevant, seed=data.seed)
+            if begun is not None:
+                self.say(f"{title}: goes on in {begun}")
         run = train(
             module,
             data,
@@ -115,8 +136,14 @@ class Journal:
             gradient_clip=wanted.gradient_clip,
             accumulate=wanted.accumulate,
             hyperparameters=relevant,
-            title=self._title(phase, data.seed, written),
+            title=title,
             console=self.console,
+            persistence=Persistence(
+                every=settings.machine.checkpoint_every,
+                interruption=self.interruption,
+                begun=begun,
+                on_begin=lambda place: write_begun(place, seed=data.seed, relevant=relevant),
+            ),
         )
         facts = dataclasses.asdict(run) | {
             "history": list(run.history),
@@ -129,6 +156,8 @@ class Journal:
         self.experiment.runs.setdefault(phase, []).append(facts)
         if run.folder is not None:
             rank_zero_only(write_facts)(Path(run.folder), facts, settings)
+        if self.interruption.received is not None:
+            self.interruption.stop(run.folder)
         return run
 
     def _relevant(self, phase: str, compute: Compute, teachers: tuple[str, ...]) -> Facts:
@@ -170,3 +199,9 @@ class Journal:
             title = f"{title} {which}"
         several = self.made.settings.phases.seeds > 1 and kind in ("baseline", "distilled", "compared")
         return f"{title}, seed {seed}" if several else title
+
+
+def _as_run(facts: Facts) -> Run:
+    """Return what a training came to, from what was written of it."""
+    known = {field.name: facts[field.name] for field in dataclasses.fields(Run) if field.name in facts}
+    return Run(**known | {"history": tuple(facts.get("history", ()))})

@@ -1,15 +1,18 @@
 """What a training leaves beside its checkpoints, and what of it a later call may put into its table."""
 
 import json
+import os
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd.errors import UserError
 from kd.settings import Settings
-from kd.sources import write_config
+from kd.sources import CONFIG_FILE, write_config
 from kd.training import Compute
 
 METRICS_FILE = "metrics.json"
+_BEGUN_FILE = "begun.json"
 
 # How the teachers' answers come about, and what else only a distilled student depends on.
 _OF_ANSWERS = frozenset(("teacher_weights", "teacher_average", "teacher_image_size", "teacher_top"))
@@ -37,7 +40,7 @@ _IRRELEVANT = frozenset(
     (
         *("train_teacher", "baseline", "distill", "name", "seed", "seeds", "allow_weak_teacher"),
         *("num_workers", "download", "num_classes", "teacher_cache", "assistants", "assistant_pretrained"),
-        *("accelerator", "strategy", "default_root_dir", "fast_dev_run"),
+        *("accelerator", "strategy", "default_root_dir", "fast_dev_run", "resume", "checkpoint_every"),
     )
 )
 
@@ -80,10 +83,62 @@ def is_teacher(phase: str) -> bool:
 
 def write_facts(folder: Path, facts: Mapping[str, Any], settings: Settings) -> None:
     """Write ``metrics.json`` and ``config.yaml`` into a training's folder."""
-    write_config(settings, folder / "config.yaml")
-    beside = folder / "metrics.part"
-    beside.write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    beside.replace(folder / METRICS_FILE)
+    write_config(settings, folder / CONFIG_FILE)
+    _write(facts, folder / METRICS_FILE)
+
+
+def write_begun(folder: Path, *, seed: int, relevant: Mapping[str, Any]) -> None:
+    """Write down what a training is, before its first step: a call that resumes it knows it again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write({"seed": seed, "recipe": relevant}, folder / _BEGUN_FILE)
+
+
+def _write(values: Mapping[str, Any], path: Path) -> None:
+    beside = path.with_suffix(".part")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2)
+        file.flush()
+        # On the disk before it has its name: a machine may die at any moment.
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def find_begun(folder: Path, relevant: Mapping[str, Any], *, seed: int) -> Path | None:
+    """Find the newest training of a seed that was begun and not finished.
+
+    Args:
+        folder: The phase's folder in an experiment.
+        relevant: As :func:`relevant_settings` returned them.
+        seed: Its seed.
+
+    Returns:
+        The version's folder, or ``None``.
+
+    Raises:
+        UserError: If one was begun with other settings, and none with these.
+    """
+    others: list[tuple[Path, dict[str, Any]]] = []
+    for path in sorted(folder.glob(f"version_*/{_BEGUN_FILE}"), key=lambda one: one.stat().st_mtime, reverse=True):
+        try:
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            recipe, its_seed = dict(begun["recipe"]), begun["seed"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            continue
+        if its_seed != seed or (path.parent / METRICS_FILE).is_file():
+            continue
+        if _as_text(recipe) == _as_text(relevant):
+            return path.parent
+        others.append((path.parent, recipe))
+    if not others:
+        return None
+    place, recipe = others[0]
+    wanted = json.loads(_as_text(relevant))
+    changed = sorted(name for name in recipe.keys() | wanted.keys() if recipe.get(name) != wanted.get(name))
+    how = ", ".join(f"--{name} {recipe.get(name)} (and now {wanted.get(name)})" for name in changed)
+    raise UserError(
+        f"--resume: {place} was begun with {how}; resume it with the settings that it had, or leave --resume out to "
+        "begin anew"
+    )
 
 
 def read_facts(path: Path) -> Facts | None:

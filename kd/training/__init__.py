@@ -2,9 +2,11 @@
 
 from kd.training.answers import Answers
 from kd.training.callbacks import Throughput, TrainingImages, draw_views
+from kd.training.checkpoints import Persistence
 from kd.training.compute import Compute, fastest, keep_large_blocks, why_not_compiled
 from kd.training.distillation import DistillationModule
 from kd.training.hardware import Hardware, build_trainer, quiet_lightning
+from kd.training.interruption import Interruption
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 from kd.training.outputs import LogitStore, digest_of_weights
@@ -19,7 +21,9 @@ __all__ = [
     "DistillationModule",
     "FrozenTeacher",
     "Hardware",
+    "Interruption",
     "LogitStore",
+    "Persistence",
     "PhaseProgress",
     "Recipe",
     "Run",

@@ -9,9 +9,12 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from kd.data import ImageData, LabelledImages
+
+VALIDATION_FILE = "validation.npz"
 
 
 class Answers(Callback):
@@ -30,6 +33,14 @@ class Answers(Callback):
         self.history: list[dict[str, float | None]] = []
         self.decisions: Tensor | None = None
         self._parts: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training goes on with."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the epochs before."""
+        self.history = list(state_dict["history"])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Forget the validation before."""
@@ -55,10 +66,9 @@ class Answers(Callback):
             {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             | {name: value if math.isfinite(value) else None for name, value in figures.items()}
         )
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Write them at the end of a training, while all its processes are there."""
-        self._write(trainer)
+        # Before the last checkpoint: a training that is resumed from it has nothing left to do.
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Write them at the end of a validation by itself."""
@@ -72,9 +82,9 @@ class Answers(Callback):
         answers = self.gathered(trainer, data)
         if len(answers["logits"]) == len(data.splits.val):
             self.decisions = torch.from_numpy(answers["logits"].argmax(axis=1))
-        # Without a logger the folder would be the one where the person stands.
-        if self.path is None and trainer.logger is not None:
-            self.path = Path(str(trainer.log_dir)) / "validation.npz"
+        # With no logger of ours the folder would be the one where the person stands.
+        if self.path is None and isinstance(trainer.logger, TensorBoardLogger):
+            self.path = Path(trainer.logger.log_dir) / VALIDATION_FILE
         if self.path is not None:
             rank_zero_only(write_answers)(answers, self.path)
 

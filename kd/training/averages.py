@@ -1,6 +1,7 @@
 """Averages: of what is logged over the steps, and of the weights over the training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,14 @@ class RunningMeans:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed training goes on with."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with what :meth:`state` returned."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add the scalars of a step."""

@@ -19,9 +19,24 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.images = 0
         self.seconds = 0.0
+        self._wall_before = 0.0
+        self._wall_start = time.perf_counter()
         self._epoch_images = 0
         self._epoch_start = 0.0
         self._last_batch_end = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training goes on with."""
+        return {"images": self.images, "seconds": self.seconds, "wall_seconds": self.wall_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what was counted before."""
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self._wall_before = state_dict["wall_seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, as a resumed epoch does not begin once more."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Start the clock."""
@@ -50,13 +65,31 @@ class Throughput(Callback):
             trainer.logger.log_metrics(speed, step=trainer.global_step - 1)
 
     @property
+    def wall_seconds(self) -> float:
+        """The time of the training, validation included, with that before it was resumed."""
+        return self._wall_before + time.perf_counter() - self._wall_start
+
+    @property
     def images_per_second(self) -> float:
         """The speed over the whole of the training."""
         return self.images / max(self.seconds, 1e-9)
 
 
-class LastValidation(Callback):
-    """Validate after the last step of a training that ends within an epoch; Lightning would end without."""
+class StopAfter(Callback):
+    """Ends a training after so many steps, within an epoch too, with a validation.
+
+    Lightning's own ``max_steps`` would end without one, and would not resume as it began.
+
+    Args:
+        steps: Optimizer steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Ask for no more where all were made before."""
+        trainer.should_stop = trainer.global_step >= self.steps
 
     def on_train_batch_end(
         self,
@@ -67,7 +100,7 @@ class LastValidation(Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Ask for a stop, before which Lightning validates."""
-        if 0 < trainer.max_steps <= trainer.global_step:
+        if trainer.global_step >= self.steps:
             trainer.should_stop = True
 
 
@@ -81,6 +114,9 @@ class TrainingImages(Callback):
         """Draw it."""
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger) or data is None:
+            return
+        if trainer.global_step:
+            # A training that is resumed drew it when it began.
             return
         trainer.logger.experiment.add_image("train/images", draw_views(data, count=self.count), 0)
 

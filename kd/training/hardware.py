@@ -13,6 +13,7 @@ from pytorch_lightning import Trainer
 
 from kd.errors import UserError
 from kd.models import Classifier, Ensemble
+from kd.training.checkpoints import DurableCheckpointIO
 from kd.training.compute import Compute, fastest, keep_large_blocks
 
 
@@ -87,6 +88,7 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
     """
     hardware, _ = hardware.resolved()
     precision = "32-true" if hardware.precision == "auto" else hardware.precision
+    plugins = [DurableCheckpointIO(), *options.pop("plugins", [])]
     if hardware.accelerator == "cpu":
         keep_large_blocks()
     devices = int(hardware.devices) if hardware.devices.lstrip("-").isdigit() else hardware.devices
@@ -108,6 +110,7 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
                 num_sanity_val_steps=0,
                 enable_progress_bar=False,
                 enable_model_summary=False,
+                plugins=plugins,
                 **options,
             )
     except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
@@ -126,6 +129,10 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # The flags decide about the accelerator; Lightning need not advertise another.
         warnings.filterwarnings("ignore", message=".*available but not used.*")
+        # One that is resumed goes on in its folder.
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        # The data knows which batch comes next in an epoch that is resumed.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         # Lightning's own call of a function that torch has renamed.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         for logger in loggers:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,6 +31,9 @@ CROSS_ENTROPY = build_objective("ce")
 
 RESUME_KEY = "resume"
 """Where a checkpoint that is to be resumed keeps what is no part of the classifier."""
+
+MEANS_KEY = "means"
+"""Where it keeps what was summed up since the last time that means were logged."""
 
 # What the weights that are trained go by there, if it is their average that is shipped, and that average in the module.
 _TRAINED = "trained."
@@ -72,6 +75,7 @@ class ClassifierModule(LightningModule):
         self.objective = objective
         self.recipe = recipe or Recipe()
         self.seed = seed
+        self.max_steps: int | None = None
         num_classes = len(model.description.classes)
         # A loss that is not a number must show.
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -79,6 +83,7 @@ class ClassifierModule(LightningModule):
         # Right by chance five times in five is no measure of anything.
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
         self.train_metrics: dict[str, float] = {}
+        self.last_terms: dict[str, Tensor] = {}
         self._batch_idx = 0
         self._means = RunningMeans()
         self._names = [term.name for term in objective.terms]
@@ -96,6 +101,14 @@ class ClassifierModule(LightningModule):
     def student_outputs(self, images: Tensor, teacher: Outputs | None) -> Outputs:  # noqa: ARG002 (likewise)
         """Return what the network that is trained makes of the images."""
         return Outputs(self.model(images))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Log at the end of a step before the callbacks that save: what is saved was logged."""
+        return [_LogMeans()]
+
+    def on_train_start(self) -> None:
+        """Let the schedules stand where a resumed epoch was left: it does not begin once more."""
+        self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Let weights and hyperparameters that have a schedule be those of this epoch."""
@@ -123,9 +136,8 @@ class ClassifierModule(LightningModule):
             decisions = labels if labels.ndim == 1 else labels.argmax(dim=1)
             correct = (student.logits.argmax(dim=1) == decisions).float()
             known = correct if labelled is None else correct[labelled]
-        if len(known):
-            terms = terms | {"acc": known.mean()}
-        self._means.add({"loss": total.detach()} | terms)
+        self.last_terms = {"loss": total.detach()} | terms
+        self._means.add(self.last_terms | ({"acc": known.mean()} if len(known) else {}))
         return total
 
     def rehearse(self) -> None:
@@ -157,12 +169,14 @@ class ClassifierModule(LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ANN401, ARG002
+    def log_means(self, batch_idx: int) -> None:
         """Log means over the batches since the last time; to log each step would cost more than a small step does."""
         batches = int(self.trainer.num_training_batches)
         # Often enough for a curve within a short epoch, seldom enough to cost nothing in a long one.
         every = max(1, min(LOG_EVERY, batches // 4))
-        is_last = batch_idx + 1 == batches or 0 < self.trainer.max_steps <= self.trainer.global_step
+        is_last = batch_idx + 1 == batches or (
+            self.max_steps is not None and self.trainer.global_step >= self.max_steps
+        )
         if (batch_idx + 1) % every and not is_last:
             return
         totals, counts = self._means.take([*self._names, "loss", "acc"], device=self.device)
@@ -200,8 +214,8 @@ class ClassifierModule(LightningModule):
         optimizer = self.recipe.build_optimizer(self, fused=self.trainer.precision != "16-mixed")
         steps_per_epoch = self._count_batches() / self.trainer.accumulate_grad_batches
         total_steps = math.ceil(steps_per_epoch) * (self.trainer.max_epochs or 1)
-        if self.trainer.max_steps > 0:
-            total_steps = min(total_steps, self.trainer.max_steps)
+        if self.max_steps is not None:
+            total_steps = min(total_steps, self.max_steps)
         scheduler = self.recipe.build_scheduler(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -228,15 +242,33 @@ class ClassifierModule(LightningModule):
         shipped = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
         rest = {name: value for name, value in state.items() if name not in shipped}
         checkpoint["state_dict"] = shipped
-        if rest and "optimizer_states" in checkpoint:
+        if "optimizer_states" in checkpoint:
             checkpoint[RESUME_KEY] = rest
+            checkpoint[MEANS_KEY] = self._means.state() | {"logged": self.train_metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything back into its place."""
+        means = checkpoint.pop(MEANS_KEY)
+        self.train_metrics = means.pop("logged")
+        self._means.load(means)
         state = checkpoint["state_dict"]
         if self.average is not None:
             state = _renamed(state, STATE_PREFIX, _AVERAGED)
         checkpoint["state_dict"] = _renamed(state | checkpoint.pop(RESUME_KEY, {}), _TRAINED, STATE_PREFIX)
+
+
+class _LogMeans(Callback):
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401, ARG002
+        batch: Any,  # noqa: ANN401, ARG002
+        batch_idx: int,
+    ) -> None:
+        """Log."""
+        if isinstance(pl_module, ClassifierModule):
+            pl_module.log_means(batch_idx)
 
 
 def _renamed(state: Mapping[str, Tensor], prefix: str, other: str) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ class PhaseProgress(Callback):
         self._speed = _Speed()
         self._last_line = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar."""
         self._last_line = time.monotonic()
         if not trainer.is_global_zero or not self.console.is_terminal:
@@ -47,7 +47,8 @@ class PhaseProgress(Callback):
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=self.console, refresh_per_second=4, expand=True)
-        self._task = self._bar.add_task(self.title, total=_total_batches(trainer), state="")
+        done = trainer.fit_loop.total_batch_idx + 1
+        self._task = self._bar.add_task(self.title, total=_total_batches(trainer, pl_module), completed=done, state="")
         self._bar.start()
 
     def on_train_batch_end(
@@ -130,7 +131,7 @@ class _Speed:
         self._last = None
 
 
-def _total_batches(trainer: Trainer) -> int:
+def _total_batches(trainer: Trainer, module: LightningModule) -> int:
     total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-    in_steps = trainer.max_steps * trainer.accumulate_grad_batches
-    return min(total, in_steps) if trainer.max_steps > 0 else total
+    max_steps = getattr(module, "max_steps", None)
+    return total if max_steps is None else min(total, max_steps * trainer.accumulate_grad_batches)

@@ -1,22 +1,23 @@
 """Training one network once, or measuring one: a Lightning trainer with what this tool wants of it."""
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from kd.data import ImageData
 from kd.models import Classifier, Ensemble
-from kd.training.answers import Answers
-from kd.training.callbacks import LastValidation, Throughput, TrainingImages
+from kd.training.answers import VALIDATION_FILE, Answers
+from kd.training.callbacks import StopAfter, Throughput, TrainingImages
+from kd.training.checkpoints import LastCheckpoint, Persistence
 from kd.training.hardware import Hardware, build_trainer, in_plain_words, quiet_lightning
+from kd.training.health import StopAtNonFinite
 from kd.training.modules import ClassifierModule
 from kd.training.progress import PhaseProgress
 
@@ -62,6 +63,9 @@ class Run:
     history: tuple[dict[str, float | None], ...] = ()
 
 
+_FORGETFUL = Persistence()
+
+
 class EventLogger(TensorBoardLogger):
     """TensorBoard without the curve of the epoch's number, which Lightning adds to whatever is logged."""
 
@@ -84,8 +88,9 @@ def train(
     hyperparameters: Mapping[str, Any] | None = None,
     title: str | None = None,
     console: Console | None = None,
+    persistence: Persistence = _FORGETFUL,
 ) -> Run:
-    """Train a network, with its checkpoints and its TensorBoard events in a new version of ``folder/phase``.
+    """Train a network, with its checkpoints and its TensorBoard events in a version of ``folder/phase``.
 
     Args:
         module: The network and its objective; it holds the weights of the last epoch afterwards.
@@ -100,18 +105,23 @@ def train(
         hyperparameters: What TensorBoard's HPARAMS tab shows beside the final accuracy.
         title: What the progress bar calls it.
         console: Where the progress bar is drawn.
+        persistence: What it leaves on its way to go on from, and where it goes on.
 
     Returns:
         What it came to.
 
     Raises:
-        UserError: If Lightning can't run on such hardware.
+        UserError: If Lightning can't run on such hardware, or the loss or the gradient is no finite number.
+        Interrupted: If it was asked to stop; what was done is saved.
     """
-    logger = EventLogger(str(folder), name=phase, default_hp_metric=False)
+    logger = EventLogger(str(folder), name=phase, default_hp_metric=False, **persistence.logging)
+    if persistence.on_begin is not None and not hardware.fast_dev_run:
+        rank_zero_only(persistence.on_begin)(Path(logger.log_dir))
     # To be shipped: the weights alone. What a resume needs is in the last one.
-    best = ModelCheckpoint(filename="best", monitor="val/acc", mode="max", save_weights_only=True)
-    # Not save_last of the one above: that writes only where the best was written.
-    last = ModelCheckpoint(filename="last", enable_version_counter=False)
+    best = ModelCheckpoint(
+        filename="best", monitor="val/acc", mode="max", save_weights_only=True, enable_version_counter=False
+    )
+    module.max_steps = max_steps
     throughput, answers = Throughput(), Answers()
     progress = PhaseProgress(title or phase, console=console)
     compute = hardware.compute_for(module.model, trains=True)
@@ -124,22 +134,26 @@ def train(
         replace(hardware, precision=compute.precision),
         logger=logger,
         callbacks=[
+            StopAtNonFinite(),
             throughput,
-            LastValidation(),
+            *([] if max_steps is None else [StopAfter(max_steps)]),
             TrainingImages(),
             progress,
-            *([] if hardware.fast_dev_run else [answers, best, last]),
+            answers,
+            *([] if hardware.fast_dev_run else [best, LastCheckpoint(persistence)]),
         ],
         max_epochs=max_epochs,
-        max_steps=-1 if max_steps is None else max_steps,
+        # Where SLURM tells Lightning to save, and where Lightning looks when SLURM starts the job again.
+        default_root_dir=logger.log_dir,
         gradient_clip_val=gradient_clip,
         accumulate_grad_batches=accumulate,
     )
-    start = time.perf_counter()
-    with quiet_lightning(), in_plain_words():
-        trainer.fit(module, datamodule=data)
-    seconds = time.perf_counter() - start
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    with quiet_lightning(), in_plain_words(), persistence.interruption.waiting():
+        trainer.fit(module, datamodule=data, ckpt_path=persistence.checkpoint)
+    # Not Lightning's figures: where a training was resumed at its end there are none.
+    metrics = answers.history[-1]
+    accuracies = [epoch["val/acc"] or 0.0 for epoch in answers.history]
+    kept = Path(logger.log_dir) / VALIDATION_FILE
     run = Run(
         phase=phase,
         seed=data.seed,
@@ -147,15 +161,15 @@ def train(
         parameters=module.model.count_parameters(),
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
-        val_acc=metrics["val/acc"],
-        best_val_acc=metrics["val/acc"] if best.best_model_score is None else float(best.best_model_score),
-        val_loss=metrics["val/loss"] if math.isfinite(metrics["val/loss"]) else None,
+        val_acc=accuracies[-1],
+        best_val_acc=max(accuracies),
+        val_loss=metrics["val/loss"],
         agreement=metrics.get("val/agreement"),
-        seconds=seconds,
+        seconds=throughput.wall_seconds,
         images_per_second=throughput.images_per_second,
         checkpoint=best.best_model_path or None,
         folder=None if hardware.fast_dev_run else trainer.log_dir,
-        validation=None if answers.path is None else str(answers.path),
+        validation=str(kept) if kept.is_file() else None,
         history=tuple(answers.history),
     )
     if not hardware.fast_dev_run:

@@ -1,0 +1,183 @@
+"""Checkpoints: written so that a machine may die at any moment, and read so that nothing in them runs."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from kd.errors import UserError
+from kd.training.interruption import Interruption
+
+_LAST = Path("checkpoints") / "last.ckpt"
+_SELDOM = 30.0
+"""Seconds between two checkpoints at the ends of short epochs, where nobody says how often."""
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes a file beside its place and moves it there when it is on the disk; reads plain values and tensors only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401, ARG002 (Lightning's signature)
+        """Write a checkpoint: the old file stays until the new one is whole, through a power loss too.
+
+        Raises:
+            UserError: If it can't be written, such as on a full disk.
+        """
+        place = Path(path)
+        beside = place.with_name(f"{place.name}.part")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(place)
+            _sync_folder(place.parent)
+        except (OSError, RuntimeError) as error:
+            # torch's writer tells of a full disk in a RuntimeError of its own.
+            beside.unlink(missing_ok=True)
+            before = f"; the one before it is whole: {place}" if place.is_file() else ""
+            raise UserError(f"the checkpoint {place} can't be written: {_reason(error)}{before}") from error
+
+    def load_checkpoint(
+        self,
+        path: Any,
+        map_location: Any = None,
+        weights_only: bool | None = None,  # noqa: ARG002, FBT001
+    ) -> dict[str, Any]:
+        """Read a checkpoint, with ``weights_only=True`` whatever is asked for.
+
+        Raises:
+            UserError: If it can't be read, or holds more than plain values and tensors.
+        """
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"the checkpoint {path} can't be read: {str(error).splitlines()[0]}") from error
+        return checkpoint
+
+
+@dataclass(frozen=True)
+class Persistence:
+    """How a training outlives the machine that it runs on.
+
+    Args:
+        every: Steps between two checkpoints to go on from; ``None``: at the ends of epochs, not more often than every
+            half minute, and at the last one.
+        interruption: Where to look whether to stop.
+        begun: The version's folder of a training that was cut off: it goes on from its last checkpoint, to the very
+            end that it would have come to, or begins once more where it has none. ``None``: a new version.
+        on_begin: Called by the first process with the version's folder, before the first step.
+    """
+
+    every: int | None = None
+    interruption: Interruption = field(default_factory=Interruption)
+    begun: Path | None = None
+    on_begin: Callable[[Path], object] | None = None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from."""
+        last = None if self.begun is None else self.begun / _LAST
+        return last if last is not None and last.is_file() else None
+
+    @property
+    def logging(self) -> dict[str, Any]:
+        """What TensorBoard's logger needs: which version, and which steps are drawn again."""
+        if self.begun is None:
+            return {}
+        first = 0 if self.checkpoint is None else steps_in(self.checkpoint)
+        return {"version": int(self.begun.name.removeprefix("version_")), "purge_step": first}
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``, from which a training goes on to the very end that it would have come to.
+
+    It is written at the end of a step, or of an epoch after its validation.
+
+    Args:
+        persistence: How often, and where to look whether to stop.
+    """
+
+    def __init__(self, persistence: Persistence) -> None:
+        self.every = persistence.every
+        self.interruption = persistence.interruption
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ANN401, ARG002
+        batch: Any,  # noqa: ANN401, ARG002
+        batch_idx: int,
+    ) -> None:
+        """Save after so many steps, and when asked to stop: but for an epoch's last step, which validation follows."""
+        is_last = trainer.should_stop or batch_idx + 1 == trainer.num_training_batches
+        if is_last or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        stops = self._is_asked_to_stop(trainer)
+        if stops or (self.every is not None and trainer.global_step % self.every == 0):
+            self._save(trainer)
+        if stops:
+            self.interruption.stop(self.path(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Save after an epoch."""
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        stops = self._is_asked_to_stop(trainer) and not is_last
+        seldom = self.every is None and time.monotonic() - self._saved_at < _SELDOM
+        if is_last or stops or not trainer.strategy.reduce_boolean_decision(seldom):
+            self._save(trainer)
+        if stops:
+            self.interruption.stop(self.path(trainer))
+
+    def path(self, trainer: Trainer) -> str:
+        """Return where it is."""
+        return str(Path(str(trainer.log_dir)) / _LAST)
+
+    def _save(self, trainer: Trainer) -> None:
+        # What a resumed training does not draw again must be there.
+        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.flush()
+        trainer.save_checkpoint(self.path(trainer))
+        self._saved_at = time.monotonic()
+
+    def _is_asked_to_stop(self, trainer: Trainer) -> bool:
+        asked = self.interruption.received is not None
+        # One that is asked stops them all, and at the same step.
+        return asked if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(asked, all=False)
+
+
+def steps_in(path: Path) -> int:
+    """Return how many optimizer steps were made before a checkpoint.
+
+    Raises:
+        UserError: If it can't be read.
+    """
+    return int(DurableCheckpointIO().load_checkpoint(path)["global_step"])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the disk know the file's new name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    return cause.strerror or str(cause) if isinstance(cause, OSError) else str(cause).splitlines()[0]
