@@ -1,0 +1,232 @@
+"""A training that is cut off and resumed ends where the one that was left in peace ends, to the last bit."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from kd.data import ImageData, Mixing, read_splits
+from kd.errors import Interrupted, UserError
+from kd.losses import build_objective
+from kd.models import Classifier, build_classifier
+from kd.training import DistillationModule, FrozenTeacher, Hardware, Interruption, Persistence, Recipe, Run, train
+from kd.training.modules import Batch, ClassifierModule
+from tests.conftest import MakeFolder
+
+CPU = Hardware(accelerator="cpu", precision="32-true")
+BATCHES, EPOCHS = 5, 3
+
+
+class _InterruptedModule(DistillationModule):
+    """Is asked to stop within a step, or within a validation."""
+
+    def at(self, moment: Callable[["_InterruptedModule"], bool], interruption: Interruption) -> "_InterruptedModule":
+        self._moment, self._interruption = moment, interruption
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._perhaps()
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._perhaps()
+        return super().validation_step(batch, batch_idx)
+
+    def _perhaps(self) -> None:
+        if self._moment(self):
+            self._interruption.received = signal.SIGTERM
+
+
+def _network(classes: tuple[str, ...], seed: int) -> Classifier:
+    torch.manual_seed(seed)
+    return build_classifier("convnet(widths=[6])", classes=classes, image_size=16, mean=(0.4,) * 3, std=(0.2,) * 3)
+
+
+class _Trained:
+    """One training of a student with all that has a state: an average, a schedule, mixing, features, views."""
+
+    def __init__(self, folder: Path, images: Path, **options: Any) -> None:
+        self.folder, self.images = folder, images
+        self.workers = options.pop("num_workers", 0)
+        self.objective = options.pop("objective", "ce=0.5 kl(temperature=linear(4, 2))=0.5")
+        self.options = {"max_epochs": EPOCHS, "phase": "distilled", "hardware": CPU} | options
+
+    def run(
+        self,
+        moment: Callable[[DistillationModule], bool] = lambda _: False,
+        *,
+        begun: Path | None = None,
+        every: int | None = None,
+    ) -> Run:
+        interruption = Interruption()
+        data = ImageData(
+            read_splits(self.images), image_size=16, batch_size=4, augment="rotate", num_workers=self.workers, seed=3
+        )
+        classes = data.splits.classes
+        module = _InterruptedModule(
+            teacher=FrozenTeacher(_network(classes, 1)),
+            student=_network(classes, 2),
+            objective=build_objective(self.objective, num_classes=len(classes), soft_labels=True),
+            recipe=Recipe(learning_rate=0.01, warmup_epochs=1),
+            seed=3,
+            mixing=Mixing(mixup=0.4, num_classes=len(classes)),
+            ema=0.9,
+        ).at(moment, interruption)
+        persistence = Persistence(every=every, interruption=interruption, begun=begun)
+        return train(module, data, folder=self.folder, persistence=persistence, **self.options)
+
+    def state(self) -> dict[str, Any]:
+        checkpoint = self.folder / "distilled" / "version_0" / "checkpoints" / "last.ckpt"
+        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        return {key: state[key] for key in ("state_dict", "resume", "optimizer_states", "lr_schedulers", "means")}
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        events = EventAccumulator(str(self.folder / "distilled" / "version_0"))
+        events.Reload()
+        return {
+            tag: [(event.step, event.value) for event in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]
+            if tag != "images_per_second"
+        }
+
+
+@pytest.fixture
+def folder_of_images(make_folder: MakeFolder) -> Path:
+    # Five batches of four from two classes.
+    return make_folder(classes=("a", "b"), train=10)
+
+
+def _is_same(one: _Trained, run: Run, other: _Trained, peaceful: Run) -> None:
+    torch.testing.assert_close(one.state(), other.state(), rtol=0, atol=0)
+    assert run.history == peaceful.history
+    assert one.curves() == other.curves()
+    assert (run.steps, run.epochs, run.val_acc, run.best_val_acc) == (
+        peaceful.steps,
+        peaceful.epochs,
+        peaceful.val_acc,
+        peaceful.best_val_acc,
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "saved_at", "options"),
+    [
+        (0, 1, {}),
+        (2, 3, {}),
+        # The last step of an epoch is followed by its validation.
+        (4, 5, {}),
+        (5, 6, {}),
+        (7, 8, {"num_workers": 1}),
+        (8, 9, {"max_steps": 12}),
+        (1, 1, {"accumulate": 2}),
+        (3, 2, {"accumulate": 2}),
+        (6, 7, {"gradient_clip": 0.1, "objective": "ce=0.5 kl=0.5 hint=0.1"}),
+    ],
+)
+def test_a_training_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(
+    folder_of_images: Path, tmp_path: Path, step: int, saved_at: int, options: dict[str, Any]
+) -> None:
+    whole, cut = (_Trained(tmp_path / name, folder_of_images, **options) for name in ("whole", "cut"))
+    peaceful = whole.run()
+    batches = step // BATCHES, step % BATCHES
+    with pytest.raises(Interrupted, match=r"stopped by SIGTERM: saved in .*last\.ckpt") as stopped:
+        cut.run(lambda module: (module.current_epoch, module.trainer.fit_loop.batch_idx) == batches)
+    assert stopped.value.received == signal.SIGTERM
+    begun = cut.folder / "distilled" / "version_0"
+    assert torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved_at
+    _is_same(cut, cut.run(begun=begun), whole, peaceful)
+
+
+def test_a_request_within_a_validation_waits_for_its_end(folder_of_images: Path, tmp_path: Path) -> None:
+    whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
+    peaceful = whole.run()
+    with pytest.raises(Interrupted, match="saved"):
+        cut.run(lambda module: module.trainer.validating and module.current_epoch == 1)
+    _is_same(cut, cut.run(begun=cut.folder / "distilled" / "version_0"), whole, peaceful)
+
+
+def test_a_training_that_is_killed_loses_the_steps_since_its_last_checkpoint_and_no_more(
+    folder_of_images: Path, tmp_path: Path
+) -> None:
+    def dies(module: DistillationModule) -> bool:
+        if module.global_step == 9:
+            raise MemoryError("killed")
+        return False
+
+    whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
+    peaceful = whole.run()
+    with pytest.raises(MemoryError):
+        cut.run(dies, every=2)
+    begun = cut.folder / "distilled" / "version_0"
+    assert Persistence(begun=begun).logging == {"version": 0, "purge_step": 8}
+    _is_same(cut, cut.run(begun=begun, every=2), whole, peaceful)
+
+
+def test_one_that_was_killed_before_its_first_checkpoint_begins_once_more_in_its_folder(
+    folder_of_images: Path, tmp_path: Path
+) -> None:
+    def dies(module: DistillationModule) -> bool:
+        if module.global_step == 3:
+            raise MemoryError("killed")
+        return False
+
+    whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
+    peaceful = whole.run()
+    with pytest.raises(MemoryError):
+        cut.run(dies)
+    _is_same(cut, cut.run(begun=cut.folder / "distilled" / "version_0"), whole, peaceful)
+
+
+def test_one_that_was_at_its_end_is_not_trained_again(folder_of_images: Path, tmp_path: Path) -> None:
+    whole = _Trained(tmp_path / "whole", folder_of_images)
+    peaceful = whole.run()
+
+    def trains(module: DistillationModule) -> bool:
+        raise AssertionError("there was nothing left to do")
+
+    again = whole.run(trains, begun=whole.folder / "distilled" / "version_0")
+    assert (again.history, again.val_acc, again.validation) == (
+        peaceful.history,
+        peaceful.val_acc,
+        peaceful.validation,
+    )
+
+
+@pytest.mark.parametrize("where", ["a term", "the gradient"])
+def test_a_training_that_leaves_the_numbers_stops_and_keeps_its_last_checkpoint(
+    folder_of_images: Path, tmp_path: Path, where: str
+) -> None:
+    class Broken(ClassifierModule):
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            if self.global_step != 7:
+                return loss
+            if where == "a term":
+                self.last_terms["ce"] = self.last_terms["ce"] * torch.inf
+                return loss * torch.inf
+            # Finite by itself, and its slope is not.
+            weight = next(self.model.parameters())
+            return loss + (weight - weight.detach()).abs().sqrt().sum()
+
+    data = ImageData(read_splits(folder_of_images), image_size=16, batch_size=4)
+    module = Broken(_network(data.splits.classes, 0), recipe=Recipe(learning_rate=0.01, schedule="constant"))
+    named = "ce, the gradient" if where == "a term" else "the gradient"
+    with pytest.raises(UserError, match=rf"in step 7 \(counted from 0\): {named}; the learning rate was 0\.01") as stop:
+        train(
+            module,
+            data,
+            phase="teacher",
+            folder=tmp_path / "e",
+            hardware=CPU,
+            max_epochs=3,
+            persistence=Persistence(every=1),
+        )
+    assert "the checkpoints before it are whole" in str(stop.value)
+    kept = torch.load(tmp_path / "e" / "teacher" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 7
+    assert all(bool(value.isfinite().all()) for value in kept["state_dict"].values())
