@@ -67,17 +67,14 @@ def run_and_kill(root: Path, *more: str, seconds: float) -> str:
     Returns:
         The folder that was written to last, such as ``teacher``, or ``the end`` where it was faster.
     """
-    process = subprocess.Popen(  # noqa: S603 (its own)
-        _command(root, "--resume", *more), stdout=subprocess.PIPE, env=_surroundings(root), cwd=root
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    process.stdout.close()
+    command, surroundings = _command(root, "--resume", *more), _surroundings(root)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings, cwd=root) as process:  # noqa: S603 (its own)
+        if process.stdout is not None:
+            process.stdout.readline()
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
     if process.returncode == 0:
         return "the end"
     phases = ("distilled", "baseline", "teacher")
@@ -98,10 +95,10 @@ def differences(one: Path, other: Path) -> list[str]:
             found += [f"{phase}/{name}.ckpt: {where}" for where in _unequal(*map(_timeless, states))]
         facts = [json.loads((place / "metrics.json").read_text(encoding="utf-8")) for place in places]
         found += [f"{phase}/metrics.json: {where}" for where in _unequal(*map(_timeless, facts))]
-        answers = [dict(np.load(place / "validation.npz")) for place in places]
-        found += [f"{phase}/validation.npz: {where}" for where in _unequal(*answers)]
-        curves = [_curves(place) for place in places]
-        found += [f"{phase}, TensorBoard: {where}" for where in _unequal(*curves)]
+        one_said, other_said = (dict(np.load(place / "validation.npz")) for place in places)
+        found += [f"{phase}/validation.npz: {where}" for where in _unequal(one_said, other_said)]
+        one_curves, other_curves = map(_curves, places)
+        found += [f"{phase}, TensorBoard: {where}" for where in _unequal(one_curves, other_curves)]
     return found
 
 

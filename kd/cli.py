@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["experiment"]:
         return experiment(arguments[1:], prog="kd experiment")
+    if arguments[:1] == ["check"]:
+        return _answering_for_mistakes(lambda: _run_check(arguments[1:]))
     if arguments[:1] == ["predict"]:
         # Its parser is its own, as it runs without the packages of training, too.
         from kd.shipping.prediction import main as predict
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lambda: tyro.extras.subcommand_cli_from_dict(
             {
                 "experiment": _experiment,
+                "check": _check,
                 "evaluate": _evaluate,
                 "export": _export,
                 "predict": _predict,
@@ -95,6 +98,27 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
 
 def _experiment() -> None:
     """Train a teacher, a student alone and a distilled student: the same as experiment.py, with its flags."""
+
+
+def _run_check(arguments: Sequence[str]) -> None:
+    settings, remarks, origins = resolve(arguments, prog="kd check")
+
+    from kd.pipeline import check_experiment
+
+    console = Console()
+    for remark in remarks:
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
+    try:
+        found = check_experiment(settings, console=console)
+    except UserError as error:
+        raise UserError(with_origin(str(error), origins)) from error
+    warnings = sum(one.level == "warning" for one in found)
+    words = {0: "Nothing stands in the way", 1: "There is a warning"}.get(warnings, f"There are {warnings} warnings")
+    console.print(f"{words}; experiment.py with the same flags runs.", highlight=False, soft_wrap=True)
+
+
+def _check() -> None:
+    """Look at everything that can be wrong before training, with experiment.py's flags, and train nothing."""
 
 
 def _evaluate(

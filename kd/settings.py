@@ -51,6 +51,7 @@ class Phases:
         "go on with what was cut off, in the experiment of this name or, with its settings, in the one of a folder "
         "(--resume logs/NAME); what is finished is not trained again; with nothing to go on with it starts",
     )
+    strict: bool = setting(False, "stop at the warnings of the checks before the first step, too")
     allow_weak_teacher: bool = setting(False, "distil even from a teacher that is no better than chance")
 
 
@@ -117,6 +118,9 @@ class Data:
         None,
         "store so many of the teacher's logits, the largest, and spread what is left over evenly; None: all of them",
         at_least=1,
+    )
+    on_bad_image: Literal["error", "skip"] = setting(
+        "error", "what to do about an image that can't be decoded: error, naming it, or skip, and count it"
     )
     mixup: float = setting(0.0, "mixup of the student's images: alpha of its Beta distribution; 0: none", at_least=0)
     cutmix: float = setting(0.0, "CutMix of the student's images: alpha of its Beta distribution; 0: none", at_least=0)

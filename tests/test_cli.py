@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from kd.cli import experiment, main
+from kd.data import ImageData
 from kd.losses import LOSSES
 from tests.conftest import MakeFolder
 
@@ -93,17 +95,31 @@ def test_a_mistake_names_the_file_that_it_was_made_in(capsys: pytest.CaptureFixt
 
 
 def test_an_image_that_breaks_off_is_named_whoever_reads_it(
-    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder()
     broken = folder / "train" / "ant" / "5.png"
-    broken.write_bytes(broken.read_bytes()[:60])
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    flags = f"--data_dir {folder} --max_epochs 1 --image_cache none {TINY}".split()
+    assert experiment(flags) == 2
+    _, err = said(capsys)
+    assert err.startswith(f"error: {broken}: this image can't be decoded: image file is truncated; mend or remove it")
+    assert main(["check", *flags, "--on_bad_image", "skip"]) == 0
+    out, _ = said(capsys)
+    assert f"Warning: {broken}: this image can't be decoded: image file is truncated; left out" in out
+    broken.write_bytes(whole)
+    monkeypatch.setattr(ImageData, "setup", lambda self, stage: broken.unlink(missing_ok=True), raising=False)
     for workers in ("0", "1"):
-        flags = f"--data_dir {folder} --max_epochs 1 --num_workers {workers} --train_fraction 1.0 {TINY}"
-        assert experiment(flags.split()) == 2
+        broken.write_bytes(whole)
+        assert experiment([*flags, "--num_workers", workers]) == 2
         _, err = said(capsys)
-        assert err.startswith(f"error: {broken}: this image can't be decoded")
+        assert err.startswith(f"error: {broken}: this image can't be decoded: ")
         assert "Traceback" not in err
+        broken.write_bytes(whole)
+        assert experiment([*flags, "--num_workers", workers, "--on_bad_image", "skip", "--name", f"w{workers}"]) == 0
+        out, _ = said(capsys)
+        assert re.search(r"Warning: one image could not be decoded and went missing from .*ant/5\.png", out)
 
 
 def test_names_are_shown_as_they_are(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ PLAN = (
     {"registry", "randomness", "settings", "pixels"},
     {"sources"},
     {"losses", "models", "data"},
-    {"training"},
+    {"training", "preflight"},
     {"pipeline", "report", "shipping"},
     {"cli"},
 )

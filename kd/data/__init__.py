@@ -2,6 +2,7 @@
 
 from kd.data.datamodule import ImageData
 from kd.data.decoded import Room, decoded
+from kd.data.examination import BROKEN, Oddity, examine, in_both, without_broken
 from kd.data.folders import load_image, read_folder, read_splits, read_unlabelled
 from kd.data.geometry import Placement, RandomPlacement, cut, cut_batch
 from kd.data.images import (
@@ -20,12 +21,14 @@ from kd.data.views import AUGMENTATIONS, EpochSampler, Views, plain_view, short_
 
 __all__ = [
     "AUGMENTATIONS",
+    "BROKEN",
     "DATASETS",
     "UNLABELLED",
     "EpochSampler",
     "ImageData",
     "LabelledImages",
     "Mixing",
+    "Oddity",
     "Placement",
     "RandomPlacement",
     "Room",
@@ -36,7 +39,9 @@ __all__ = [
     "cut",
     "cut_batch",
     "decoded",
+    "examine",
     "hide_labels",
+    "in_both",
     "joined",
     "keep_fraction",
     "load_image",
@@ -49,4 +54,5 @@ __all__ = [
     "short_side",
     "training_view",
     "validation_images",
+    "without_broken",
 ]

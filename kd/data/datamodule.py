@@ -1,6 +1,7 @@
 """The images as Lightning takes them."""
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class ImageData(LightningDataModule):
         period: Epochs after which the same views come again in the same order; ``None``: never.
         on_device: Whether training views are cut out on the device, where no more is done to them than that. On a GPU
             the store of decoded images then lies in its memory, if it fits.
+        left_out: Called with what is said of a training image that can't be decoded, which is then left out of its
+            batch; ``None``: that is an error.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class ImageData(LightningDataModule):
         reads_labels: bool = True,
         period: int | None = None,
         on_device: bool = False,
+        left_out: Callable[[str], object] | None = None,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -82,7 +86,7 @@ class ImageData(LightningDataModule):
             self.train_indices += range(len(images), len(images) + len(unlabelled))
             images = joined(images, unlabelled)
         self.has_unlabelled = not reads_labels or unlabelled_rest or unlabelled is not None
-        self.train_views = Views(images, training_view(augment, image_size, resize), seed=view_seed)
+        self.train_views = Views(images, training_view(augment, image_size, resize), seed=view_seed, left_out=left_out)
         self.val_views = Views(splits.val, plain_view(image_size, resize), seed=None)
         self.on_device = on_device and can_be_cut_later(self.train_views)
         self._resident: Tensor | None = None

@@ -44,6 +44,19 @@ class LabelledImages:
         """Count the images."""
         return len(self.labels)
 
+    def chosen(self, indices: Sequence[int]) -> "LabelledImages":
+        """Return some of the images."""
+        files = [self.files[index] for index in indices] if self.files else ()
+        keys = [self.keys[index] for index in indices]
+        return replace(
+            self,
+            labels=[self.labels[index] for index in indices],
+            keys=keys,
+            load=partial(_load_chosen, self.load, indices),
+            files=files,
+            fingerprint=fingerprint_of_files(files, keys) if files else None,
+        )
+
 
 def hide_labels(images: LabelledImages, indices: Sequence[int]) -> LabelledImages:
     """Return the same images, those at some indices without their labels."""
@@ -66,6 +79,10 @@ def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
         if None in (first.fingerprint, second.fingerprint)
         else f"{first.fingerprint} {second.fingerprint}",
     )
+
+
+def _load_chosen(load: Callable[[int], Tensor], indices: Sequence[int], index: int) -> Tensor:
+    return load(indices[index])
 
 
 def _load_either(first: LabelledImages, second: LabelledImages, index: int) -> Tensor:

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from kd.data.geometry import Placement, RandomPlacement, cut
 from kd.data.images import LabelledImages
+from kd.errors import UserError
 from kd.pixels import plain_side
 from kd.randomness import derive_seed, seeded
 from kd.registry import Registry
@@ -99,9 +100,14 @@ class Views(Dataset[tuple[Tensor, int]]):
         images: The images.
         view: What makes a square of each.
         seed: What the views hang on, with the epoch and the image; ``None`` for a view without chance.
+        left_out: Called with what is said of an image that can't be decoded, which is then left out of its batch;
+            ``None``: that is an error.
     """
 
-    def __init__(self, images: LabelledImages, view: View, *, seed: int | None) -> None:
+    def __init__(
+        self, images: LabelledImages, view: View, *, seed: int | None, left_out: Callable[[str], object] | None = None
+    ) -> None:
+        self.left_out = left_out
         self.images = images
         self.view = view
         self.seed = seed
@@ -117,13 +123,15 @@ class Views(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, which: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return a batch: views ``(B, 3, S, S)``, uint8, a pixel's channels beside each other, and labels ``(B,)``."""
-        labels = torch.tensor([self.images.labels[index] for _, index in which])
+        loaded = [(epoch, index, pixels) for epoch, index in which if (pixels := self._load(index)) is not None]
+        if not loaded:
+            raise UserError("of a whole batch no image can be decoded")
+        labels = torch.tensor([self.images.labels[index] for _, index, _ in loaded])
         if not isinstance(self.view, RandomPlacement) or self.seed is None:
-            views = [self._seen(epoch, index).permute(1, 2, 0) for epoch, index in which]
+            views = [self._seen(epoch, index, pixels).permute(1, 2, 0) for epoch, index, pixels in loaded]
             return torch.stack(views).permute(0, 3, 1, 2), labels
-        batch = np.empty((len(which), self.view.size, self.view.size, 3), dtype=np.uint8)
-        for (epoch, index), place in zip(which, batch, strict=True):
-            pixels = self.images.load(index)
+        batch = np.empty((len(loaded), self.view.size, self.view.size, 3), dtype=np.uint8)
+        for (epoch, index, pixels), place in zip(loaded, batch, strict=True):
             cut(pixels, self.placement(epoch, index, *pixels.shape[1:]), out=place)
         return torch.from_numpy(batch).permute(0, 3, 1, 2), labels
 
@@ -134,8 +142,16 @@ class Views(Dataset[tuple[Tensor, int]]):
         seed = derive_seed(self.seed, "view", epoch, self.images.keys[index])
         return self.view.draw(height, width, generator=torch.Generator().manual_seed(seed))
 
-    def _seen(self, epoch: int, index: int) -> Tensor:
-        pixels = self.images.load(index)
+    def _load(self, index: int) -> Tensor | None:
+        try:
+            return self.images.load(index)
+        except UserError as error:
+            if self.left_out is None:
+                raise
+            self.left_out(str(error))
+            return None
+
+    def _seen(self, epoch: int, index: int, pixels: Tensor) -> Tensor:
         if self.seed is None:
             return self.view(pixels)
         with seeded(self.seed, "view", epoch, self.images.keys[index]):

@@ -1,7 +1,15 @@
 """Building a network by name, and reading one from a checkpoint."""
 
-from kd.models.catalogue import SMALL, build_classifier, parameters_by_name, torchvision_names
-from kd.models.checkpoint import CLASSIFIER_KEY, STATE_PREFIX, load_classifier, load_weights, read_description
+from kd.models.catalogue import SMALL, build_classifier, parameters_by_name, torchvision_names, usual_size
+from kd.models.checkpoint import (
+    CLASSIFIER_KEY,
+    STATE_PREFIX,
+    accuracy_in,
+    load_classifier,
+    load_weights,
+    read_description,
+    read_plain,
+)
 from kd.models.classifier import Classifier, Description, Normalization
 from kd.models.cost import is_depthwise, multiply_adds
 from kd.models.ensemble import Ensemble
@@ -18,6 +26,7 @@ __all__ = [
     "FeatureReader",
     "Normalization",
     "Survey",
+    "accuracy_in",
     "as_map",
     "build_classifier",
     "is_depthwise",
@@ -27,6 +36,8 @@ __all__ = [
     "parameters_by_name",
     "price",
     "read_description",
+    "read_plain",
     "survey",
     "torchvision_names",
+    "usual_size",
 ]

@@ -97,9 +97,10 @@ def _try_on(classifier: Classifier, size: int) -> None:
             logits = classifier(torch.zeros(2, 3, size, size))
     except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        usual = usual_size(description.architecture)
+        made_for = "" if usual is None else f" (it was made for {usual})"
         raise UserError(
-            f"{description.architecture} can't take images of {size} px{_usual_size(description.architecture)}; "
-            f"--image_size changes it ({reason})"
+            f"{description.architecture} can't take images of {size} px{made_for}; --image_size changes it ({reason})"
         ) from None
     finally:
         classifier.train()
@@ -109,18 +110,17 @@ def _try_on(classifier: Classifier, size: int) -> None:
         raise UserError(f"{description.architecture}: for 2 images it should give logits of shape {wanted}, not {got}")
 
 
-def _usual_size(architecture: str) -> str:
-    """Say for which size a network was made, where torchvision or timm knows."""
+def usual_size(architecture: str) -> int | None:
+    """Return for which size of images a network was made, in pixels, where torchvision or timm knows."""
     name, _ = parse_choice(architecture)
     if name.startswith("timm/"):
         import timm
 
         configuration = timm.get_pretrained_cfg(name.removeprefix("timm/"))
-        return f" (it was made for {configuration.input_size[-1]})" if configuration is not None else ""
+        return int(configuration.input_size[-1]) if configuration is not None else None
     if name in torchvision_names():
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        return f" (it was made for {weights.transforms().crop_size[0]})"
-    return ""
+        return int(torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0])
+    return None
 
 
 _AUXILIARY = ("googlenet", "inception_v3")

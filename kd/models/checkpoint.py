@@ -20,11 +20,11 @@ STATE_PREFIX = "model."
 """What the classifier's weights are called by in a checkpoint's ``state_dict``."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint with ``weights_only=True``: tensors and plain values, nothing that runs.
+def read_plain(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
+    """Read a file of torch's with ``weights_only=True``: tensors and plain values, nothing that runs.
 
     Raises:
-        UserError: If there is no such file, or it is no checkpoint of this tool.
+        UserError: If there is no such file, or it can't be read so.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
@@ -32,10 +32,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             # torch warns of what a foreign file holds before it refuses it.
             warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (a stranger's bytes make the unpickler raise anything)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: this can't be read as a checkpoint of plain weights: {reason}") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a classifier's checkpoint.
+
+    Raises:
+        UserError: If there is no such file, or it is no checkpoint of this tool.
+    """
+    checkpoint = read_plain(path)
     if not isinstance(checkpoint, dict) or not {CLASSIFIER_KEY, "state_dict"} <= checkpoint.keys():
         raise UserError(f"{path}: this is no checkpoint of a classifier that this tool trained")
     try:
@@ -48,6 +57,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def read_description(path: Path) -> Description:
     """Read what a checkpoint's classifier is, without building it; errors as of :func:`read_checkpoint`."""
     return Description.from_plain(read_checkpoint(path)[CLASSIFIER_KEY])
+
+
+def accuracy_in(path: Path) -> float | None:
+    """Return the accuracy on validation images that a checkpoint says, a fraction of 1; errors as above."""
+    accuracy = read_checkpoint(path)[CLASSIFIER_KEY].get("val_acc")
+    return accuracy if isinstance(accuracy, float) else None
 
 
 def load_classifier(path: str | Path, *, architecture: str | None = None, flag: str = "--model") -> Classifier:

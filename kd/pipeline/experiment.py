@@ -9,10 +9,12 @@ from kd.data import ImageData
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, load_classifier
+from kd.pipeline.checking import findings_of, refuse
 from kd.pipeline.ingredients import Ingredients, slug
 from kd.pipeline.journal import Experiment, Journal
 from kd.pipeline.stores import logit_store
 from kd.pipeline.teaching import Teacher, Teachers, measured
+from kd.preflight import Finding
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.sources import CONFIG_FILE, write_config
@@ -38,12 +40,29 @@ def run_experiment(settings: Settings, *, console: Console | None = None) -> Exp
         UserError: For a person's mistake, before the first batch.
         Interrupted: If it was asked to stop.
     """
-    pipeline = _Pipeline(settings, console or Console())
+    pipeline = Pipeline(settings, console or Console())
     with pipeline.journal.interruption.listening():
         return pipeline.run()
 
 
-class _Pipeline:
+def check_experiment(settings: Settings, *, console: Console | None = None) -> list[Finding]:
+    """Look at all that can be wrong, and train nothing.
+
+    Args:
+        settings: As of :func:`run_experiment`.
+        console: Where to say what was found.
+
+    Returns:
+        What was found.
+
+    Raises:
+        UserError: If something is wrong, or, where that is asked for, a warning was found.
+    """
+    pipeline = Pipeline(settings, console or Console())
+    return [*pipeline.findings, *pipeline.teachers.checked()]
+
+
+class Pipeline:
     """One call: what can be wrong is looked at in the constructor, before the first batch."""
 
     def __init__(self, settings: Settings, console: Console) -> None:
@@ -74,10 +93,25 @@ class _Pipeline:
         student = self.made.student(phases.seed) if self.baseline or self.distills else None
         assistants = [self.made.assistant(name, phases.seed) for name in models.assistants] if self.distills else []
         self.teachers = Teachers(self.made, self.journal, trains=phases.train_teacher, teaches=self.distills)
+        teaches = self.distills or phases.train_teacher
+        self.findings = [
+            *self.made.findings,
+            *findings_of(
+                self.made,
+                student=student,
+                teacher=self.teachers.as_one() if teaches else None,
+                objectives=self.objectives if self.distills else [],
+                trains_teacher=phases.train_teacher,
+            ),
+        ]
+        for finding in self.findings:
+            self.journal.say(str(finding))
+        refuse(self.findings, strict=phases.strict)
         if self.distills and student is not None:
             self._rehearse(self.teachers.as_one(), [*assistants, student])
 
     def run(self) -> Experiment:
+        """Train, phase by phase."""
         phases, made = self.settings.phases, self.made
         if self.journal.experiment.kept:
             try:

@@ -14,24 +14,31 @@ import torch
 from rich.console import Console
 
 from kd.data import (
+    BROKEN,
     ImageData,
     LabelledImages,
     Mixing,
+    Oddity,
     Splits,
+    cache_dir,
     channel_statistics,
+    examine,
     load_splits,
     plain_view,
     read_unlabelled,
+    without_broken,
 )
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, build_classifier
 from kd.pipeline.stores import store_images, store_splits
 from kd.pipeline.workers import default_workers
+from kd.preflight import Finding, check_files
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.training import Compute, Hardware, Recipe, why_not_compiled
 
+LEFT_OUT_FILE = "left-out.txt"
 _LONGEST_NAME = 150
 _LONGEST_SLUG = 100
 
@@ -46,6 +53,7 @@ class Ingredients:
         folder: This experiment's folder.
         hardware: Where it runs.
         remarks: What was chosen for the person, and why.
+        findings: What is odd about the image files.
         splits: The images.
         statistics: Mean and standard deviation of the training images' channels, for networks without their own.
         objective: What the distilled student minimises.
@@ -61,6 +69,7 @@ class Ingredients:
     folder: Path
     hardware: Hardware
     remarks: tuple[str, ...]
+    findings: tuple[Finding, ...]
     splits: Splits
     statistics: tuple[tuple[float, ...], tuple[float, ...]]
     objective: Objective
@@ -92,6 +101,17 @@ class Ingredients:
             download=wanted.download,
         )
         console = console or Console()
+        unlabelled = None if wanted.unlabeled_data is None else read_unlabelled(wanted.unlabeled_data)
+        skips = wanted.on_bad_image == "skip"
+        found = [oddity for one in (splits.train, splits.val, unlabelled) if one for oddity in _examined(one)]
+        findings = check_files(found, skips_broken=skips)
+        broken = [one for one in found if one.kind == BROKEN]
+        if skips:
+            train, val = (without_broken(one, broken) for one in (splits.train, splits.val))
+            splits = replace(splits, train=train, val=val)
+            unlabelled = unlabelled and without_broken(unlabelled, broken)
+        elif broken:
+            raise UserError("\n  ".join(one.text for one in findings if one.level == "error"))
         sizes = {wanted.image_size, *settings.models.teacher_image_size}
         stored = {
             size: store_splits(
@@ -100,10 +120,9 @@ class Ingredients:
             for size in sizes
         }
         splits = stored[wanted.image_size]
-        unlabelled = None
-        if wanted.unlabeled_data is not None:
+        if unlabelled is not None:
             unlabelled = store_images(
-                read_unlabelled(wanted.unlabeled_data),
+                unlabelled,
                 image_size=wanted.image_size,
                 augment=wanted.augment,
                 where=wanted.image_cache,
@@ -133,6 +152,7 @@ class Ingredients:
             folder=root / (name or _default_name(settings, splits.name)),
             hardware=hardware,
             remarks=tuple(remarks),
+            findings=tuple(findings),
             splits=splits,
             statistics=channel_statistics(splits.train, plain_view(wanted.image_size, wanted.resize)),
             objective=build(list(settings.objective.loss)),
@@ -180,6 +200,7 @@ class Ingredients:
             resize=wanted.resize,
             seed=seed,
             period=wanted.views,
+            left_out=functools.partial(note_left_out, self.folder) if wanted.on_bad_image == "skip" else None,
             on_device=wanted.augment_on == "device"
             or (wanted.augment_on == "auto" and self.hardware.accelerator in ("gpu", "cuda")),
             **which,
@@ -254,6 +275,17 @@ class Ingredients:
         except ValueError as error:
             name = classifier.description.architecture
             raise UserError(f"--batch_size 1: {name} can't learn from one image at a time: {error}") from None
+
+
+def note_left_out(folder: Path, words: str) -> None:
+    """Note an image that was left out of its batch; the processes that load images share the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LEFT_OUT_FILE).open("a", encoding="utf-8") as file:
+        file.write(f"{words}\n")
+
+
+def _examined(images: LabelledImages) -> list[Oddity]:
+    return examine(images, cache=cache_dir() / "examined")
 
 
 def _named(build: Callable[[str], Objective], written: str) -> Objective:

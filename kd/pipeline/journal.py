@@ -9,7 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from kd.data import ImageData
-from kd.pipeline.ingredients import Ingredients, slug
+from kd.pipeline.ingredients import LEFT_OUT_FILE, Ingredients, slug
 from kd.pipeline.records import (
     Facts,
     earlier_runs,
@@ -156,9 +156,21 @@ class Journal:
         self.experiment.runs.setdefault(phase, []).append(facts)
         if run.folder is not None:
             rank_zero_only(write_facts)(Path(run.folder), facts, settings)
+        self._say_what_was_left_out()
         if self.interruption.received is not None:
             self.interruption.stop(run.folder)
         return run
+
+    def _say_what_was_left_out(self) -> None:
+        """Count the images that could not be decoded while training."""
+        noted = self.made.folder / LEFT_OUT_FILE
+        if self.made.settings.data.on_bad_image != "skip" or not noted.is_file():
+            return
+        images = sorted(set(noted.read_text(encoding="utf-8").splitlines()))
+        count = "one image" if len(images) == 1 else f"{len(images):,} images"
+        self.say_once(
+            f"Warning: {count} could not be decoded and went missing from their batches ({noted}): {images[0]}"
+        )
 
     def _relevant(self, phase: str, compute: Compute, teachers: tuple[str, ...]) -> Facts:
         return relevant_settings(

@@ -41,6 +41,7 @@ _IRRELEVANT = frozenset(
         *("train_teacher", "baseline", "distill", "name", "seed", "seeds", "allow_weak_teacher"),
         *("num_workers", "download", "num_classes", "teacher_cache", "assistants", "assistant_pretrained"),
         *("accelerator", "strategy", "default_root_dir", "fast_dev_run", "resume", "checkpoint_every"),
+        *("strict", "on_bad_image"),
     )
 )
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.losses import build_objective
-from kd.models import Classifier, Ensemble, load_classifier
+from kd.models import Classifier, Ensemble, accuracy_in, load_classifier
+from kd.pipeline.checking import refuse
 from kd.pipeline.ingredients import Ingredients, slug
 from kd.pipeline.journal import Journal
 from kd.pipeline.teacher import (
@@ -21,7 +22,10 @@ from kd.pipeline.teacher import (
     is_no_better_than_chance,
     load_teacher,
 )
+from kd.preflight import Finding, check_accuracy
 from kd.training import Answers, ClassifierModule, Run, evaluate
+
+_CHECKED_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,26 @@ class Teachers:
             self.journal.say(f"Teacher: {one.checkpoint}")
         return found
 
+    def checked(self) -> list[Finding]:
+        """Ask the teachers that were found about some validation images, and compare with what they are said to know.
+
+        Raises:
+            UserError: If one of them has learnt nothing.
+        """
+        made, found = self.made, list[Finding]()
+        batches = -(-_CHECKED_IMAGES // made.settings.data.batch_size)
+        hardware = dataclasses.replace(made.hardware, limit_val_batches=batches)
+        for one, teacher in self.found:
+            data = made.student_data(made.settings.phases.seed)
+            accuracy = evaluate(Ensemble([teacher]), data, hardware=hardware)["val/acc"]
+            images = min(len(made.splits.val), batches * made.settings.data.batch_size)
+            words = f"the teacher {teacher.description.architecture}"
+            self.journal.say(f"Of {images:,} validation images {words} is right on {accuracy:.1%}.")
+            known = check_accuracy(said=accuracy_in(one.checkpoint), measured=accuracy, images=images, whose=words)
+            _heed(made, self.journal, "teacher", accuracy, known)
+            found += known
+        return found
+
     def teach(self, *, measured: bool) -> Teacher | None:
         """Train the teachers, or take those that were found, and measure them.
 
@@ -235,19 +259,34 @@ def measured(
     data = made.student_data(made.settings.phases.seed)
     answers = Answers(_place_of_answers(made, phase, checkpoints) if journal.experiment.kept else None)
     accuracy = evaluate(answering, data, hardware=hardware, answers=answers)["val/acc"]
-    labels = made.splits.val.labels
     name = network.description.architecture
     journal.say(f"The {what}, {name}, is right on {accuracy:.1%} of the validation images.")
+    found = []
+    if len(checkpoints) == 1 and journal.experiment.kept:
+        said = accuracy_in(Path(checkpoints[0]))
+        found = check_accuracy(said=said, measured=accuracy, images=len(made.splits.val), whose=f"the {what}")
+    _heed(made, journal, what, accuracy, found)
+    kept = None if answers.path is None else str(answers.path)
+    return Teacher(network, checkpoints, accuracy, kept, answers.decisions)
+
+
+def _heed(made: Ingredients, journal: Journal, what: str, accuracy: float, found: Sequence[Finding]) -> None:
+    """Say what was found about who teaches, and refuse one that has learnt nothing."""
+    labels = made.splits.val.labels
+    for finding in found:
+        journal.say(str(finding))
+    refuse(found, strict=made.settings.phases.strict)
     if is_no_better_than_chance(accuracy, labels):
         words = (
             f"the {what.split(maxsplit=1)[0]}'s accuracy, {accuracy:.1%}, is no better than chance: always to say "
             f"the most frequent class would be right on {chance(labels):.1%}"
         )
         if not (made.settings.machine.fast_dev_run or made.settings.phases.allow_weak_teacher):
-            raise UserError(f"{words}; train it longer, or distil it all the same with --allow_weak_teacher")
+            raise UserError(
+                f"{words}; train it longer (its last layer may still be as it was drawn at random), or distil it all "
+                "the same with --allow_weak_teacher"
+            )
         journal.say(f"Warning: {words}.")
-    kept = None if answers.path is None else str(answers.path)
-    return Teacher(network, checkpoints, accuracy, kept, answers.decisions)
 
 
 def _place_of_answers(made: Ingredients, phase: str, checkpoints: tuple[str, ...]) -> Path:

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from kd.errors import UserError
+from kd.models import read_plain
 from kd.training.interruption import Interruption
 
 _LAST = Path("checkpoints") / "last.ckpt"
@@ -48,8 +49,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(
         self,
-        path: Any,
-        map_location: Any = None,
+        path: Any,  # noqa: ANN401
+        map_location: Any = None,  # noqa: ANN401, ARG002
         weights_only: bool | None = None,  # noqa: ARG002, FBT001
     ) -> dict[str, Any]:
         """Read a checkpoint, with ``weights_only=True`` whatever is asked for.
@@ -57,10 +58,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: If it can't be read, or holds more than plain values and tensors.
         """
-        try:
-            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:
-            raise UserError(f"the checkpoint {path} can't be read: {str(error).splitlines()[0]}") from error
+        checkpoint: dict[str, Any] = read_plain(Path(path))
         return checkpoint
 
 

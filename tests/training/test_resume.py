@@ -54,7 +54,7 @@ class _Trained:
         self.folder, self.images = folder, images
         self.workers = options.pop("num_workers", 0)
         self.objective = options.pop("objective", "ce=0.5 kl(temperature=linear(4, 2))=0.5")
-        self.options = {"max_epochs": EPOCHS, "phase": "distilled", "hardware": CPU} | options
+        self.options: dict[str, Any] = {"max_epochs": EPOCHS, "phase": "distilled", "hardware": CPU} | options
 
     def run(
         self,
