@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class LostContact(UserError):  # noqa: N818 (it says what happened)
+    """Another process of the same run is gone; each of those that are left says it."""
+
+
 class Interrupted(Exception):  # noqa: N818 (it is no error)
     """The program was asked to stop; what was done is saved.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -42,7 +43,11 @@ def run_experiment(settings: Settings, *, console: Console | None = None) -> Exp
     """
     pipeline = Pipeline(settings, console or Console())
     with pipeline.journal.interruption.listening():
-        return pipeline.run()
+        done = pipeline.run()
+    # A process that ends with its threads still talking to the others is torn down, as if it had failed.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return done
 
 
 def check_experiment(settings: Settings, *, console: Console | None = None) -> list[Finding]:
