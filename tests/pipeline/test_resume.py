@@ -13,6 +13,7 @@ import pytest
 from benchmarks.kills import differences, run_and_kill, run_to_the_end
 from kd.cli import experiment
 from kd.pipeline.records import METRICS_FILE
+from kd.training.checkpoints import steps_in
 from tests.conftest import MakeFolder
 
 TINY = "--image_size 16 --batch_size 8 --augment none --accelerator cpu --teacher_model linear --student_model linear"
@@ -78,10 +79,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings, start_new_session=True
     ) as process:
-        checkpoint = Path("logs/pets/baseline/version_0/checkpoints/best.ckpt")
-        until = time.monotonic() + 60
-        while not checkpoint.is_file() and time.monotonic() < until:
-            time.sleep(0.05)
+        _wait_for(Path("logs/pets/baseline/version_0/checkpoints/best.ckpt"))
         # As a terminal and a scheduler do it: to all processes, the workers too.
         os.killpg(process.pid, sent)
         _, said = process.communicate(timeout=60)
@@ -92,6 +90,43 @@ def test_a_signal_saves_and_says_how_to_go_on(
         "The same command with --resume goes on from there.",
     ]
     assert Path(place).is_file()
+
+
+def test_slurm_has_the_job_saved_at_the_end_of_a_step_and_queued_again(
+    repository: Path, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked.txt"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    job = {"NTASKS": "1", "JOB_ID": "12", "JOB_NAME": "kd", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    surroundings = os.environ | {f"SLURM_{name}": value for name, value in job.items()}
+    surroundings |= {"PYTHONPATH": str(repository), "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    flags = f"--data_dir {make_folder(train=40)} {TINY} --baseline --name pets --max_epochs 100000 --resume"
+    command = [sys.executable, str(repository / "experiment.py"), *flags.split()]
+    place = Path("logs/pets/baseline/version_0")
+    for until in ("queued again", "resumed"):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=surroundings) as process:
+            if until == "queued again":
+                _wait_for(place / "checkpoints" / "best.ckpt")
+                process.send_signal(signal.SIGUSR1)
+                _wait_for(asked)
+                assert asked.read_text() == "requeue 12\n"
+                process.kill()
+            else:
+                assert process.stdout is not None
+                assert "Student alone: goes on in logs/pets/baseline/version_0\n" in process.stdout
+                process.terminate()
+    saved = [place / name for name in ("hpc_ckpt_1.ckpt", "checkpoints/last.ckpt")]
+    assert all(path.is_file() for path in saved)
+    assert steps_in(saved[1]) >= steps_in(saved[0])
+
+
+def _wait_for(file: Path) -> None:
+    until = time.monotonic() + 60
+    while not file.is_file() and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
