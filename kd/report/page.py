@@ -22,6 +22,7 @@ from kd.report.words import BEYOND_NOISE, mean_of, share
 PAGE = "report.html"
 _PICTURES = "figures"
 _PERCENT, _MILLION = 100, 1e6
+_DRAWN = 6
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
         "outcome": "gained" if low > 0 else "lost" if high < 0 else "",
         "objective": _size_kept(distilled),
         "brief": _brief(summary),
-        "tables": [table for table in (_accuracies(summary), _prices(phases), _objectives(summary)) if table],
+        "tables": [table for table in (_accuracies(summary), _prices(summary), _objectives(summary)) if table],
         "pictures": pictures,
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
@@ -159,10 +160,17 @@ def _pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture | None]:
         for phase, facts in phases.items()
         if any(run.get("history") for run in facts["runs"])
     }
+    # More lines than these could not be told apart.
+    compared = {
+        row["objective"]: [run["history"] for run in row["runs"]]
+        for row in summary["compared"][:_DRAWN]
+        if all(run.get("history") for run in row["runs"])
+    }
+    best = dict(list(compared.items())[:1])
     measured = {title_of(phase, phases): facts["measured"] for phase, facts in phases.items() if facts.get("measured")}
     examples = soft_target_examples(folder, summary)
     classes = examples.classes if examples is not None else ()
-    drawn: list[Picture | None] = [figures.curves(histories), figures.terms(histories)]
+    drawn: list[Picture | None] = [figures.curves(histories | compared), figures.terms(histories | best)]
     if classes:
         drawn.append(figures.by_class(classes, {title: one["per_class"] for title, one in measured.items()}))
     drawn.append(figures.reliability({title: one["bins"] for title, one in measured.items()}))
@@ -204,8 +212,10 @@ def _accuracies(summary: Mapping[str, Any]) -> Table:
     return Table(heads, rows, note)
 
 
-def _prices(phases: Mapping[str, Any]) -> Table | None:
-    rows = []
+def _prices(summary: Mapping[str, Any]) -> Table | None:
+    rows, phases = [], dict(summary["phases"])
+    if summary["compared"] and summary["compared"][0].get("price"):
+        phases["distilled"] = summary["compared"][0]
     for phase, facts in phases.items():
         price, kept = facts.get("price"), facts.get("kept") or {}
         if price is None:
@@ -216,7 +226,7 @@ def _prices(phases: Mapping[str, Any]) -> Table | None:
         ]
         rows.append(
             [
-                (title_of(phase, phases), facts["model"]),
+                (title_of(phase, phases), facts.get("model", "")),
                 f"{price['parameters']:,}",
                 f"{price['multiply_adds'] / _MILLION:,.1f} M",
                 " / ".join(f"{sizes[name]:.2f}" for name in ("float32", "float16", "int8")),
