@@ -71,7 +71,9 @@ class Data:
     val_data: str = setting("val", "folder of the validation images, within --data_dir (imagefolder)")
     image_size: int = setting(224, "side of the square that the networks see, in pixels", at_least=1)
     num_classes: int | None = setting(None, "checked against the data if given; it is never needed", at_least=2)
-    batch_size: int = setting(64, "images in a batch, on each device", at_least=1)
+    batch_size: int | Literal["auto"] = setting(
+        64, "images in a batch, on each device; auto: the largest power of two, at most 512, that fits", at_least=1
+    )
     num_workers: int | None = setting(
         None, "processes that load images; 0: the training process itself; None: from the cores", at_least=0
     )

@@ -1,17 +1,20 @@
 """What is known to be wrong before the first step."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from kd import preflight
+from kd.cli import experiment
 from kd.data import BROKEN, LabelledImages, Oddity, Splits, examine, in_both, read_splits, without_broken
 from kd.errors import UserError
 from kd.losses import build_objective
-from kd.models import Classifier, build_classifier
+from kd.models import Classifier, build_classifier, can_step, free_memory, largest_batch, training_bytes
 from kd.pipeline.checking import refuse
 from kd.preflight import Finding
 from tests.conftest import MakeFolder
@@ -141,3 +144,44 @@ def test_errors_stop_and_warnings_stop_where_that_is_asked_for() -> None:
         refuse([note, warning], strict=True)
     with pytest.raises(UserError, match=r"^a error$"):
         refuse([note, warning, error], strict=False)
+
+
+def test_a_batch_is_the_largest_that_fits(tmp_path: Path) -> None:
+    class Crowded(nn.Module):
+        """Has room for so many images, as a GPU has."""
+
+        def __init__(self, room: int) -> None:
+            super().__init__()
+            self.room, self.layer = room, nn.Linear(3 * 16 * 16, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            logits: Tensor = self.layer(images.flatten(1))
+            return logits
+
+    device = torch.device("cpu")
+    description = _network("linear").description
+    crowded = Classifier(Crowded(20), description)
+    assert can_step(crowded, 20, device)
+    assert not can_step(crowded, 21, device)
+    small = _network("linear")
+    assert largest_batch([small], device=device, most=100) == 64
+    assert largest_batch([small], device=device, most=1) == 1
+    # Half of the free memory is what the estimate may come to.
+    free = free_memory()
+    assert free is not None
+    large = _network("convnet(widths=[64, 64])", size=224)
+    fits = largest_batch([small, large], device=device, most=2**30)
+    assert training_bytes(large, fits) <= free * 0.6
+    assert training_bytes(large, 4 * fits) > free * 0.4
+
+
+def test_an_automatic_batch_size_is_said_and_used(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--image_size 16 --student_model linear --accelerator cpu --max_epochs 1 --batch_size auto --name it"
+    assert experiment(f"--data_dir {make_folder()} {flags}".split()) == 0
+    assert "--batch_size auto: 8\n" in capsys.readouterr().out
+    facts = json.loads(Path("logs/it/baseline/version_0/metrics.json").read_text())
+    assert (facts["recipe"]["batch_size"], facts["steps"]) == (8, 3)
+    assert experiment(f"--data_dir {make_folder('other')} --batch_size many".split()) == 2
+    assert "--batch_size is INT|{auto}, not 'many'" in capsys.readouterr().err

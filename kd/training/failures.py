@@ -59,6 +59,5 @@ def in_plain_words(*, batch_size: int | None = None) -> Iterator[None]:
 def _out_of_memory(batch_size: int | None, error: Exception) -> str:
     first = str(error).splitlines()[0].partition(". GPU")[0]
     asked = "" if batch_size is None else f"--batch_size {batch_size}: "
-    remedy = "" if batch_size is None else f"; --batch_size {max(1, batch_size // 2)} needs half of it"
-    accumulated = "" if batch_size is None else ", and --accumulate 2 makes the same steps of it"
-    return f"{asked}there is not memory enough ({first}){remedy}{accumulated}; {_GO_ON}"
+    half = "" if batch_size is None else f"; --batch_size {max(1, batch_size // 2)} --accumulate 2 needs half of it"
+    return f"{asked}there is not memory enough ({first}){half}, and --batch_size auto finds what fits"
