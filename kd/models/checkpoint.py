@@ -1,5 +1,6 @@
 """Reading a classifier from a checkpoint: plain tensors and a description, and no code of whoever wrote it."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ STATE_PREFIX = "model."
 """What the classifier's weights are called by in a checkpoint's ``state_dict``."""
 
 
+_ZIP = b"PK\x03\x04"
+
+
 def read_plain(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
     """Read a file of torch's with ``weights_only=True``: tensors and plain values, nothing that runs.
 
@@ -34,8 +38,23 @@ def read_plain(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (a stranger's bytes make the unpickler raise anything)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _why_not_read(path, error)
         raise UserError(f"{path}: this can't be read as a checkpoint of plain weights: {reason}") from None
+
+
+def _why_not_read(path: Path, error: Exception) -> str:
+    """Say what is wrong with a file in words that advise nobody to trust it, as torch's own do."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign is not None:
+        return f"besides weights it holds {foreign[1]}, and what is not a plain value is not read, as it may run code"
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_ZIP))
+    except OSError as failure:
+        return str(failure.strerror)
+    if not head:
+        return "it is empty"
+    return "it is cut short or damaged" if head == _ZIP else "it is no file of weights that torch wrote, or damaged"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
