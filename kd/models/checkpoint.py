@@ -63,13 +63,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If there is no such file, or it is no checkpoint of this tool.
     """
-    checkpoint = read_plain(path)
-    if not isinstance(checkpoint, dict) or not {CLASSIFIER_KEY, "state_dict"} <= checkpoint.keys():
+    checkpoint: dict[str, Any] = read_plain(path)
+    parts = [checkpoint.get(key) for key in (CLASSIFIER_KEY, "state_dict")] if isinstance(checkpoint, dict) else [None]
+    if not all(isinstance(one, dict) for one in parts):
         raise UserError(f"{path}: this is no checkpoint of a classifier that this tool trained")
     try:
         Description.from_plain(checkpoint[CLASSIFIER_KEY])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: the description of its classifier is not whole: {error} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path}: the description of its classifier is not whole: {error}") from None
     return checkpoint
 
 
@@ -102,7 +103,7 @@ def load_classifier(path: str | Path, *, architecture: str | None = None, flag: 
     state = {
         key.removeprefix(STATE_PREFIX): value
         for key, value in checkpoint["state_dict"].items()
-        if key.startswith(STATE_PREFIX)
+        if isinstance(key, str) and key.startswith(STATE_PREFIX)
     }
     return load_weights(description.plain(), state, whose=path, architecture=architecture, flag=flag)
 
@@ -130,8 +131,8 @@ def load_weights(
     path = whose
     try:
         description = Description.from_plain(dict(about))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: the description of its classifier is not whole: {error} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path}: the description of its classifier is not whole: {error}") from None
     if architecture is None and is_own_code(parse_choice(description.architecture)[0]):
         raise UserError(
             f"{path} holds a network from {description.architecture}, a Python file; say {flag} "
@@ -149,7 +150,7 @@ def load_weights(
     )
     try:
         classifier.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its weights do not fit {description.architecture}: {error}") from None
     return classifier.eval()
 

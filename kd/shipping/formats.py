@@ -137,11 +137,14 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]
 def _described(text: str | bytes | None, path: Path) -> Mapping[str, Any]:
     try:
         about = json.loads(text or "")
-        return {"resize": "crop"} | {name: about[name] for name in about} | {"classes": list(about["classes"])}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: this file was not made by `kd export`: it does not say what its classes are"
-        ) from None
+        size, classes = about["image_size"], about["classes"]
+        known = {"resize": "crop"} | {name: about[name] for name in about}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        known, size, classes = {}, None, None
+    is_known = isinstance(classes, list) and len(classes) > 1 and all(isinstance(one, str) for one in classes)
+    if not is_known or type(size) is not int or size < 1 or known["resize"] not in ("crop", "squash"):
+        raise UserError(f"{path}: this file was not made by `kd export`: it does not say what its classes are")
+    return known
 
 
 def _first_line(error: Exception) -> str:
