@@ -31,6 +31,8 @@ _ODDITIES: dict[str, tuple[Level, str]] = {
     "animated": ("warning", "animated"),
     "turned": ("note", "turned by the camera"),
     "large": ("warning", "enormous, and slow to decode"),
+    "tiny": ("note", "tiny"),
+    "long": ("warning", "very long and thin"),
 }
 
 
@@ -83,10 +85,11 @@ def check_splits(splits: Splits, *, batch_size: int) -> list[Finding]:
     pairs = in_both(splits.train, splits.val)
     if pairs:
         some = _some([f"{val} is {train}" for train, val in pairs])
+        stand = "stands" if len(pairs) == 1 else "stand"
         found.append(
             Finding(
                 "warning",
-                f"{len(pairs):,} of {len(splits.val):,} validation images stand in the training images, too, so that "
+                f"{len(pairs):,} of {len(splits.val):,} validation images {stand} in the training images, too, so that "
                 f"accuracies will be too high: {some}",
             )
         )

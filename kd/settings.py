@@ -271,6 +271,9 @@ def setting_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
             yield section.name, one
 
 
+_LARGEST = 2**63 - 1
+"""What a counter of torch's holds."""
+
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "above": operator.gt,
     "at least": operator.ge,
@@ -300,8 +303,10 @@ def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> N
                 for words, bound in one.metadata["bounds"].items()
                 if bound is not None and not _HOLDS[words](value, bound)
             ]
-            if not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 wrong = ["finite"]
+            elif isinstance(value, int) and abs(value) > _LARGEST:
+                wrong = [f"at most {_LARGEST}"]
             if wrong:
                 raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")
 

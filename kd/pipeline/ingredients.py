@@ -92,7 +92,7 @@ class Ingredients:
             UserError: If the images or the objective are not as they should be.
         """
         wanted, name = settings.data, settings.phases.name
-        if name is not None and (Path(name).name != name or len(name) > _LONGEST_NAME):
+        if name is not None and (Path(name).name != name or name == ".." or len(name) > _LONGEST_NAME):
             raise UserError(f"--name {name}: this is no name for a folder")
         fields = dataclasses.asdict(settings.machine)
         root = Path(fields.pop("default_root_dir")).expanduser()

@@ -89,11 +89,27 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{folder}: there is no summary.json here; is this the folder of an experiment?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: this is no JSON: {error}") from None
-    if not isinstance(summary, dict) or not {"data", "phases", "gain", "compared"} <= summary.keys():
+    if not _is_summary(summary):
         raise UserError(f"{path}: this is no summary of an experiment")
-    return summary
+    known: dict[str, Any] = summary
+    return known
+
+
+def _is_summary(summary: Any) -> bool:  # noqa: ANN401 (whatever JSON holds)
+    if not isinstance(summary, dict) or not {"data", "phases", "gain", "compared"} <= summary.keys():
+        return False
+    phases, compared = summary["phases"], summary["compared"]
+    if not isinstance(phases, dict) or not isinstance(compared, list):
+        return False
+    facts = [*phases.values(), *compared]
+    return isinstance(summary["gain"], dict | None) and all(
+        isinstance(one, dict)
+        and isinstance(one.get("runs"), list)
+        and all(isinstance(run, dict) for run in one["runs"])
+        for one in facts
+    )
 
 
 def _environment() -> Environment:
