@@ -55,6 +55,7 @@ _PLAIN_WORDS = (
         r"Error parsing (--\w+): no type matching (?:\{None\}\|)?(\S+) could be .*? \[('.*?')\]\. Got.*?(?=Arg)",
         r"\1 is \2, not \3 ",
     ),
+    (r"(--\w+) is INT\|\{auto\}, not", r"\1 is a whole number or auto, not"),
 )
 
 # What the first generation of this tool did without a flag for it; its JSON file goes on meaning what it meant.

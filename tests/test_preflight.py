@@ -41,8 +41,8 @@ def test_the_same_image_in_both_is_found_by_its_content(make_folder: MakeFolder)
     twin.write_bytes((folder / "train" / "ant" / "3.png").read_bytes())
     splits = read_splits(folder)
     assert in_both(splits.train, splits.val) == [(folder / "train" / "ant" / "3.png", twin)]
-    (told,) = [text for text in _texts(preflight.check_splits(splits, batch_size=8), "warning") if "stand in" in text]
-    assert told.startswith("1 of 16 validation images stand in the training images, too")
+    (told,) = [text for text in _texts(preflight.check_splits(splits, batch_size=8), "warning") if "stands in" in text]
+    assert told.startswith("1 of 16 validation images stands in the training images, too")
     assert str(twin) in told
 
 
@@ -184,4 +184,4 @@ def test_an_automatic_batch_size_is_said_and_used(make_folder: MakeFolder, capsy
     facts = json.loads(Path("logs/it/baseline/version_0/metrics.json").read_text())
     assert (facts["recipe"]["batch_size"], facts["steps"]) == (8, 3)
     assert experiment(f"--data_dir {make_folder('other')} --batch_size many".split()) == 2
-    assert "--batch_size is INT|{auto}, not 'many'" in capsys.readouterr().err
+    assert "--batch_size is a whole number or auto, not 'many'" in capsys.readouterr().err
