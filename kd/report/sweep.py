@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -29,9 +30,8 @@ def print_sweep(sweep: Mapping[str, Any], console: Console) -> None:
         sweep: As :func:`write_sweep` takes it.
         console: Where to.
     """
-    table = TerminalTable(
-        title=escape(f"{_verdict(sweep)}\n{_ABOUT}"), title_justify="left", box=SIMPLE_HEAD, show_edge=False
-    )
+    console.print(f"\n{_ABOUT}\n", highlight=False, soft_wrap=True)
+    table = TerminalTable(box=SIMPLE_HEAD, show_edge=False)
     for head in ("trial", "state", "accuracy"):
         table.add_column(head, no_wrap=True)
     for name in sweep["searched"]:
@@ -40,6 +40,7 @@ def print_sweep(sweep: Mapping[str, Any], console: Console) -> None:
         chosen = [escape(_value(one["parameters"].get(name))) for name in sweep["searched"]]
         table.add_row(str(one["number"]), one["state"], _share(one["val_acc"]), *chosen)
     console.print(table)
+    console.print(f"\n{_verdict(sweep)}.", highlight=False, soft_wrap=True)
 
 
 def write_sweep(sweep: Mapping[str, Any], output: Path) -> Path:
@@ -124,6 +125,7 @@ def _over_trials(sweep: Mapping[str, Any]) -> Picture | None:
         best = [max(100 * one["val_acc"] for one in finished[: count + 1]) for count in range(len(finished))]
         axes.step([one["number"] for one in finished], best, where="post", color=_COLOURS[FINISHED], label="the best")
         axes.set(xlabel="trial", ylabel="accuracy on validation images, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8)
 
     return drawn("trials", "Accuracy over the trials", "accuracy of each trial, and the best so far", draw)
@@ -181,6 +183,7 @@ def _over_epochs(sweep: Mapping[str, Any]) -> Picture | None:
             (line,) = axes.plot(range(1, len(accuracies) + 1), accuracies, ".-", color=colour)
             line.set(alpha=1.0 if is_best else 0.45, linewidth=2.2 if is_best else 1)
         axes.set(xlabel="epoch", ylabel="accuracy on validation images, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     return drawn("epochs", "Accuracy over the epochs", "accuracy of each trial by epoch, the best one thick", draw)
 
