@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "evaluate": _evaluate,
                 "export": _export,
                 "predict": _predict,
+                "sweep": _sweep,
                 "report": _report,
                 "tensorboard": _tensorboard,
                 "models": _models,
@@ -194,6 +195,23 @@ def _evaluate(
     Console().print(table)
 
 
+def _sweep(config: Annotated[str, tyro.conf.Positional], *, storage: str | None = None, workers: int = 1) -> None:
+    """Search hyperparameters: many distillations from one teacher, and the best of them.
+
+    Called again it goes on until all trials are finished. Called several times at once, on one machine or, with
+    --storage and a --default_root_dir that they share, on many, each call is a worker of the same sweep.
+
+    Args:
+        config: YAML file of settings, as for --config, with a key sweep: that says what is searched.
+        storage: URL of the database that the workers share, such as postgresql://user@host/name; None: a file of
+            SQLite in the sweep's folder.
+        workers: How many to start here.
+    """
+    from kd.sweep import run_sweep
+
+    run_sweep(Path(config).expanduser(), storage=storage, workers=workers)
+
+
 def _report(folders: Annotated[tuple[str, ...], tyro.conf.Positional], *, output: str | None = None) -> None:
     """Make the page of an experiment again, report.html, or one that compares several.
 
@@ -340,7 +358,7 @@ def _answering_for_mistakes(command: Callable[[], object]) -> int:
         command()
     except Interrupted as stopped:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            words = f"{stopped}\nThe same command with --resume goes on from there."
+            words = f"{stopped}\n{stopped.advice}"
             Console(stderr=True).print(words, highlight=False, soft_wrap=True, markup=False)
         return 128 + stopped.received
     except UserError as error:

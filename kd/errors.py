@@ -12,14 +12,25 @@ class LostContact(UserError):  # noqa: N818 (it says what happened)
     """Another process of the same run is gone; each of those that are left says it."""
 
 
+class NotFiniteError(UserError):
+    """A training left the numbers: its loss or its gradient is infinite or none.
+
+    A search over learning rates takes it for an answer; to all others it is a person's mistake.
+    """
+
+
 class Interrupted(Exception):  # noqa: N818 (it is no error)
     """The program was asked to stop; what was done is saved.
 
     Args:
         message: What asked, and where what was done is saved.
         received: The signal's number: the commands end with 128 more, as a shell has it.
+        advice: How to go on.
     """
 
-    def __init__(self, message: str, *, received: int) -> None:
+    def __init__(
+        self, message: str, *, received: int, advice: str = "The same command with --resume goes on from there."
+    ) -> None:
         super().__init__(message)
         self.received = received
+        self.advice = advice

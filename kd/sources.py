@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tyro
 import yaml
@@ -88,12 +88,16 @@ class Resolved(NamedTuple):
     origins: dict[str, str]
 
 
-def resolve(arguments: Sequence[str], *, prog: str = "experiment.py") -> Resolved:
+def resolve(
+    arguments: Sequence[str], *, prog: str = "experiment.py", values: Mapping[str, Mapping[str, Any]] | None = None
+) -> Resolved:
     """Read all sources and let the later ones win.
 
     Args:
         arguments: The command line, without the program's name.
         prog: The program's name, for ``--help``.
+        values: Further settings by their name, under where they come from, as if each were a ``--config`` file after
+            those on the command line.
 
     Raises:
         UserError: If a source is missing or says something that is not understood.
@@ -110,7 +114,9 @@ def resolve(arguments: Sequence[str], *, prog: str = "experiment.py") -> Resolve
     remarks: list[str] = []
     origins: dict[str, str] = {}
     resumed = _resumed(first.phases.resume)
-    for source in (text_file, *resumed, *map(_yaml_file, map(Path, named.config)), [command_line]):
+    configs = [*map(_yaml_file, map(Path, named.config))]
+    configs += [_as_flags(some, origin=origin) for origin, some in (values or {}).items()]
+    for source in (text_file, *resumed, *configs, [command_line]):
         entries = list(source)
         settings = _apply(entries, settings, prog=prog)
         remarks += [entry.remark for entry in entries if entry.remark]
@@ -309,19 +315,26 @@ def _first_generation(file: Path, text: str) -> Iterator[_Flags]:
     yield from _as_flags(values, origin=str(file))
 
 
-def _yaml_file(file: Path) -> Iterator[_Flags]:
+def read_yaml(file: Path) -> dict[Any, Any]:
+    """Read a file of ``name: value`` lines, as it stands there.
+
+    Raises:
+        UserError: If there is none, or it holds something else.
+    """
     try:
         values = yaml.safe_load(_read_text(file.expanduser()))
     except Exception as error:  # noqa: BLE001 (of a date or a number that is none it raises anything)
         raise UserError(f"{file}: this is no YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise UserError(f"{file}: a file of settings holds 'name: value' lines, and this is a {type(values).__name__}")
-    yield from _as_flags(values, origin=str(file))
+    return values or {}
 
 
-def _as_flags(values: Mapping[object, object], *, origin: str) -> Iterator[_Flags]:
+def _yaml_file(file: Path) -> Iterator[_Flags]:
+    yield from _as_flags(read_yaml(file), origin=str(file))
+
+
+def _as_flags(values: Mapping[Any, object], *, origin: str) -> Iterator[_Flags]:
     """Turn a mapping into flags, so that the one parser reads it."""
     for key, value in values.items():
         where = f"{origin}, key {_SHORT.repr(key)}"

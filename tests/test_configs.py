@@ -7,16 +7,28 @@ import yaml
 
 from kd.losses import build_objective
 from kd.sources import resolve
+from kd.sweep import read_plan
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+# Those of a sweep have a reader of their own, which tries all that they search on the real parser.
+SWEEPS = [path for path in CONFIGS if "sweep" in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
 def test_there_are_configurations() -> None:
     assert [path.name for path in CONFIGS if path.name == "quickstart.yaml"]
+    assert [path.relative_to(REPOSITORY).as_posix() for path in SWEEPS] == ["configs/sweep/digits.yaml"]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_is_understood(path: Path) -> None:
+    plan = read_plan(path)
+    for name, space in plan.spaces.items():
+        for example in space.examples():
+            build_objective(list(plan.settings({name: example}).objective.loss))
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in SWEEPS], ids=lambda path: path.stem)
 def test_a_configuration_is_understood(path: Path) -> None:
     settings, *_ = resolve(["--config", str(path)])
     build_objective(list(settings.objective.loss))

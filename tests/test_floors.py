@@ -11,6 +11,8 @@ PLAN = (
     {"losses", "models", "data"},
     {"training", "preflight"},
     {"pipeline", "report", "shipping"},
+    # The search runs experiments, and reports on them.
+    {"sweep"},
     {"cli"},
 )
 FLOORS = {room: floor for floor, rooms in enumerate(PLAN) for room in rooms}

@@ -12,7 +12,7 @@ from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, load_classifier
 from kd.pipeline.checking import findings_of, refuse
 from kd.pipeline.ingredients import Ingredients, slug
-from kd.pipeline.journal import Experiment, Journal
+from kd.pipeline.journal import Experiment, Journal, OnEpoch
 from kd.pipeline.stores import logit_store
 from kd.pipeline.teaching import Teacher, Teachers, measured
 from kd.preflight import Finding
@@ -30,18 +30,22 @@ from kd.training import (
 )
 
 
-def run_experiment(settings: Settings, *, console: Console | None = None) -> Experiment:
+def run_experiment(
+    settings: Settings, *, console: Console | None = None, on_epoch: OnEpoch | None = None
+) -> Experiment:
     """Run the phases that the settings name.
 
     Args:
         settings: All settings; with no phase named, the student is trained on the labels.
         console: Where to say what happens.
+        on_epoch: Told the accuracy of the distilled student on the validation images, a fraction of 1, after each
+            epoch, which is counted from 0 for each seed; what it raises ends the experiment.
 
     Raises:
         UserError: For a person's mistake, before the first batch.
         Interrupted: If it was asked to stop.
     """
-    pipeline = Pipeline(settings, console or Console())
+    pipeline = Pipeline(settings, console or Console(), on_epoch=on_epoch)
     with pipeline.journal.interruption.listening():
         done = pipeline.run()
     # A process that ends with its threads still talking to the others is torn down, as if it had failed.
@@ -67,17 +71,33 @@ def check_experiment(settings: Settings, *, console: Console | None = None) -> l
     return [*pipeline.findings, *pipeline.teachers.checked()]
 
 
+def find_teachers(settings: Settings, *, console: Console | None = None) -> tuple[str, ...]:
+    """Look at what can be wrong before the first batch, and name the teachers that would be distilled.
+
+    Args:
+        settings: As of :func:`run_experiment`.
+        console: Where to say what was found.
+
+    Returns:
+        Their checkpoints; none where they are yet to be trained.
+
+    Raises:
+        UserError: If something is wrong.
+    """
+    return tuple(str(one.checkpoint) for one, _ in Pipeline(settings, console or Console()).teachers.found)
+
+
 class Pipeline:
     """One call: what can be wrong is looked at in the constructor, before the first batch."""
 
-    def __init__(self, settings: Settings, console: Console) -> None:
+    def __init__(self, settings: Settings, console: Console, *, on_epoch: OnEpoch | None = None) -> None:
         self.settings = settings
         phases, models = settings.phases, settings.models
         # To compare objectives needs a teacher, too.
         self.distills = phases.distill or bool(settings.objective.compare_losses)
         self.baseline = phases.baseline or not (phases.train_teacher or self.distills)
         self.made = Ingredients.prepare(settings, console)
-        self.journal = Journal(self.made, console)
+        self.journal = Journal(self.made, console, on_epoch)
         # The objective of the assistants is that of the student.
         uses_objective = phases.distill or bool(self.distills and models.assistants)
         if uses_objective and not self.made.objective.needs_teacher:

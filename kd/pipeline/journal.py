@@ -1,6 +1,7 @@
 """Training one network after another, and keeping account of it."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +29,9 @@ _TITLES = {
     "baseline": "Student alone",
     "distilled": "Student distilled",
 }
+
+
+OnEpoch = Callable[[int, float], object]
 
 
 class Taught(Protocol):
@@ -67,11 +71,13 @@ class Journal:
     Args:
         made: The parts of the experiment.
         console: Where to say what happens.
+        on_epoch: As of :func:`run_experiment`.
     """
 
-    def __init__(self, made: Ingredients, console: Console) -> None:
+    def __init__(self, made: Ingredients, console: Console, on_epoch: OnEpoch | None = None) -> None:
         self.made = made
         self.console = console
+        self.on_epoch = on_epoch
         self.interruption = Interruption()
         self._said: set[str] = set()
         self.experiment = Experiment(made.folder, made.splits.name, kept=not made.settings.machine.fast_dev_run)
@@ -144,6 +150,7 @@ class Journal:
                 begun=begun,
                 on_begin=lambda place: write_begun(place, seed=data.seed, relevant=relevant),
             ),
+            on_epoch=self.on_epoch if phase == "distilled" else None,
         )
         facts = dataclasses.asdict(run) | {
             "history": list(run.history),

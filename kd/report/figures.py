@@ -97,14 +97,14 @@ def curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Pi
                 longest = min(len(run) for run in runs)
                 mean = np.mean([[one.get("val/acc") or np.nan for one in run[:longest]] for run in runs], axis=0)
                 axes.plot(range(1, longest + 1), 100 * mean, color=colour, linewidth=2.2)
-            axes.plot([], [], color=colour, label=_short(title, 2 * _WIDE), linewidth=2.2)
+            axes.plot([], [], color=colour, label=short(title, 2 * _WIDE), linewidth=2.2)
         axes.set(xlabel="epoch", ylabel="accuracy on validation images, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend_below(axes)
 
     if not any(len(run) for runs in histories.values() for run in runs):
         return None
-    return _drawn("curves", "Accuracy over the epochs", "validation accuracy of each phase by epoch", draw)
+    return drawn("curves", "Accuracy over the epochs", "validation accuracy of each phase by epoch", draw)
 
 
 def terms(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Picture | None:
@@ -132,7 +132,7 @@ def terms(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Pic
 
     if not lines:
         return None
-    return _figure("terms", "The objective's terms and the learning rate", "terms of the loss by epoch", draw, (7.2, 3))
+    return panels("terms", "The objective's terms and the learning rate", "terms of the loss by epoch", draw, (7.2, 3))
 
 
 def by_class(classes: Sequence[str], accuracies: Mapping[str, Sequence[float | None]]) -> Picture | None:
@@ -153,12 +153,12 @@ def by_class(classes: Sequence[str], accuracies: Mapping[str, Sequence[float | N
         axes.hlines(rows, 100 * alone[order], 100 * distilled[order], color=np.where(gained, "#2a9d8f", "#c0504d"))
         for title, values, marker in (("student alone", alone, "o"), ("student distilled", distilled, "D")):
             axes.scatter(100 * values[order], rows, label=title, color=_colour(title, 0), marker=marker, zorder=3, s=22)
-        axes.set_yticks(rows, [_short(classes[index]) for index in order])
+        axes.set_yticks(rows, [short(classes[index]) for index in order])
         axes.set(xlabel="accuracy on validation images, %")
         _legend_below(axes)
 
     size = (7.2, 1.4 + 0.22 * len(order))
-    return _drawn("classes", "Who gained and who lost", "accuracy on each class, alone and distilled", draw, size)
+    return drawn("classes", "Who gained and who lost", "accuracy on each class, alone and distilled", draw, size)
 
 
 def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture | None:
@@ -184,7 +184,7 @@ def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture | No
         axes[0].set_ylabel("share that is right")
 
     width = min(7.2, 2.4 * len(bins))
-    return _figure(
+    return panels(
         "reliability",
         "Is it as right as it is sure?",
         "accuracy by confidence, one panel a network",
@@ -203,7 +203,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]], title: st
         image = axes.imshow(parts, cmap="viridis", vmin=0, vmax=100)
         axes.set(xlabel="decided for", ylabel="is")
         if named:
-            names = [_short(name) for name in classes]
+            names = [short(name) for name in classes]
             axes.set_xticks(range(len(names)), names, rotation=90)
             axes.set_yticks(range(len(names)), names)
         if len(classes) <= 12:  # noqa: PLR2004 (more numbers could not be read)
@@ -215,7 +215,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]], title: st
         axes.figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
 
     side = 3 + min(3.5, 0.2 * len(classes))
-    return _drawn("confusion", f"What is taken for what: {title}", "confusion matrix", draw, (min(7.2, side + 1), side))
+    return drawn("confusion", f"What is taken for what: {title}", "confusion matrix", draw, (min(7.2, side + 1), side))
 
 
 def soft_targets(
@@ -245,20 +245,20 @@ def soft_targets(
         for number, (pixels, who) in enumerate(zip(images, rows, strict=True)):
             picture, bars = axes[number]
             picture.imshow(pixels)
-            picture.set_title(_short(names[number]), fontsize=8)
+            picture.set_title(short(names[number]), fontsize=8)
             picture.axis("off")
             likeliest = np.argsort(-np.mean(list(who.values()), axis=0), kind="stable")[:5]
             width = 0.8 / len(who)
             for place, (said_by, probabilities) in enumerate(who.items()):
                 tops = np.arange(len(likeliest)) + (place - (len(who) - 1) / 2) * width
                 bars.bar(tops, 100 * probabilities[likeliest], width, label=said_by, color=_shade(said_by, place))
-            bars.set_xticks(range(len(likeliest)), [_short(classes[index], 14) for index in likeliest], fontsize=8)
+            bars.set_xticks(range(len(likeliest)), [short(classes[index], 14) for index in likeliest], fontsize=8)
             bars.set_ylim(0, 100)
             bars.set_ylabel("%")
         axes[0][1].legend(fontsize=7, ncols=2)
 
     alt = f"{len(images)} validation images with probabilities of their likeliest classes"
-    return _figure(name, title, alt, draw, (7.2, 1.9 * len(images)))
+    return panels(name, title, alt, draw, (7.2, 1.9 * len(images)))
 
 
 def _shade(said_by: str, place: int) -> Any:  # noqa: ANN401 (matplotlib's colours are of many forms)
@@ -267,18 +267,29 @@ def _shade(said_by: str, place: int) -> Any:  # noqa: ANN401 (matplotlib's colou
     return _colour(said_by, place)
 
 
-def _drawn(
+def drawn(
     name: str, title: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (7.2, 3.6)
 ) -> Picture:
+    """Draw on the axes of a figure that has one pair of them."""
+
     def on_axes(figure: Figure) -> None:
         axes = figure.subplots()
         axes.grid(visible=True)
         draw(axes)
 
-    return _figure(name, title, alt, on_axes, size)
+    return panels(name, title, alt, on_axes, size)
 
 
-def _figure(name: str, title: str, alt: str, draw: Callable[[Figure], None], size: tuple[float, float]) -> Picture:
+def panels(name: str, title: str, alt: str, draw: Callable[[Figure], None], size: tuple[float, float]) -> Picture:
+    """Draw on a figure.
+
+    Args:
+        name: The picture's short name.
+        title: What it shows.
+        alt: The same for who can't see it.
+        draw: What is drawn.
+        size: Width and height, in inches.
+    """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
@@ -303,7 +314,8 @@ def _legend_below(axes: Axes) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
 
 
-def _short(name: str, length: int = 24) -> str:
+def short(name: str, length: int = 24) -> str:
+    """Return a name as it fits into a picture, and as matplotlib shows it."""
     # A dollar sign would begin a formula.
     shown = name if len(name) <= length else f"{name[: length - 1]}…"
     return shown.replace("$", r"\$")

@@ -20,7 +20,7 @@ from kd.report.verdict import gain_sentence
 from kd.report.words import BEYOND_NOISE, mean_of, share
 
 PAGE = "report.html"
-_PICTURES = "figures"
+PICTURES = "figures"
 _PERCENT, _MILLION = 100, 1e6
 _DRAWN = 6
 
@@ -61,15 +61,13 @@ def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path
         output = folders[0]
     experiments = [_experiment(folder, several=len(folders) > 1) for folder in folders]
     try:
-        (output / _PICTURES).mkdir(parents=True, exist_ok=True)
+        (output / PICTURES).mkdir(parents=True, exist_ok=True)
         for one in experiments:
-            one["pictures"] = [_placed(picture, output) for picture in one["pictures"]]
+            one["pictures"] = [placed(picture, output) for picture in one["pictures"]]
         title = experiments[0]["name"] if len(folders) == 1 else f"{len(folders)} experiments"
         for name, template in ((PAGE, "report.html.j2"), ("report.md", "report.md.j2")):
-            text = _environment().get_template(template).render(title=title, experiments=experiments)
-            beside = output / f"{name}.part"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(output / name)
+            text = environment().get_template(template).render(title=title, experiments=experiments)
+            write_text(output / name, text)
         if output == folders[0]:
             pictures = {one["name"]: output / one["png"] for one in experiments[0]["pictures"]}
             write_events(output, (output / "report.md").read_text(encoding="utf-8"), pictures)
@@ -112,8 +110,16 @@ def _is_summary(summary: Any) -> bool:  # noqa: ANN401 (whatever JSON holds)
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def write_text(path: Path, text: str) -> None:
+    """Write a file: the old one or the new one, never half of one."""
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def environment() -> Environment:
+    """Return what fills the templates in."""
+    made = Environment(
         loader=PackageLoader("kd.report"),
         # Names of classes and files are data: in the page they are text, whatever stands in them.
         autoescape=select_autoescape(["html.j2"]),
@@ -121,8 +127,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = _in_markdown
-    return environment
+    made.filters["plain"] = _in_markdown
+    return made
 
 
 def _in_markdown(value: Any) -> str:  # noqa: ANN401 (whatever a template shows)
@@ -155,10 +161,11 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
     }
 
 
-def _placed(picture: Picture, output: Path) -> dict[str, Any]:
+def placed(picture: Picture, output: Path) -> dict[str, Any]:
+    """Write a picture as PNG beside a page, and return what the page shows of it."""
     # Drawn by matplotlib, which escapes what stands in it.
     svg = Markup(picture.svg())  # noqa: S704
-    png = picture.write_png(output / _PICTURES).relative_to(output).as_posix()
+    png = picture.write_png(output / PICTURES).relative_to(output).as_posix()
     return {
         "name": picture.name,
         "title": picture.title,

@@ -1,6 +1,7 @@
 """What is watched while a network trains: its speed, and the images that it is shown."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -102,6 +103,23 @@ class StopAfter(Callback):
         """Ask for a stop, before which Lightning validates."""
         if trainer.global_step >= self.steps:
             trainer.should_stop = True
+
+
+class EachEpoch(Callback):
+    """Tells somebody the accuracy on the validation images after each epoch.
+
+    Args:
+        tell: Called in the first process with the epoch, counted from 0, and the accuracy, a fraction of 1. What it
+            raises ends the training.
+    """
+
+    def __init__(self, tell: Callable[[int, float], object]) -> None:
+        self.tell = tell
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Tell it, after the epoch's validation."""
+        if trainer.is_global_zero:
+            self.tell(trainer.current_epoch, float(trainer.callback_metrics["val/acc"]))
 
 
 class TrainingImages(Callback):

@@ -7,7 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kd.errors import UserError
+from kd.errors import NotFiniteError
 from kd.training.modules import ClassifierModule
 
 _LOOK_EVERY = 50
@@ -49,7 +49,7 @@ class StopAtNonFinite(Callback):
             if wrong:
                 # The loss is the sum of its terms: they say more.
                 terms = [name for name in dict.fromkeys(wrong) if name != "loss"] or ["the loss"]
-                raise UserError(
+                raise NotFiniteError(
                     f"not a finite number in step {step:,} (counted from 0): {', '.join(terms)}; the learning rate was "
                     f"{rate:.3g}. A smaller --learning_rate, --warmup_epochs or --gradient_clip may help; "
                     "the checkpoints before it are whole"

@@ -1,6 +1,6 @@
 """Training one network once, or measuring one: a Lightning trainer with what this tool wants of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.console import Console
 from kd.data import ImageData
 from kd.models import Classifier, Ensemble
 from kd.training.answers import VALIDATION_FILE, Answers
-from kd.training.callbacks import StopAfter, Throughput, TrainingImages
+from kd.training.callbacks import EachEpoch, StopAfter, Throughput, TrainingImages
 from kd.training.checkpoints import LastCheckpoint, Persistence
 from kd.training.failures import in_plain_words
 from kd.training.hardware import Hardware, build_trainer, quiet_lightning
@@ -90,6 +90,7 @@ def train(
     title: str | None = None,
     console: Console | None = None,
     persistence: Persistence = _FORGETFUL,
+    on_epoch: Callable[[int, float], object] | None = None,
 ) -> Run:
     """Train a network, with its checkpoints and its TensorBoard events in a version of ``folder/phase``.
 
@@ -107,6 +108,8 @@ def train(
         title: What the progress bar calls it.
         console: Where the progress bar is drawn.
         persistence: What it leaves on its way to go on from, and where it goes on.
+        on_epoch: Told the epoch, counted from 0, and the accuracy on the validation images; what it raises ends the
+            training.
 
     Returns:
         What it came to.
@@ -141,6 +144,7 @@ def train(
             TrainingImages(),
             progress,
             answers,
+            *([] if on_epoch is None else [EachEpoch(on_epoch)]),
             *([] if hardware.fast_dev_run else [best, LastCheckpoint(persistence)]),
         ],
         max_epochs=max_epochs,
