@@ -45,14 +45,14 @@ class Settings:
         kills: SIGKILLs.
         seed: What their moments hang on.
         epochs: Epochs of each training: enough that it is not over before the last kill.
-        longest: The most seconds that a training is left in peace.
+        most: The most checkpoints that are written between two kills.
         workers: Processes that load images.
     """
 
     kills: int = 30
     seed: int = 0
-    epochs: int = 40
-    longest: float = 2.0
+    epochs: int = 12
+    most: int = 14
     workers: int = 0
 
 
@@ -61,8 +61,14 @@ def run_to_the_end(root: Path, *more: str) -> None:
     subprocess.run(_command(root, *more), check=True, stdout=subprocess.DEVNULL, env=_surroundings(root), cwd=root)  # noqa: S603 (its own)
 
 
-def run_and_kill(root: Path, *more: str, seconds: float) -> str:
-    """Resume the experiment, and kill it so many seconds after it first spoke; say in which phase that was.
+def run_and_kill(root: Path, *more: str, checkpoints: int, seconds: float) -> str:
+    """Resume the experiment, and kill it; say in which phase that was.
+
+    Args:
+        root: Its folder.
+        more: Flags besides.
+        checkpoints: How many checkpoints it may write first, so that it goes on at any speed.
+        seconds: How long it may go on after that.
 
     Returns:
         The folder that was written to last, such as ``teacher``, or ``the end`` where it was faster.
@@ -71,6 +77,11 @@ def run_and_kill(root: Path, *more: str, seconds: float) -> str:
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings, cwd=root) as process:  # noqa: S603 (its own)
         if process.stdout is not None:
             process.stdout.readline()
+        written, seen = -1, 0
+        while process.poll() is None and written < checkpoints:
+            now = _last_checkpoint(root)
+            written, seen = (written, seen) if now == seen and written >= 0 else (written + 1, now)
+            time.sleep(0.002)
         try:
             process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -79,6 +90,12 @@ def run_and_kill(root: Path, *more: str, seconds: float) -> str:
         return "the end"
     phases = ("distilled", "baseline", "teacher")
     return next((phase for phase in phases if (root / "logs" / "digits" / phase).is_dir()), "the start")
+
+
+def _last_checkpoint(root: Path) -> int:
+    """Return when any phase wrote one last, in nanoseconds; 0 where none did."""
+    files = (root / "logs").glob("*/*/version_0/checkpoints/last.ckpt")
+    return max((path.stat().st_mtime_ns for path in files), default=0)
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -159,7 +176,8 @@ def main() -> int:
         run_to_the_end(peaceful, *more)
         console.print(f"undisturbed: {time.perf_counter() - start:.0f} s", highlight=False)
         phases = Counter(
-            run_and_kill(killed, *more, seconds=moments.uniform(0, settings.longest)) for _ in range(settings.kills)
+            run_and_kill(killed, *more, checkpoints=moments.randint(0, settings.most), seconds=moments.uniform(0, 0.1))
+            for _ in range(settings.kills)
         )
         console.print(f"killed in: {dict(phases)}", highlight=False)
         run_to_the_end(killed, "--resume", *more)
