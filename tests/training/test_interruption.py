@@ -9,16 +9,16 @@ from kd.errors import Interrupted
 from kd.training import Interruption
 
 
-def test_an_exit_that_a_signal_brought_about_is_no_success() -> None:
-    interruption = Interruption()
-    with (
-        pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped,
-        interruption.listening(),
-        interruption.waiting(),
-    ):
+def leave_as_lightning_does(interruption: Interruption) -> None:
+    """Be asked to stop in a validation, where Lightning answers first."""
+    with interruption.listening(), interruption.waiting():
         os.kill(os.getpid(), signal.SIGTERM)
-        # As Lightning does it in a validation.
         raise SystemExit
+
+
+def test_an_exit_that_a_signal_brought_about_is_no_success() -> None:
+    with pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped:
+        leave_as_lightning_does(Interruption())
     assert stopped.value.received == signal.SIGTERM
 
 
