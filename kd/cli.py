@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kd.errors import Interrupted, UserError
+from kd.errors import Interrupted, LostContact, UserError
 from kd.sources import resolve, with_origin
 
 _WORST = 3
@@ -73,7 +73,7 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     try:
         done = run_experiment(settings, console=console)
     except UserError as error:
-        raise UserError(with_origin(str(error), origins)) from error
+        raise type(error)(with_origin(str(error), origins)) from error
     if not done.is_global_zero:
         return
     prices = measure_prices(done) if done.kept else {}
@@ -112,7 +112,7 @@ def _run_check(arguments: Sequence[str]) -> None:
     try:
         found = check_experiment(settings, console=console)
     except UserError as error:
-        raise UserError(with_origin(str(error), origins)) from error
+        raise type(error)(with_origin(str(error), origins)) from error
     warnings = sum(one.level == "warning" for one in found)
     words = {0: "Nothing stands in the way", 1: "There is a warning"}.get(warnings, f"There are {warnings} warnings")
     console.print(f"{words}; experiment.py with the same flags runs.", highlight=False, soft_wrap=True)
@@ -364,7 +364,7 @@ def _answering_for_mistakes(command: Callable[[], object]) -> int:
     except UserError as error:
         # What a data loading worker raised comes with the worker's traceback before it.
         message = str(error).rpartition("kd.errors.UserError: ")[2].strip()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LostContact):
             Console(stderr=True).print(f"error: {message}", highlight=False, soft_wrap=True, markup=False)
         return 2
     return 0

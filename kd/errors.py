@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class LostContact(UserError):  # noqa: N818 (it says what happened)
+    """Another process of the same run is gone; each of those that are left says it."""
+
+
 class NotFiniteError(UserError):
     """A training left the numbers: its loss or its gradient is infinite or none.
 

@@ -1,10 +1,11 @@
 """From an image file to the square that a classifier sees, with Pillow and numpy alone: what ships needs no more."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kd.errors import UserError
 
@@ -22,7 +23,19 @@ def decode(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(_eight_bit(image)).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: this image can't be decoded: {error}") from None
+        raise UserError(f"{path}: this image can't be decoded: {why_not_decoded(error, path)}") from None
+
+
+def why_not_decoded(error: Exception, path: Path) -> str:
+    """Say in plain words what Pillow could not do with a file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of no known format, or its beginning is damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"\d+", str(error))
+        count = f"the {int(pixels[0]):,} pixels that it claims to have" if pixels else "its pixels"
+        return f"{count} are too many to be decoded safely"
+    words = str(error).replace(repr(str(path)), "it").replace(str(path), "it")
+    return {"could not create decoder object": "it is cut short or damaged"}.get(words, words)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -4,7 +4,6 @@ Each check takes plain values and returns findings; it changes nothing and refus
 """
 
 import math
-import os
 import re
 import shutil
 from collections import Counter
@@ -13,20 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-
 from kd.data import BROKEN, Oddity, Splits, in_both
 from kd.losses import Objective
-from kd.models import Classifier, Ensemble, usual_size
+from kd.models import Classifier, Ensemble, free_memory, training_bytes, usual_size
 
 Level = Literal["error", "warning", "note"]
 
 _SHOWN = 3
 _FEW = 10
 _FEW_STEPS = 20
-# AdamW keeps two numbers for each weight besides the weight and its gradient.
-_NUMBERS_A_WEIGHT = 4
 _OFTEN = 4.0
 
 # What each oddity is called where there are several, how bad that is, and what is done about it.
@@ -37,6 +31,8 @@ _ODDITIES: dict[str, tuple[Level, str]] = {
     "animated": ("warning", "animated"),
     "turned": ("note", "turned by the camera"),
     "large": ("warning", "enormous, and slow to decode"),
+    "tiny": ("note", "tiny"),
+    "long": ("warning", "very long and thin"),
 }
 
 
@@ -89,10 +85,11 @@ def check_splits(splits: Splits, *, batch_size: int) -> list[Finding]:
     pairs = in_both(splits.train, splits.val)
     if pairs:
         some = _some([f"{val} is {train}" for train, val in pairs])
+        stand = "stands" if len(pairs) == 1 else "stand"
         found.append(
             Finding(
                 "warning",
-                f"{len(pairs):,} of {len(splits.val):,} validation images stand in the training images, too, so that "
+                f"{len(pairs):,} of {len(splits.val):,} validation images {stand} in the training images, too, so that "
                 f"accuracies will be too high: {some}",
             )
         )
@@ -251,52 +248,23 @@ def check_room(
         )
     if not on_cpu:
         return found
-    memory = _free_memory()
-    learner = max(
-        [*(teachers if trains_teacher else []), *([student] if student else [])], key=_activations, default=None
-    )
-    if memory is None or learner is None:
+    memory = free_memory()
+    learners = {training_bytes(one, batch_size): one for one in (*(teachers if trains_teacher else []), student) if one}
+    if memory is None or not learners:
         return found
-    needed = _NUMBERS_A_WEIGHT * bytes_of[id(learner)] + 4 * batch_size * _activations(learner)
+    needed = max(learners)
+    learner = learners[needed]
     needed += sum(bytes_of[id(one)] for one in teachers)
     if needed > memory:
         found.append(
             Finding(
                 "warning",
                 f"--batch_size {batch_size}: to train {learner.description.architecture} takes about "
-                f"{needed / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free",
+                f"{needed / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free; --batch_size auto takes what "
+                "fits",
             )
         )
     return found
-
-
-def _activations(network: Classifier) -> int:
-    """Count the numbers that one image leaves behind on its way through a network, for its way back."""
-    counted = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:  # noqa: ARG001 (a hook's signature)
-        nonlocal counted
-        if isinstance(output, Tensor) and not list(module.children()):
-            counted += output.numel()
-
-    size = network.description.image_size
-    hooks = [module.register_forward_hook(count) for module in network.modules()]
-    training = network.training
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, size, size))
-    finally:
-        network.train(training)
-        for hook in hooks:
-            hook.remove()
-    return counted
-
-
-def _free_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError):
-        return None
 
 
 def _some(words: Sequence[str]) -> str:

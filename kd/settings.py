@@ -71,7 +71,9 @@ class Data:
     val_data: str = setting("val", "folder of the validation images, within --data_dir (imagefolder)")
     image_size: int = setting(224, "side of the square that the networks see, in pixels", at_least=1)
     num_classes: int | None = setting(None, "checked against the data if given; it is never needed", at_least=2)
-    batch_size: int = setting(64, "images in a batch, on each device", at_least=1)
+    batch_size: int | Literal["auto"] = setting(
+        64, "images in a batch, on each device; auto: the largest power of two, at most 512, that fits", at_least=1
+    )
     num_workers: int | None = setting(
         None, "processes that load images; 0: the training process itself; None: from the cores", at_least=0
     )
@@ -269,6 +271,9 @@ def setting_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
             yield section.name, one
 
 
+_LARGEST = 2**63 - 1
+"""What a counter of torch's holds."""
+
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "above": operator.gt,
     "at least": operator.ge,
@@ -298,8 +303,10 @@ def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> N
                 for words, bound in one.metadata["bounds"].items()
                 if bound is not None and not _HOLDS[words](value, bound)
             ]
-            if not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 wrong = ["finite"]
+            elif isinstance(value, int) and abs(value) > _LARGEST:
+                wrong = [f"at most {_LARGEST}"]
             if wrong:
                 raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import re
+import reprlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ _TRUTH = {"true": "True", "false": "False"}
 # A flag that may stand by itself, and what it and its contrary then mean.
 _ALONE = {"resume": {"true": AUTO, "false": "None"}}
 
+# A few lines of YAML can unfold to more than fits into memory.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlevel = 3
+_CONTAINERS = (list, dict, set, tuple)
+
 # What the parser says of a value, and what a person is told.
 _PLAIN_WORDS = (
     (r"Error parsing (--\w+): invalid literal for int\(\) .*?: ('.*?')", r"\1 is a whole number, not \2"),
@@ -48,6 +55,7 @@ _PLAIN_WORDS = (
         r"Error parsing (--\w+): no type matching (?:\{None\}\|)?(\S+) could be .*? \[('.*?')\]\. Got.*?(?=Arg)",
         r"\1 is \2, not \3 ",
     ),
+    (r"(--\w+) is INT\|\{auto\}, not", r"\1 is a whole number or auto, not"),
 )
 
 # What the first generation of this tool did without a flag for it; its JSON file goes on meaning what it meant.
@@ -293,8 +301,15 @@ def _first_generation(file: Path, text: str) -> Iterator[_Flags]:
     yield _Flags(_FIRST_GENERATION, str(file), remark)
     if "gpus" in values:
         gpus = values.pop("gpus")
-        # A list says which; the comma at its end tells [1] from 1, which says how many.
-        devices = ",".join([*map(str, gpus), ""]) if isinstance(gpus, list) else str(int(gpus or 0))
+        try:
+            # A list says which; the comma at its end tells [1] from 1, which says how many.
+            devices = (
+                ",".join([*(str(int(one)) for one in gpus), ""]) if isinstance(gpus, list) else str(int(gpus or 0))
+            )
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"{file}, key 'gpus': this is a number, or a list of such, not {_SHORT.repr(gpus)}"
+            ) from None
         on_cpu = not gpus
         yield _Flags(("--accelerator", "cpu") if on_cpu else ("--devices", devices), f"{file}, key 'gpus'")
     yield from _as_flags(values, origin=str(file))
@@ -308,7 +323,7 @@ def read_yaml(file: Path) -> dict[Any, Any]:
     """
     try:
         values = yaml.safe_load(_read_text(file.expanduser()))
-    except (yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001 (of a date or a number that is none it raises anything)
         raise UserError(f"{file}: this is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):
         raise UserError(f"{file}: a file of settings holds 'name: value' lines, and this is a {type(values).__name__}")
@@ -322,18 +337,23 @@ def _yaml_file(file: Path) -> Iterator[_Flags]:
 def _as_flags(values: Mapping[Any, object], *, origin: str) -> Iterator[_Flags]:
     """Turn a mapping into flags, so that the one parser reads it."""
     for key, value in values.items():
-        where = f"{origin}, key {key!r}"
+        where = f"{origin}, key {_SHORT.repr(key)}"
         if not isinstance(key, str) or key not in _FIELDS:
-            raise UserError(f"{where}: there is no such setting{suggestion(str(key), _FIELDS)}")
-        if isinstance(value, list | dict) and not _holds_several(key):
-            raise UserError(f"{where}: one value stands here, not {value!r}")
+            raise UserError(
+                f"{where}: there is no such setting{suggestion(key, _FIELDS) if isinstance(key, str) else ''}"
+            )
+        if isinstance(value, _CONTAINERS) and not (_holds_several(key) and isinstance(value, list | dict)):
+            raise UserError(f"{where}: one value stands here, not {_SHORT.repr(value)}")
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            if isinstance(item, _CONTAINERS):
+                raise UserError(f"{where}: a list of single values stands here, and in it is {_SHORT.repr(item)}")
         words = [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else None
         if words is None:
             items = value if isinstance(value, list) else [value]
             # None of several is no value at all.
             words = [_word(item) for item in items if not (item is None and _holds_several(key))]
         if key in _SWITCHES and words[0] not in _TRUTH.values():
-            raise UserError(f"{where}: this is true or false, not {value!r}")
+            raise UserError(f"{where}: this is true or false, not {_SHORT.repr(value)}")
         yield _Flags((f"--{key}", *words), where)
 
 

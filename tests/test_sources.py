@@ -214,7 +214,7 @@ def test_a_mistake_in_a_file_names_the_file_and_the_place(file: str, text: str, 
         ("-b 3", r"there is no flag -b; "),
         (
             "--batch_size two",
-            r"on the command line: --batch_size is a whole number, not 'two'\n  --batch_size INT images",
+            r"on the command line: --batch_size is a whole number or auto, not 'two'",
         ),
         ("--max_steps few", r"on the command line: --max_steps is INT, not 'few'\n"),
         ("--limit_val_batches few", r"on the command line: --limit_val_batches is INT\|FLOAT, not 'few'\n"),

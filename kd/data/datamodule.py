@@ -94,8 +94,16 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the training batches of this process, in an order that hangs on (seed, epoch)."""
         rank, world_size = self._place()
+        counts, drop_last = self._counts(world_size)
+        if drop_last and min(counts) == 1:
+            raise UserError("there is a single training image (on each device); training needs at least two")
         sampler = EpochSampler(
-            self.train_indices, seed=self.seed, rank=rank, world_size=world_size, even=True, period=self.period
+            self.train_indices,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            even=self.batch_size == 1,
+            period=self.period,
         )
         if self.trainer is not None:
             # Lightning asks for the first batches of a resumed run before it sets the epoch.
@@ -103,15 +111,40 @@ class ImageData(LightningDataModule):
             sampler.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
             if loop.restarting:
                 sampler.skip(loop.epoch_loop.batch_progress.current.processed * self.batch_size)  # type: ignore[attr-defined]
-        lone_image_left = self.batch_size > 1 and len(sampler) % self.batch_size == 1
-        if lone_image_left and len(sampler) == 1:
-            raise UserError("there is a single training image (on each device); training needs at least two")
         if not self.on_device:
-            return self._loader(self.train_views, sampler, drop_last=lone_image_left)
+            return self._loader(self.train_views, sampler, drop_last=drop_last)
         if self.trainer is not None:
             self._resident = resident_pixels(self.train_views, self.trainer.strategy.root_device)
         uncut = UncutViews(self.train_views, resident=self._resident is not None)
-        return self._loader(uncut, sampler, drop_last=lone_image_left)
+        return self._loader(uncut, sampler, drop_last=drop_last)
+
+    def share(self, batch: int) -> float:
+        """Return how much this process's batch counts in the mean over all processes' batches of a step.
+
+        Where the images can't be shared out evenly, the last batches are not of one size.
+
+        Args:
+            batch: Its number in the epoch.
+
+        Returns:
+            1 where all are of one size.
+        """
+        rank, world_size = self._place()
+        counts, drop_last = self._counts(world_size)
+        left = [count - batch * self.batch_size for count in counts]
+        if world_size == 1 or drop_last or self.batch_size == 1 or min(left) >= self.batch_size:
+            return 1.0
+        sizes = [min(one, self.batch_size) for one in left]
+        return sizes[rank] * world_size / sum(sizes)
+
+    def _counts(self, world_size: int) -> tuple[list[int], bool]:
+        """Count each process's images of an epoch; say whether all leave out their last batch.
+
+        All do where one of them would be left with a single image, which batch normalisation can't take; so all make
+        the same number of steps.
+        """
+        counts = [len(range(rank, len(self.train_indices), world_size)) for rank in range(world_size)]
+        return counts, self.batch_size > 1 and any(count % self.batch_size == 1 for count in counts)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return this process's part of all validation images.

@@ -79,15 +79,26 @@ def decoded(
     if not images.files or images.fingerprint is None:
         return images
     place = folder / hashlib.blake2b(f"{_VERSION} {side} {images.fingerprint}".encode(), digest_size=16).hexdigest()
-    if not (place / _INDEX).is_file():
+    sizes = _sizes_in(place, len(images))
+    if sizes is None:
         if room is not None and not room.holds(_estimate(images, side), folder):
             return images
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_suffix(".lock")):
-            if not (place / _INDEX).is_file():
-                _write(images, side, place, progress)
-    index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
-    return replace(images, load=StoredPixels(place / _PIXELS, index["sizes"]), is_decoded=side)
+            # Another process may have been the first.
+            sizes = _sizes_in(place, len(images)) or _write(images, side, place, progress)
+    return replace(images, load=StoredPixels(place / _PIXELS, sizes), is_decoded=side)
+
+
+def _sizes_in(place: Path, count: int) -> list[tuple[int, int]] | None:
+    """Read the heights and widths of the images in a store; ``None`` where there is none, or none that is whole."""
+    try:
+        written = json.loads((place / _INDEX).read_text(encoding="utf-8"))["sizes"]
+        sizes = [(int(height), int(width)) for height, width in written]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    is_whole = len(sizes) == count and all(height > 0 and width > 0 for height, width in sizes)
+    return sizes if is_whole else None
 
 
 class StoredPixels:
@@ -119,7 +130,7 @@ class StoredPixels:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _write(images: LabelledImages, side: int, place: Path, progress: Progress | None) -> None:
+def _write(images: LabelledImages, side: int, place: Path, progress: Progress | None) -> list[tuple[int, int]]:
     beside = place.with_suffix(".part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
@@ -139,6 +150,7 @@ def _write(images: LabelledImages, side: int, place: Path, progress: Progress | 
     # Where a store without its index was left, it is not one.
     shutil.rmtree(place, ignore_errors=True)
     beside.replace(place)
+    return sizes
 
 
 def _load_smaller(images: LabelledImages, side: int, index: int) -> Tensor:

@@ -14,13 +14,15 @@ from PIL import Image
 
 from kd.data.images import LabelledImages
 from kd.errors import UserError
-from kd.pixels import decode
+from kd.pixels import decode, why_not_decoded
 
-_VERSION = 1
+_VERSION = 2
 _AT_ONCE = 4
 _TAIL = 1024
 _SAMPLE = 256
 _LARGE = 50_000_000
+_TINY = 8
+_LONG = 20
 _EXIF_ORIENTATION = 0x0112
 # How a whole file of a format ends. A file of any other format is decoded to see whether it is whole.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
@@ -34,7 +36,8 @@ class Oddity:
     """What is odd about an image file.
 
     Args:
-        kind: ``broken``, ``cmyk``, ``16-bit``, ``transparent``, ``animated``, ``turned`` or ``large``.
+        kind: ``broken``, ``cmyk``, ``16-bit``, ``transparent``, ``animated``, ``turned``, ``large``, ``tiny`` or
+            ``long``.
         path: The file.
         detail: What exactly.
     """
@@ -123,7 +126,7 @@ def _look_at(path: Path, *, decodes: bool) -> list[Oddity]:
             if decodes or not is_whole:
                 decode(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return [Oddity(BROKEN, str(path), _plain(error, path))]
+        return [Oddity(BROKEN, str(path), why_not_decoded(error, path))]
     except UserError as error:
         return [Oddity(BROKEN, str(path), str(error).partition("can't be decoded: ")[2] or str(error))]
     return found
@@ -146,6 +149,10 @@ def _oddities(image: Image.Image) -> list[tuple[str, str]]:
         found.append(("turned", "it is set upright, as the camera noted"))
     if width * height > _LARGE:
         found.append(("large", f"{width} x {height} pixels"))
+    if min(width, height) < _TINY:
+        found.append(("tiny", f"{width} x {height} pixels"))
+    if max(width, height) > _LONG * min(width, height):
+        found.append(("long", f"{width} x {height} pixels; --resize crop shows its middle alone"))
     return found
 
 
@@ -160,10 +167,6 @@ def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
     if path not in known:
         known[path] = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     return known[path]
-
-
-def _plain(error: Exception, path: Path) -> str:
-    return str(error).replace(repr(str(path)), "it").replace(str(path), "it")
 
 
 def _read(path: Path) -> list[Oddity] | None:

@@ -166,7 +166,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: What the order hangs on, with the epoch; ``None`` keeps the order.
         rank: Number of this process.
         world_size: Number of processes.
-        even: Give each process the same number, by giving the first ones again; training needs it.
+        even: Give each process the same number, by giving the first ones again; a batch of one image needs it.
         period: After so many epochs they come again, with the same views in the same order; ``None``: never.
     """
 

@@ -14,6 +14,7 @@ from kd.models.classifier import Classifier, Description, Normalization
 from kd.models.cost import is_depthwise, multiply_adds
 from kd.models.ensemble import Ensemble
 from kd.models.features import FeatureReader, Survey, as_map, survey
+from kd.models.memory import can_step, free_memory, largest_batch, training_bytes
 from kd.models.price import price
 
 __all__ = [
@@ -29,7 +30,10 @@ __all__ = [
     "accuracy_in",
     "as_map",
     "build_classifier",
+    "can_step",
+    "free_memory",
     "is_depthwise",
+    "largest_batch",
     "load_classifier",
     "load_weights",
     "multiply_adds",
@@ -39,5 +43,6 @@ __all__ = [
     "read_plain",
     "survey",
     "torchvision_names",
+    "training_bytes",
     "usual_size",
 ]

@@ -1,5 +1,6 @@
 """Reading a classifier from a checkpoint: plain tensors and a description, and no code of whoever wrote it."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ STATE_PREFIX = "model."
 """What the classifier's weights are called by in a checkpoint's ``state_dict``."""
 
 
+_ZIP = b"PK\x03\x04"
+
+
 def read_plain(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
     """Read a file of torch's with ``weights_only=True``: tensors and plain values, nothing that runs.
 
@@ -34,8 +38,23 @@ def read_plain(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (a stranger's bytes make the unpickler raise anything)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _why_not_read(path, error)
         raise UserError(f"{path}: this can't be read as a checkpoint of plain weights: {reason}") from None
+
+
+def _why_not_read(path: Path, error: Exception) -> str:
+    """Say what is wrong with a file in words that advise nobody to trust it, as torch's own do."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign is not None:
+        return f"besides weights it holds {foreign[1]}, and what is not a plain value is not read, as it may run code"
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_ZIP))
+    except OSError as failure:
+        return str(failure.strerror)
+    if not head:
+        return "it is empty"
+    return "it is cut short or damaged" if head == _ZIP else "it is no file of weights that torch wrote, or damaged"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -44,13 +63,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If there is no such file, or it is no checkpoint of this tool.
     """
-    checkpoint = read_plain(path)
-    if not isinstance(checkpoint, dict) or not {CLASSIFIER_KEY, "state_dict"} <= checkpoint.keys():
+    checkpoint: dict[str, Any] = read_plain(path)
+    parts = [checkpoint.get(key) for key in (CLASSIFIER_KEY, "state_dict")] if isinstance(checkpoint, dict) else [None]
+    if not all(isinstance(one, dict) for one in parts):
         raise UserError(f"{path}: this is no checkpoint of a classifier that this tool trained")
     try:
         Description.from_plain(checkpoint[CLASSIFIER_KEY])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: the description of its classifier is not whole: {error} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path}: the description of its classifier is not whole: {error}") from None
     return checkpoint
 
 
@@ -83,7 +103,7 @@ def load_classifier(path: str | Path, *, architecture: str | None = None, flag: 
     state = {
         key.removeprefix(STATE_PREFIX): value
         for key, value in checkpoint["state_dict"].items()
-        if key.startswith(STATE_PREFIX)
+        if isinstance(key, str) and key.startswith(STATE_PREFIX)
     }
     return load_weights(description.plain(), state, whose=path, architecture=architecture, flag=flag)
 
@@ -111,8 +131,8 @@ def load_weights(
     path = whose
     try:
         description = Description.from_plain(dict(about))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: the description of its classifier is not whole: {error} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path}: the description of its classifier is not whole: {error}") from None
     if architecture is None and is_own_code(parse_choice(description.architecture)[0]):
         raise UserError(
             f"{path} holds a network from {description.architecture}, a Python file; say {flag} "
@@ -130,7 +150,7 @@ def load_weights(
     )
     try:
         classifier.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its weights do not fit {description.architecture}: {error}") from None
     return classifier.eval()
 

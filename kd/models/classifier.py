@@ -1,5 +1,8 @@
 """A classifier as it is trained, saved and shipped: a network with the normalisation that it wants in front."""
 
+import math
+import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +36,44 @@ class Description:
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Description":
-        """Read what :meth:`plain` returned; other keys are passed over."""
+        """Read what :meth:`plain` returned; other keys are passed over.
+
+        Raises:
+            ValueError: If something is missing, or is not what it should be.
+        """
+        missing = [name for name in cls.__dataclass_fields__ if name not in values]
+        if missing:
+            raise ValueError(f"{missing[0]!r} is missing")
+        for name, (is_right, words) in _RIGHT.items():
+            if not is_right(values[name]):
+                raise ValueError(f"{name} is {words}, not {str(values[name])[:80]!r}")
         known: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
         return cls(**known | {name: tuple(known[name]) for name in ("classes", "mean", "std")})
+
+
+_LARGEST_SIZE = 8192
+
+
+def _are(kind: type | types.UnionType, value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, kind) for one in value)
+
+
+def _are_channels(value: Any) -> bool:  # noqa: ANN401 (whatever a file holds)
+    return _are(int | float, value) and len(value) in (1, 3) and all(math.isfinite(one) for one in value)
+
+
+# What a description that was read from a file must be like: nobody else looks.
+_RIGHT: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "architecture": (lambda value: isinstance(value, str), "the name of a network"),
+    "classes": (lambda value: _are(str, value) and len(set(value)) == len(value) > 1, "a list of different names"),
+    "image_size": (
+        lambda value: type(value) is int and 0 < value <= _LARGEST_SIZE,
+        f"a whole number from 1 to {_LARGEST_SIZE}",
+    ),
+    "resize": (lambda value: value in ("crop", "squash"), "crop or squash"),
+    "mean": (_are_channels, "a number for each channel"),
+    "std": (lambda value: _are_channels(value) and all(one > 0 for one in value), "a number above 0 for each channel"),
+}
 
 
 class Normalization(nn.Module):

@@ -29,7 +29,7 @@ def findings_of(
     """
     settings = made.settings
     wanted, models, phases = settings.optimization, settings.models, settings.phases
-    found = preflight.check_splits(made.splits, batch_size=settings.data.batch_size)
+    found = preflight.check_splits(made.splits, batch_size=made.batch_size)
     found += preflight.check_temperature(objectives, settings.objective.temperature)
     if student is not None and teacher is not None and objectives:
         found += preflight.check_sizes(student, teacher)
@@ -61,7 +61,7 @@ def findings_of(
         student,
         teachers,
         folder=made.folder,
-        batch_size=settings.data.batch_size,
+        batch_size=made.batch_size,
         trains_teacher=trains_teacher,
         trainings=students,
         on_cpu=made.hardware.accelerator == "cpu",

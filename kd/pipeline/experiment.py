@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -46,7 +47,11 @@ def run_experiment(
     """
     pipeline = Pipeline(settings, console or Console(), on_epoch=on_epoch)
     with pipeline.journal.interruption.listening():
-        return pipeline.run()
+        done = pipeline.run()
+    # A process that ends with its threads still talking to the others is torn down, as if it had failed.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return done
 
 
 def check_experiment(settings: Settings, *, console: Console | None = None) -> list[Finding]:

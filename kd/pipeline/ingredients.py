@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from kd.data import (
 )
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
-from kd.models import Classifier, Ensemble, build_classifier
+from kd.models import Classifier, Ensemble, build_classifier, largest_batch
 from kd.pipeline.stores import store_images, store_splits
 from kd.pipeline.workers import default_workers
 from kd.preflight import Finding, check_files
@@ -39,6 +40,8 @@ from kd.settings import Settings
 from kd.training import Compute, Hardware, Recipe, why_not_compiled
 
 LEFT_OUT_FILE = "left-out.txt"
+_MOST_IMAGES = 512
+_UNDECIDED = 2
 _LONGEST_NAME = 150
 _LONGEST_SLUG = 100
 
@@ -58,6 +61,7 @@ class Ingredients:
         statistics: Mean and standard deviation of the training images' channels, for networks without their own.
         objective: What the distilled student minimises.
         compared: The objectives to compare, as they are written.
+        batch_size: Images in a batch, on each device.
         workers: Processes that load images.
         stored: The images by the size of their views, from the stores of decoded ones.
         unlabelled: Images without labels to distil on besides.
@@ -74,6 +78,7 @@ class Ingredients:
     statistics: tuple[tuple[float, ...], tuple[float, ...]]
     objective: Objective
     compared: dict[str, Objective]
+    batch_size: int
     workers: int
     stored: dict[int, Splits]
     unlabelled: LabelledImages | None
@@ -87,7 +92,7 @@ class Ingredients:
             UserError: If the images or the objective are not as they should be.
         """
         wanted, name = settings.data, settings.phases.name
-        if name is not None and (Path(name).name != name or len(name) > _LONGEST_NAME):
+        if name is not None and (Path(name).name != name or name == ".." or len(name) > _LONGEST_NAME):
             raise UserError(f"--name {name}: this is no name for a folder")
         fields = dataclasses.asdict(settings.machine)
         root = Path(fields.pop("default_root_dir")).expanduser()
@@ -146,7 +151,7 @@ class Ingredients:
         written = settings.objective.compare_losses
         if len(set(written)) < len(written):
             raise UserError(f"--compare_losses: {max(written, key=written.count)!r} stands there twice")
-        return cls(
+        made = cls(
             settings=settings,
             root=root,
             folder=root / (name or _default_name(settings, splits.name)),
@@ -157,6 +162,8 @@ class Ingredients:
             statistics=channel_statistics(splits.train, plain_view(wanted.image_size, wanted.resize)),
             objective=build(list(settings.objective.loss)),
             compared={one: _named(build, one) for one in written},
+            # What fits is known when there are networks.
+            batch_size=_UNDECIDED if wanted.batch_size == "auto" else wanted.batch_size,
             workers=workers,
             stored=stored,
             unlabelled=unlabelled,
@@ -164,6 +171,22 @@ class Ingredients:
             if wanted.mixup or wanted.cutmix
             else None,
         )
+        return made if wanted.batch_size != "auto" else made._with_what_fits()
+
+    def _with_what_fits(self) -> "Ingredients":
+        """Choose the batch size by what each network that may be trained takes of memory."""
+        phases, models = self.settings.phases, self.settings.models
+        sizes = models.teacher_image_size or (self.settings.data.image_size,)
+        networks = [self.student(phases.seed)]
+        if phases.train_teacher:
+            pairs = zip(models.teacher_model, itertools.cycle(sizes), strict=False)
+            networks += [self.teacher(name, phases.seed, size) for name, size in pairs]
+        device = torch.device("cuda" if self.hardware.accelerator in ("gpu", "cuda") else "cpu")
+        # Half of a small data set at the most, so that an epoch is more than a step.
+        most = min(_MOST_IMAGES, max(2, len(self.splits.train) // 2))
+        batch_size = largest_batch(networks, device=device, most=most)
+        remarks = (*self.remarks, f"--batch_size auto: {batch_size}")
+        return replace(self, batch_size=batch_size, remarks=remarks)
 
     def teacher_data(self, seed: int, image_size: int) -> ImageData:
         """Make the batches that a teacher is trained on."""
@@ -194,7 +217,7 @@ class Ingredients:
         return ImageData(
             self.stored[image_size],
             image_size=image_size,
-            batch_size=wanted.batch_size,
+            batch_size=self.batch_size,
             num_workers=self.workers,
             augment=wanted.augment,
             resize=wanted.resize,
@@ -263,7 +286,7 @@ class Ingredients:
                 raise
             named_by = "--assistants" if "assistant" in flag else flag.replace("pretrained", "model")
             raise UserError(f"{named_by} {architecture}: {error}") from error.__cause__
-        if self.settings.data.batch_size == 1:
+        if self.batch_size == 1:
             self._try_one_image(classifier)
         return classifier
 

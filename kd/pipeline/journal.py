@@ -184,6 +184,7 @@ class Journal:
             self.made.settings,
             phase,
             devices=self.made.hardware.devices,
+            batch_size=self.made.batch_size,
             compute=compute,
             decoded=self.made.splits.train.is_decoded,
             teachers=teachers,

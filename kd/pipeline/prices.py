@@ -20,7 +20,8 @@ def measure_prices(done: Experiment) -> dict[str, dict[str, Any]]:
     prices: dict[str, dict[str, Any]] = {}
     for phase, runs in done.runs.items():
         first = runs[0]
-        if phase == "compared" or not first.get("checkpoint"):
+        # The students of the objectives that are compared are one network; another phase may have it, too.
+        if (phase == "compared" and {"baseline", "distilled"} & done.runs.keys()) or not first.get("checkpoint"):
             continue
         try:
             classifier = load_classifier(first["checkpoint"], architecture=first["model"])

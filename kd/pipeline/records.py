@@ -47,7 +47,14 @@ _IRRELEVANT = frozenset(
 
 
 def relevant_settings(
-    settings: Settings, phase: str, *, devices: str, compute: Compute, decoded: int | None, teachers: Sequence[str] = ()
+    settings: Settings,
+    phase: str,
+    *,
+    devices: str,
+    batch_size: int,
+    compute: Compute,
+    decoded: int | None,
+    teachers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the settings that a phase's result depends on: two runs with the same ones may be compared.
 
@@ -55,6 +62,7 @@ def relevant_settings(
         settings: All settings.
         phase: ``teacher`` or ``teacher/...``, ``assistant/...``, ``baseline``, ``distilled``.
         devices: The devices that ``auto`` came to; the batch grows with their number.
+        batch_size: What ``auto`` came to.
         compute: What ``auto`` came to for the network that is trained.
         decoded: The longest short side of images that are read from a store of decoded ones.
         teachers: The checkpoints that are distilled, if they are known.
@@ -62,6 +70,7 @@ def relevant_settings(
     flat = {name: value for name, value in settings.flat().items() if name not in _IRRELEVANT}
     flat |= {
         "devices": devices,
+        "batch_size": batch_size,
         "precision": compute.precision,
         "channels_last": compute.channels_last,
         "image_cache": decoded,

@@ -142,12 +142,12 @@ class Teachers:
             UserError: If one of them has learnt nothing.
         """
         made, found = self.made, list[Finding]()
-        batches = -(-_CHECKED_IMAGES // made.settings.data.batch_size)
+        batches = -(-_CHECKED_IMAGES // made.batch_size)
         hardware = dataclasses.replace(made.hardware, limit_val_batches=batches)
         for one, teacher in self.found:
             data = made.student_data(made.settings.phases.seed)
             accuracy = evaluate(Ensemble([teacher]), data, hardware=hardware)["val/acc"]
-            images = min(len(made.splits.val), batches * made.settings.data.batch_size)
+            images = min(len(made.splits.val), batches * made.batch_size)
             words = f"the teacher {teacher.description.architecture}"
             self.journal.say(f"Of {images:,} validation images {words} is right on {accuracy:.1%}.")
             known = check_accuracy(said=accuracy_in(one.checkpoint), measured=accuracy, images=images, whose=words)

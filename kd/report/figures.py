@@ -39,6 +39,7 @@ COLOURS = {
     "student alone": "#e08a3c",
     "student distilled": "#2a9d8f",
 }
+_WIDE = 24
 _OTHERS = ("#4f86c6", "#b5651d", "#7a9a01", "#c0504d", "#6a6a9a", "#999999", "#d4a017", "#3b7a57")
 _MOST_NAMED = 40
 
@@ -96,7 +97,7 @@ def curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Pi
                 longest = min(len(run) for run in runs)
                 mean = np.mean([[one.get("val/acc") or np.nan for one in run[:longest]] for run in runs], axis=0)
                 axes.plot(range(1, longest + 1), 100 * mean, color=colour, linewidth=2.2)
-            axes.plot([], [], color=colour, label=title, linewidth=2.2)
+            axes.plot([], [], color=colour, label=short(title, 2 * _WIDE), linewidth=2.2)
         axes.set(xlabel="epoch", ylabel="accuracy on validation images, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend_below(axes)
@@ -308,7 +309,9 @@ def _colour(title: str, number: int) -> str:
 
 
 def _legend_below(axes: Axes) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
+    labels = [str(label) for label in axes.get_legend_handles_labels()[1]]
+    columns = 3 if all(len(label) <= _WIDE for label in labels) else 2
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
 
 
 def short(name: str, length: int = 24) -> str:

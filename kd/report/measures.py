@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +41,12 @@ class Answers:
             # Plain arrays: nothing that runs.
             with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 logits = np.asarray(file["logits"], dtype=np.float64)
-                return cls(logits, file["labels"], file["keys"], tuple(map(str, file["classes"])))
-        except (OSError, ValueError, KeyError, BadZipFile):
+                read = cls(logits, file["labels"], file["keys"], tuple(map(str, file["classes"])))
+        except Exception:  # noqa: BLE001 (bytes that are not numpy's make it raise anything)
             return None
+        fits = logits.shape == (*read.labels.shape, len(read.classes)) and read.keys.shape == read.labels.shape
+        is_known = fits and read.labels.dtype.kind in "iu" and len(read) > 0
+        return read if is_known and 0 <= read.labels.min() <= read.labels.max() < len(read.classes) else None
 
     def __len__(self) -> int:
         """Count the images."""

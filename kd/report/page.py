@@ -22,6 +22,7 @@ from kd.report.words import BEYOND_NOISE, mean_of, share
 PAGE = "report.html"
 PICTURES = "figures"
 _PERCENT, _MILLION = 100, 1e6
+_DRAWN = 6
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,27 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{folder}: there is no summary.json here; is this the folder of an experiment?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: this is no JSON: {error}") from None
-    if not isinstance(summary, dict) or not {"data", "phases", "gain", "compared"} <= summary.keys():
+    if not _is_summary(summary):
         raise UserError(f"{path}: this is no summary of an experiment")
-    return summary
+    known: dict[str, Any] = summary
+    return known
+
+
+def _is_summary(summary: Any) -> bool:  # noqa: ANN401 (whatever JSON holds)
+    if not isinstance(summary, dict) or not {"data", "phases", "gain", "compared"} <= summary.keys():
+        return False
+    phases, compared = summary["phases"], summary["compared"]
+    if not isinstance(phases, dict) or not isinstance(compared, list):
+        return False
+    facts = [*phases.values(), *compared]
+    return isinstance(summary["gain"], dict | None) and all(
+        isinstance(one, dict)
+        and isinstance(one.get("runs"), list)
+        and all(isinstance(run, dict) for run in one["runs"])
+        for one in facts
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,7 +155,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
         "outcome": "gained" if low > 0 else "lost" if high < 0 else "",
         "objective": _size_kept(distilled),
         "brief": _brief(summary),
-        "tables": [table for table in (_accuracies(summary), _prices(phases), _objectives(summary)) if table],
+        "tables": [table for table in (_accuracies(summary), _prices(summary), _objectives(summary)) if table],
         "pictures": pictures,
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
@@ -166,10 +183,17 @@ def _pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture | None]:
         for phase, facts in phases.items()
         if any(run.get("history") for run in facts["runs"])
     }
+    # More lines than these could not be told apart.
+    compared = {
+        row["objective"]: [run["history"] for run in row["runs"]]
+        for row in summary["compared"][:_DRAWN]
+        if all(run.get("history") for run in row["runs"])
+    }
+    best = dict(list(compared.items())[:1])
     measured = {title_of(phase, phases): facts["measured"] for phase, facts in phases.items() if facts.get("measured")}
     examples = soft_target_examples(folder, summary)
     classes = examples.classes if examples is not None else ()
-    drawn: list[Picture | None] = [figures.curves(histories), figures.terms(histories)]
+    drawn: list[Picture | None] = [figures.curves(histories | compared), figures.terms(histories | best)]
     if classes:
         drawn.append(figures.by_class(classes, {title: one["per_class"] for title, one in measured.items()}))
     drawn.append(figures.reliability({title: one["bins"] for title, one in measured.items()}))
@@ -211,8 +235,10 @@ def _accuracies(summary: Mapping[str, Any]) -> Table:
     return Table(heads, rows, note)
 
 
-def _prices(phases: Mapping[str, Any]) -> Table | None:
-    rows = []
+def _prices(summary: Mapping[str, Any]) -> Table | None:
+    rows, phases = [], dict(summary["phases"])
+    if summary["compared"] and summary["compared"][0].get("price"):
+        phases["distilled"] = summary["compared"][0]
     for phase, facts in phases.items():
         price, kept = facts.get("price"), facts.get("kept") or {}
         if price is None:
@@ -223,7 +249,7 @@ def _prices(phases: Mapping[str, Any]) -> Table | None:
         ]
         rows.append(
             [
-                (title_of(phase, phases), facts["model"]),
+                (title_of(phase, phases), facts.get("model", "")),
                 f"{price['parameters']:,}",
                 f"{price['multiply_adds'] / _MILLION:,.1f} M",
                 " / ".join(f"{sizes[name]:.2f}" for name in ("float32", "float16", "int8")),

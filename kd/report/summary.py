@@ -82,6 +82,7 @@ def summarise(
     rows = compare_objectives(compared)
     for row in rows:
         row["measured"] = _measured([run for run in runs["compared"] if run["objective"] == row["objective"]])
+        row["price"] = (prices or {}).get("compared")
     return {"data": data, "phases": phases, "gain": _gain(runs), "compared": rows}
 
 

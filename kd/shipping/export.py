@@ -73,11 +73,11 @@ def splits_of(checkpoint: Path, *, dataset: str | None, data_dir: str | None, va
     try:
         written = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text(encoding="utf-8"))
         known = written if isinstance(written, dict) else known
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         if dataset is None and data_dir is None:
-            raise UserError(
-                f"{checkpoint}: it is not known what it was trained on, as there is no config.yaml; say --data_dir"
-            ) from None
+            config = checkpoint.parent.parent / "config.yaml"
+            why = "there is no config.yaml" if isinstance(error, FileNotFoundError) else f"{config} can't be read"
+            raise UserError(f"{checkpoint}: it is not known what it was trained on, as {why}; say --data_dir") from None
     named = {"dataset": dataset, "data_dir": data_dir, "val_data": val_data}
     chosen = known | {name: value for name, value in named.items() if value is not None}
     return load_splits(

@@ -4,6 +4,7 @@ Nothing here imports torch before a file needs it: an ONNX file is run by onnxru
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_network(path: Path, *, model: str | None = None) -> "tuple[nn.Module, M
     """Read a network, in evaluation mode, and what it takes to use it; arguments and errors as of :func:`open_student`.
 
     A safetensors file and a checkpoint hold weights alone, and the network is built anew; a torch.export file holds the
-    network's operations, and no code.
+    network's operations, and is refused where it holds anything else, see :mod:`kd.shipping.archives`.
     """
     if path.suffix == FORMATS["torch"]:
         return _read_exported(path)
@@ -104,11 +105,19 @@ def _open_onnx(path: Path) -> Student:
 def _read_exported(path: Path) -> "tuple[nn.Module, Mapping[str, Any]]":
     import torch
 
+    from kd.shipping.archives import without_code
+
     more = {f"{METADATA_KEY}.json": ""}
+    archive = without_code(path)
+    before = logging.root.manager.disable
+    # torch logs a traceback of what it then raises.
+    logging.disable(logging.CRITICAL)
     try:
-        program = torch.export.load(path, extra_files=more)
+        program = torch.export.load(archive, extra_files=more)
     except Exception as error:  # noqa: BLE001 (a stranger's bytes make it raise anything)
         raise UserError(f"{path}: torch.export can't read it: {_first_line(error)}") from None
+    finally:
+        logging.disable(before)
     return program.module(), _described(more[f"{METADATA_KEY}.json"], path)
 
 
@@ -128,11 +137,14 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]
 def _described(text: str | bytes | None, path: Path) -> Mapping[str, Any]:
     try:
         about = json.loads(text or "")
-        return {"resize": "crop"} | {name: about[name] for name in about} | {"classes": list(about["classes"])}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: this file was not made by `kd export`: it does not say what its classes are"
-        ) from None
+        size, classes = about["image_size"], about["classes"]
+        known = {"resize": "crop"} | {name: about[name] for name in about}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        known, size, classes = {}, None, None
+    is_known = isinstance(classes, list) and len(classes) > 1 and all(isinstance(one, str) for one in classes)
+    if not is_known or type(size) is not int or size < 1 or known["resize"] not in ("crop", "squash"):
+        raise UserError(f"{path}: this file was not made by `kd export`: it does not say what its classes are")
+    return known
 
 
 def _first_line(error: Exception) -> str:

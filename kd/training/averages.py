@@ -13,7 +13,7 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed training goes on with."""
@@ -23,11 +23,12 @@ class RunningMeans:
         """Go on with what :meth:`state` returned."""
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add the scalars of a step."""
+    def add(self, values: dict[str, Tensor], *, share: float = 1.0) -> None:
+        """Add the scalars of a step, which counts that much."""
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            counted = value if share == 1 else value * share
+            self._sums[name] = self._sums[name] + counted if name in self._sums else counted
+            self._counts[name] = self._counts.get(name, 0.0) + share
 
     def take(self, names: Sequence[str], *, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the sums and how much was summed, ``(N,)`` each: as many in each process, whatever it met."""

@@ -1,13 +1,16 @@
 """Checkpoints: written so that a machine may die at any moment, and read so that nothing in them runs."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -82,9 +85,13 @@ class Persistence:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from."""
-        last = None if self.begun is None else self.begun / _LAST
-        return last if last is not None and last.is_file() else None
+        """The checkpoint to go on from: the last one, or one that Lightning wrote since, when SLURM told it to."""
+        if self.begun is None:
+            return None
+        last = self.begun / _LAST
+        written = [*([last] if last.is_file() else []), *sorted(self.begun.glob("hpc_ckpt_*.ckpt"), reverse=True)]
+        # Of two with the same step the first counts: ours stands at the end of a step, the other one anywhere in it.
+        return max(written, key=steps_in, default=None)
 
     @property
     def logging(self) -> dict[str, Any]:
@@ -108,10 +115,16 @@ class LastCheckpoint(Checkpoint):
         self.every = persistence.every
         self.interruption = persistence.interruption
         self._saved_at = time.monotonic()
+        self._requeue: Callable[..., object] | None = None
+        self._is_to_requeue = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Start the clock."""
+        """Start the clock, and let SLURM's signal wait for the end of the step, where Lightning answers it."""
         self._saved_at = time.monotonic()
+        handler = signal.getsignal(signal.SIGUSR1)
+        if SLURMEnvironment.detect() and callable(handler):
+            self._requeue = handler
+            signal.signal(signal.SIGUSR1, self._note_requeue)
 
     def on_train_batch_end(
         self,
@@ -125,9 +138,12 @@ class LastCheckpoint(Checkpoint):
         is_last = trainer.should_stop or batch_idx + 1 == trainer.num_training_batches
         if is_last or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        stops = self._is_asked_to_stop(trainer)
-        if stops or (self.every is not None and trainer.global_step % self.every == 0):
+        stops, requeues = self._is_asked_to_stop(trainer), self._is_asked_to_requeue(trainer)
+        if stops or requeues or (self.every is not None and trainer.global_step % self.every == 0):
             self._save(trainer)
+        if requeues and self._requeue is not None:
+            self._is_to_requeue = False
+            self._requeue(signal.SIGUSR1, None)
         if stops:
             self.interruption.stop(self.path(trainer))
 
@@ -152,10 +168,19 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path(trainer))
         self._saved_at = time.monotonic()
 
+    def _note_requeue(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (a handler's signature)
+        self._is_to_requeue = True
+
     def _is_asked_to_stop(self, trainer: Trainer) -> bool:
-        asked = self.interruption.received is not None
-        # One that is asked stops them all, and at the same step.
-        return asked if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(asked, all=False)
+        return _any(trainer, self.interruption.received is not None)
+
+    def _is_asked_to_requeue(self, trainer: Trainer) -> bool:
+        return self._requeue is not None and _any(trainer, self._is_to_requeue)
+
+
+def _any(trainer: Trainer, asked: bool) -> bool:  # noqa: FBT001 (what is reduced)
+    """Say whether any process is asked: one that is asks them all, at the same step."""
+    return asked if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(asked, all=False)
 
 
 def steps_in(path: Path) -> int:

@@ -142,12 +142,3 @@ def quiet_lightning() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-@contextmanager
-def in_plain_words() -> Iterator[None]:
-    """Turn what Lightning refuses into a ``UserError``."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise UserError(f"Lightning can't run so: {error}") from None

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kd.data import Mixing
+from kd.data import ImageData, Mixing
 from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble
@@ -137,8 +137,15 @@ class ClassifierModule(LightningModule):
             correct = (student.logits.argmax(dim=1) == decisions).float()
             known = correct if labelled is None else correct[labelled]
         self.last_terms = {"loss": total.detach()} | terms
-        self._means.add(self.last_terms | ({"acc": known.mean()} if len(known) else {}))
-        return total
+        share = self._share(batch_idx)
+        self._means.add(self.last_terms | ({"acc": known.mean()} if len(known) else {}), share=share)
+        # The gradient's mean over the processes is then that of one process with all of the images.
+        return total if share == 1 else total * share
+
+    def _share(self, batch_idx: int) -> float:
+        """Return how much the batch counts beside those of the other processes."""
+        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        return data.share(batch_idx) if isinstance(data, ImageData) and self.trainer.world_size > 1 else 1.0
 
     def rehearse(self) -> None:
         """Compute the objective and its gradient on two random images with labels 0, and forget them.

@@ -16,7 +16,8 @@ from kd.models import Classifier, Ensemble
 from kd.training.answers import VALIDATION_FILE, Answers
 from kd.training.callbacks import EachEpoch, StopAfter, Throughput, TrainingImages
 from kd.training.checkpoints import LastCheckpoint, Persistence
-from kd.training.hardware import Hardware, build_trainer, in_plain_words, quiet_lightning
+from kd.training.failures import in_plain_words
+from kd.training.hardware import Hardware, build_trainer, quiet_lightning
 from kd.training.health import StopAtNonFinite
 from kd.training.modules import ClassifierModule
 from kd.training.progress import PhaseProgress
@@ -152,7 +153,7 @@ def train(
         gradient_clip_val=gradient_clip,
         accumulate_grad_batches=accumulate,
     )
-    with quiet_lightning(), in_plain_words(), persistence.interruption.waiting():
+    with quiet_lightning(), in_plain_words(batch_size=data.batch_size), persistence.interruption.waiting():
         trainer.fit(module, datamodule=data, ckpt_path=persistence.checkpoint)
     # Not Lightning's figures: where a training was resumed at its end there are none.
     metrics = answers.history[-1]

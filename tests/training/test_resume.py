@@ -182,6 +182,16 @@ def test_one_that_was_killed_before_its_first_checkpoint_begins_once_more_in_its
     _is_same(cut, cut.run(begun=cut.folder / "distilled" / "version_0"), whole, peaceful)
 
 
+def test_what_lightning_wrote_for_slurm_counts_where_it_is_newer(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert Persistence(begun=tmp_path).checkpoint is None
+    for name, step in (("hpc_ckpt_1.ckpt", 5), ("hpc_ckpt_2.ckpt", 9), ("checkpoints/last.ckpt", 9)):
+        torch.save({"global_step": step}, tmp_path / name)
+        assert Persistence(begun=tmp_path).checkpoint == tmp_path / name
+    torch.save({"global_step": 11}, tmp_path / "hpc_ckpt_3.ckpt")
+    assert Persistence(begun=tmp_path).checkpoint == tmp_path / "hpc_ckpt_3.ckpt"
+
+
 def test_one_that_was_at_its_end_is_not_trained_again(folder_of_images: Path, tmp_path: Path) -> None:
     whole = _Trained(tmp_path / "whole", folder_of_images)
     peaceful = whole.run()

@@ -1,0 +1,91 @@
+"""Several processes make one run: as one process would, counted once, written once, and ended together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+# Without batch normalisation, whose means are those of each process's own images; 1,437 images, an odd number.
+DIGITS = (
+    "--dataset digits --image_size 8 --teacher_model mlp --student_model linear --learning_rate 0.01 --accelerator cpu"
+)
+PHASES = ("teacher", "baseline", "distilled")
+
+
+def _command(repository: Path, flags: str) -> tuple[list[str], dict[str, str]]:
+    surroundings = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    return [sys.executable, str(repository / "experiment.py"), *f"{DIGITS} {flags}".split()], surroundings
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_with_the_same_batch(repository: Path) -> None:
+    phases = "--train_teacher --baseline --distill --max_epochs 2"
+    for flags in ("--name one --batch_size 64", "--name two --batch_size 32 --devices 2 --strategy ddp"):
+        command, surroundings = _command(repository, f"{phases} {flags}")
+        subprocess.run(command, check=True, env=surroundings, capture_output=True, timeout=200)
+    for phase in PHASES:
+        one, two = (Path("logs") / name / phase / "version_0" for name in ("one", "two"))
+        facts: list[dict[str, Any]] = [json.loads((place / "metrics.json").read_text()) for place in (one, two)]
+        for epoch, other in zip(*(known["history"] for known in facts), strict=True):
+            assert epoch == pytest.approx(other, rel=1e-4)
+        answers = [np.load(place / "validation.npz") for place in (one, two)]
+        # Each validation image once, in order.
+        assert answers[1]["indices"].tolist() == list(range(360))
+        np.testing.assert_allclose(answers[1]["logits"], answers[0]["logits"], atol=1e-3)
+        # Only the first process writes.
+        assert [place.name for place in two.parent.iterdir()] == ["version_0"]
+        curves = [EventAccumulator(str(place)).Reload() for place in (one, two)]
+        steps = [[event.step for event in events.Scalars("train/loss")] for events in curves]
+        assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["the first", "the second"])
+def test_where_one_process_is_killed_the_other_ends_and_says_so(repository: Path, killed: str) -> None:
+    command, surroundings = _command(
+        repository, "--baseline --name pair --max_epochs 100000 --batch_size 32 --devices 2 --strategy ddp"
+    )
+    with Path("said.txt").open("w") as said:
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=surroundings)
+        try:
+            checkpoint = Path("logs/pair/baseline/version_0/checkpoints/best.ckpt")
+            _wait_for(checkpoint.is_file, seconds=90)
+            (second,) = _children(first.pid)
+            os.kill(first.pid if killed == "the first" else second, signal.SIGKILL)
+            _wait_for(lambda: not _is_alive(second) and first.poll() is not None, seconds=60)
+        finally:
+            first.kill()
+            first.wait()
+    assert first.returncode == (-signal.SIGKILL if killed == "the first" else 2)
+    words = "error: another process of this run ended, or can't be reached"
+    assert words in Path("said.txt").read_text()
+    assert checkpoint.is_file()
+
+
+def _wait_for(condition: Any, *, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.05)
+
+
+def _children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if "experiment.py" in line]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    # One that ended and that nobody asked about.
+    return state.rpartition(") ")[2][0] != "Z"
