@@ -87,7 +87,7 @@ _NOTE = (
 
 def _verdict(sweep: Mapping[str, Any]) -> str:
     counts = [sum(one["state"] == state for one in sweep["trials"]) for state in (FINISHED, PRUNED)]
-    tried = f"{sum(counts)} trials, {counts[1]} of them pruned"
+    tried = f"{sum(counts)} trial{'' if sum(counts) == 1 else 's'}, {counts[1]} of them pruned"
     if sweep["best"] is None:
         return f"No trial was finished ({tried})"
     accuracy = next(one["val_acc"] for one in sweep["trials"] if one["number"] == sweep["best"])

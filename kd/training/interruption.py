@@ -37,10 +37,19 @@ class Interruption:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let a request wait for the training inside the block, which looks at ``received``."""
+        """Let a request wait for the training inside the block, which looks at ``received``.
+
+        Raises:
+            Interrupted: If Lightning leaves first: in a validation, and in the last step of an epoch, it answers
+                SIGTERM itself, with an exit that says nothing and looks like success.
+        """
         self._can_wait = True
         try:
             yield
+        except SystemExit:
+            if self.received is None:
+                raise
+            self.stop(None)
         finally:
             self._can_wait = False
 
