@@ -121,6 +121,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Start the clock, and let SLURM's signal wait for the end of the step, where Lightning answers it."""
         self._saved_at = time.monotonic()
+        self.interruption.take_over()
         handler = signal.getsignal(signal.SIGUSR1)
         if SLURMEnvironment.detect() and callable(handler):
             self._requeue = handler

@@ -21,6 +21,7 @@ class Interruption:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._can_wait = False
+        self._is_listening = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -29,19 +30,27 @@ class Interruption:
             yield
             return
         before = {one: signal.signal(one, self._receive) for one in _SIGNALS}
+        self._is_listening = True
         try:
             yield
         finally:
+            self._is_listening = False
             for one, handler in before.items():
                 signal.signal(one, handler)
+
+    def take_over(self) -> None:
+        """Listen alone from now on: Lightning would leave a validation at once, with nothing saved."""
+        if self._is_listening:
+            for one in _SIGNALS:
+                signal.signal(one, self._receive)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Let a request wait for the training inside the block, which looks at ``received``.
 
         Raises:
-            Interrupted: If Lightning leaves first: in a validation, and in the last step of an epoch, it answers
-                SIGTERM itself, with an exit that says nothing and looks like success.
+            Interrupted: If Lightning leaves first, as it does before the first step: it answers SIGTERM with an exit
+                that says nothing and looks like success.
         """
         self._can_wait = True
         try:

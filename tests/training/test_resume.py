@@ -1,5 +1,6 @@
 """A training that is cut off and resumed ends where the one that was left in peace ends, to the last bit."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,10 @@ CPU = Hardware(accelerator="cpu", precision="32-true")
 BATCHES, EPOCHS = 5, 3
 
 
+class _Killed(Exception):  # noqa: N818 (it stands for a kill)
+    """Ends a training at once."""
+
+
 class _InterruptedModule(DistillationModule):
     """Is asked to stop within a step, or within a validation."""
 
@@ -38,8 +43,9 @@ class _InterruptedModule(DistillationModule):
         return super().validation_step(batch, batch_idx)
 
     def _perhaps(self) -> None:
-        if self._moment(self):
-            self._interruption.received = signal.SIGTERM
+        # A second signal would end it at once.
+        if self._interruption.received is None and self._moment(self):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _network(classes: tuple[str, ...], seed: int) -> Classifier:
@@ -78,7 +84,8 @@ class _Trained:
             ema=0.9,
         ).at(moment, interruption)
         persistence = Persistence(every=every, interruption=interruption, begun=begun)
-        return train(module, data, folder=self.folder, persistence=persistence, **self.options)
+        with interruption.listening():
+            return train(module, data, folder=self.folder, persistence=persistence, **self.options)
 
     def state(self) -> dict[str, Any]:
         checkpoint = self.folder / "distilled" / "version_0" / "checkpoints" / "last.ckpt"
@@ -155,12 +162,12 @@ def test_a_training_that_is_killed_loses_the_steps_since_its_last_checkpoint_and
 ) -> None:
     def dies(module: DistillationModule) -> bool:
         if module.global_step == 9:
-            raise MemoryError("killed")
+            raise _Killed
         return False
 
     whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
     peaceful = whole.run()
-    with pytest.raises(MemoryError):
+    with pytest.raises(_Killed):
         cut.run(dies, every=2)
     begun = cut.folder / "distilled" / "version_0"
     assert Persistence(begun=begun).logging == {"version": 0, "purge_step": 8}
@@ -172,12 +179,12 @@ def test_one_that_was_killed_before_its_first_checkpoint_begins_once_more_in_its
 ) -> None:
     def dies(module: DistillationModule) -> bool:
         if module.global_step == 3:
-            raise MemoryError("killed")
+            raise _Killed
         return False
 
     whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
     peaceful = whole.run()
-    with pytest.raises(MemoryError):
+    with pytest.raises(_Killed):
         cut.run(dies)
     _is_same(cut, cut.run(begun=cut.folder / "distilled" / "version_0"), whole, peaceful)
 
