@@ -1,6 +1,7 @@
 """From an image file to the square that a classifier sees, with Pillow and numpy alone: what ships needs no more."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +13,21 @@ from kd.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def decode(path: Path) -> Image.Image:
+def decode(file: Path | BinaryIO, name: str = "") -> Image.Image:
     """Decode an image file: RGB, upright, 8 bits; grey images get three equal channels.
+
+    Args:
+        file: The file, or what is in it.
+        name: What the message calls it; without one, it is the path.
 
     Raises:
         UserError: If the file can't be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return ImageOps.exif_transpose(_eight_bit(image)).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: this image can't be decoded: {error}") from None
+        raise UserError(f"{name or file}: this image can't be decoded: {error}") from None
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
