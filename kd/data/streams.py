@@ -145,8 +145,10 @@ class BatchNumbers(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Iterate over the batches of the epoch."""
+        # As they are asked for: a loader with workers makes an iterator that it does not use.
         skipped, self._skipped = self._skipped, 0
-        return iter([(self.epoch, batch) for batch in range(skipped, self.batches)])
+        for batch in range(skipped, self.batches):
+            yield self.epoch, batch
 
 
 def _decoded_at(samples: list[Sample], index: int) -> Tensor:
