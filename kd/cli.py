@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "sweep": _sweep,
                 "report": _report,
                 "tensorboard": _tensorboard,
+                "shard": _shard,
                 "models": _models,
                 "losses": _losses,
             },
@@ -303,6 +304,45 @@ def _export(
     console = Console()
     console.print(table)
     console.print(f"Model card: {card}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _shard(
+    data_dir: Annotated[str, tyro.conf.Positional],
+    output: Annotated[str, tyro.conf.Positional],
+    *,
+    per_shard: int = 1000,
+    seed: int = 0,
+    train_data: str = "train",
+    val_data: str = "val",
+) -> None:
+    """Write an image folder into sharded archives, which --dataset webdataset streams.
+
+    Args:
+        data_dir: Folder that holds the images, in train_data and val_data.
+        output: The folder to write: train/000000.tar, ..., val/000000.tar, ..., classes.txt and index.json.
+        per_shard: Images in an archive.
+        seed: What the order of the images hangs on.
+        train_data: Folder of the training images, within data_dir.
+        val_data: Folder of the validation images, within data_dir.
+    """
+    from rich.progress import Progress
+
+    from kd.data import read_splits, write_shards
+
+    splits = read_splits(data_dir, train_data=train_data, val_data=val_data)
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Writing shards", total=None)
+        made = write_shards(
+            splits,
+            Path(output).expanduser(),
+            per_shard=per_shard,
+            seed=seed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    words = " and ".join(f"{count:,} of {name}" for name, count in made.items())
+    text = f"{len(splits.train) + len(splits.val):,} images are in shards, {words}: experiment.py --dataset webdataset"
+    console.print(f"{text} --data_dir {output}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _models(*, timm: bool = False) -> None:

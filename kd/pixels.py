@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +14,33 @@ from kd.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def decode(path: Path) -> Image.Image:
+def decode(file: Path | BinaryIO, name: str = "") -> Image.Image:
     """Decode an image file: RGB, upright, 8 bits; grey images get three equal channels.
+
+    Args:
+        file: The file, or what is in it.
+        name: What the message calls it; without one, it is the path.
 
     Raises:
         UserError: If the file can't be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return ImageOps.exif_transpose(_eight_bit(image)).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: this image can't be decoded: {why_not_decoded(error, path)}") from None
+        shown = name or str(file)
+        raise UserError(f"{shown}: this image can't be decoded: {why_not_decoded(error, shown)}") from None
 
 
-def why_not_decoded(error: Exception, path: Path) -> str:
-    """Say in plain words what Pillow could not do with a file."""
+def why_not_decoded(error: Exception, shown: str) -> str:
+    """Say in plain words what Pillow could not do with a file, by whatever name it is shown."""
     if isinstance(error, UnidentifiedImageError):
         return "it is of no known format, or its beginning is damaged"
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\d+", str(error))
         count = f"the {int(pixels[0]):,} pixels that it claims to have" if pixels else "its pixels"
         return f"{count} are too many to be decoded safely"
-    words = str(error).replace(repr(str(path)), "it").replace(str(path), "it")
+    words = str(error).replace(repr(shown), "it").replace(shown, "it")
     return {"could not create decoder object": "it is cut short or damaged"}.get(words, words)
 
 

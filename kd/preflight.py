@@ -93,16 +93,18 @@ def check_splits(splits: Splits, *, batch_size: int) -> list[Finding]:
                 f"accuracies will be too high: {some}",
             )
         )
-    for name, images in (("training", splits.train), ("validation", splits.val)):
-        counts = Counter(images.labels)
-        few = [f"{one} ({counts[label]})" for label, one in enumerate(images.classes) if counts[label] < _FEW]
+    of_val = Counter(splits.val.labels)
+    val_counts = [of_val[label] for label in range(len(splits.classes))]
+    for name, counts in (("training", splits.train_counts), ("validation", val_counts)):
+        # Where the images of each class are not counted, nothing is said of them.
+        few = [f"{one} ({count})" for one, count in zip(splits.classes, counts or (), strict=False) if count < _FEW]
         if few:
             found.append(Finding("warning", f"classes with fewer than {_FEW} {name} images: {_some(few)}"))
-    if len(splits.train) < batch_size:
+    if splits.train_size < batch_size:
         found.append(
             Finding(
                 "note",
-                f"--batch_size {batch_size}: there are {len(splits.train)} training images: an epoch is a single step",
+                f"--batch_size {batch_size}: there are {splits.train_size} training images: an epoch is a single step",
             )
         )
     return found

@@ -61,14 +61,18 @@ class Data:
 
     dataset: str = setting(
         "imagefolder",
-        "imagefolder, or by name: imagenette, imagenette_320px, imagenette_160px, mnist, fashion_mnist, cifar10, "
-        "cifar100, digits",
+        "imagefolder, webdataset (sharded archives; docs/scale.md), or by name: imagenette, imagenette_320px, "
+        "imagenette_160px, mnist, fashion_mnist, cifar10, cifar100, digits",
     )
     data_dir: str | None = setting(
         None, "folder that holds the images; None: a cache folder, for the data sets that go by name"
     )
-    train_data: str = setting("train", "folder of the training images, within --data_dir (imagefolder)")
-    val_data: str = setting("val", "folder of the validation images, within --data_dir (imagefolder)")
+    train_data: str = setting(
+        "train", "folder of the training images, within --data_dir (imagefolder; webdataset: or a pattern of shards)"
+    )
+    val_data: str = setting(
+        "val", "folder of the validation images, within --data_dir (imagefolder; webdataset: or a pattern of shards)"
+    )
     image_size: int = setting(224, "side of the square that the networks see, in pixels", at_least=1)
     num_classes: int | None = setting(None, "checked against the data if given; it is never needed", at_least=2)
     batch_size: int | Literal["auto"] = setting(

@@ -1,5 +1,6 @@
 """Folders and named data sets, views, and the LightningDataModule."""
 
+from kd.data.batches import Batches
 from kd.data.datamodule import ImageData
 from kd.data.decoded import Room, decoded
 from kd.data.examination import BROKEN, Oddity, examine, in_both, without_broken
@@ -17,6 +18,9 @@ from kd.data.images import (
 )
 from kd.data.mixing import Mixing
 from kd.data.named import DATASETS, cache_dir, load_splits, validation_images
+from kd.data.sharding import write_shards
+from kd.data.shards import ShardedSplits, read_shards
+from kd.data.streamed import ShardData
 from kd.data.views import AUGMENTATIONS, EpochSampler, Views, plain_view, short_side, training_view
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "BROKEN",
     "DATASETS",
     "UNLABELLED",
+    "Batches",
     "EpochSampler",
     "ImageData",
     "LabelledImages",
@@ -32,6 +37,8 @@ __all__ = [
     "Placement",
     "RandomPlacement",
     "Room",
+    "ShardData",
+    "ShardedSplits",
     "Splits",
     "Views",
     "cache_dir",
@@ -49,10 +56,12 @@ __all__ = [
     "matched",
     "plain_view",
     "read_folder",
+    "read_shards",
     "read_splits",
     "read_unlabelled",
     "short_side",
     "training_view",
     "validation_images",
     "without_broken",
+    "write_shards",
 ]

@@ -126,7 +126,7 @@ def _look_at(path: Path, *, decodes: bool) -> list[Oddity]:
             if decodes or not is_whole:
                 decode(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return [Oddity(BROKEN, str(path), why_not_decoded(error, path))]
+        return [Oddity(BROKEN, str(path), why_not_decoded(error, str(path)))]
     except UserError as error:
         return [Oddity(BROKEN, str(path), str(error).partition("can't be decoded: ")[2] or str(error))]
     return found

@@ -1,6 +1,7 @@
 """Labelled images: where they come from is behind them, their classes, labels and pixels are at hand."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -116,6 +117,17 @@ class Splits:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels."""
         return self.train.classes
+
+    @property
+    def train_size(self) -> int:
+        """How many images there are to learn from."""
+        return len(self.train)
+
+    @property
+    def train_counts(self) -> Sequence[int] | None:
+        """How many of them each class has; ``None`` where that is not known."""
+        counts = Counter(self.train.labels)
+        return [counts[label] for label in range(len(self.classes))]
 
 
 def matched(images: LabelledImages, classes: Sequence[str], *, whose: str) -> LabelledImages:

@@ -19,9 +19,11 @@ from torchvision import datasets
 
 from kd.data.folders import read_folder, read_splits
 from kd.data.images import LabelledImages, Splits
+from kd.data.shards import read_shards, read_validation_shards
 from kd.errors import UserError
 from kd.registry import Registry
 
+SHARDS = "webdataset"
 Reader = Callable[..., Splits]
 DATASETS: Registry[Reader] = Registry("data set")
 """Data sets by name: a function of the folder that holds it, and of ``download``."""
@@ -44,10 +46,10 @@ def load_splits(
     """Read a data set.
 
     Args:
-        dataset: ``imagefolder``, or a name from :data:`DATASETS`.
+        dataset: ``imagefolder``, ``webdataset`` (sharded archives), or a name from :data:`DATASETS`.
         data_dir: Folder that holds it; ``None`` is a cache folder for the data sets that go by name.
-        train_data: Folder of training images within ``data_dir`` (imagefolder).
-        val_data: Folder of validation images within ``data_dir`` (imagefolder).
+        train_data: Folder of training images within ``data_dir`` (imagefolder, webdataset).
+        val_data: Folder of validation images within ``data_dir`` (imagefolder, webdataset).
         download: Download a data set that goes by name if it is not there.
 
     Raises:
@@ -57,6 +59,10 @@ def load_splits(
         if data_dir is None:
             raise UserError("which images? --data_dir names their folder, or --dataset a data set such as digits")
         return read_splits(data_dir, train_data=train_data, val_data=val_data)
+    if dataset == SHARDS:
+        if data_dir is None:
+            raise UserError(f"--dataset {SHARDS}: --data_dir names the folder of the shards")
+        return read_shards(data_dir, train_data=train_data, val_data=val_data, cache=cache_dir() / "shards")
     try:
         reader = DATASETS[dataset]
     except UserError as error:
@@ -172,7 +178,7 @@ def validation_images(
     """Read validation images alone.
 
     Args:
-        dataset: ``imagefolder``, or a data set by name.
+        dataset: ``imagefolder``, ``webdataset``, or a data set by name.
         data_dir: Its folder; for imagefolder either one that holds ``val_data``, or one of class folders.
         val_data: Name of the folder of validation images within ``data_dir``.
         download: Download a data set that goes by name if it is not there.
@@ -180,6 +186,8 @@ def validation_images(
     Raises:
         UserError: If they can't be had.
     """
+    if dataset == SHARDS and data_dir is not None:
+        return read_validation_shards(data_dir, val_data, cache=cache_dir() / "shards")
     if dataset != "imagefolder" or data_dir is None:
         return load_splits(dataset, data_dir, download=download).val
     root = Path(data_dir).expanduser()

@@ -6,7 +6,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
-from kd.data import ImageData
+from kd.data import Batches, ImageData
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, load_classifier
@@ -239,9 +239,10 @@ class Pipeline:
         return run
 
     def _store_of(
-        self, network: Classifier | Ensemble, data: ImageData, compute: Compute
+        self, network: Classifier | Ensemble, data: Batches, compute: Compute
     ) -> Callable[[int, int], LogitStore | None] | None:
-        if self.settings.machine.fast_dev_run:
+        # Of streams too long to be kept nothing is kept.
+        if self.settings.machine.fast_dev_run or not isinstance(data, ImageData):
             return None
         hardware, wanted = self.made.hardware, self.settings.data
         return logit_store(

@@ -16,10 +16,13 @@ from rich.console import Console
 
 from kd.data import (
     BROKEN,
+    Batches,
     ImageData,
     LabelledImages,
     Mixing,
     Oddity,
+    ShardData,
+    ShardedSplits,
     Splits,
     cache_dir,
     channel_statistics,
@@ -32,6 +35,7 @@ from kd.data import (
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, build_classifier, largest_batch
+from kd.pipeline.sharded import check_streaming
 from kd.pipeline.stores import store_images, store_splits
 from kd.pipeline.workers import default_workers
 from kd.preflight import Finding, check_files
@@ -105,6 +109,8 @@ class Ingredients:
             val_data=wanted.val_data,
             download=wanted.download,
         )
+        if isinstance(splits, ShardedSplits):
+            check_streaming(wanted)
         console = console or Console()
         unlabelled = None if wanted.unlabeled_data is None else read_unlabelled(wanted.unlabeled_data)
         skips = wanted.on_bad_image == "skip"
@@ -188,11 +194,11 @@ class Ingredients:
         remarks = (*self.remarks, f"--batch_size auto: {batch_size}")
         return replace(self, batch_size=batch_size, remarks=remarks)
 
-    def teacher_data(self, seed: int, image_size: int) -> ImageData:
+    def teacher_data(self, seed: int, image_size: int) -> Batches:
         """Make the batches that a teacher is trained on."""
         return self._data(seed, image_size, train_fraction=self.settings.data.teacher_train_fraction)
 
-    def student_data(self, seed: int, objective: Objective | None = None) -> ImageData:
+    def student_data(self, seed: int, objective: Objective | None = None) -> Batches:
         """Make a student's batches; views, order and fraction hang on the seed.
 
         Args:
@@ -212,22 +218,25 @@ class Ingredients:
             reads_labels=objective.needs_labels,
         )
 
-    def _data(self, seed: int, image_size: int, **which: Any) -> ImageData:
-        wanted = self.settings.data
-        return ImageData(
-            self.stored[image_size],
-            image_size=image_size,
-            batch_size=self.batch_size,
-            num_workers=self.workers,
-            augment=wanted.augment,
-            resize=wanted.resize,
-            seed=seed,
-            period=wanted.views,
-            left_out=functools.partial(note_left_out, self.folder) if wanted.on_bad_image == "skip" else None,
-            on_device=wanted.augment_on == "device"
-            or (wanted.augment_on == "auto" and self.hardware.accelerator in ("gpu", "cuda")),
-            **which,
+    def _data(self, seed: int, image_size: int, *, reads_labels: bool = True, **which: Any) -> Batches:
+        wanted, splits = self.settings.data, self.stored[image_size]
+        alike: dict[str, Any] = {
+            "image_size": image_size,
+            "batch_size": self.batch_size,
+            "num_workers": self.workers,
+            "augment": wanted.augment,
+            "resize": wanted.resize,
+            "seed": seed,
+            "period": wanted.views,
+            "reads_labels": reads_labels,
+            "left_out": functools.partial(note_left_out, self.folder) if wanted.on_bad_image == "skip" else None,
+        }
+        if isinstance(splits, ShardedSplits):
+            return ShardData(splits, **alike)
+        on_device = wanted.augment_on == "device" or (
+            wanted.augment_on == "auto" and self.hardware.accelerator in ("gpu", "cuda")
         )
+        return ImageData(splits, on_device=on_device, **alike, **which)
 
     def teacher_compute(self, network: Classifier | Ensemble) -> Compute:
         """Say how a teacher answers: at its own best, or as the run is told to compute."""

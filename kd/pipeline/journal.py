@@ -9,7 +9,7 @@ from typing import Protocol
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
-from kd.data import ImageData
+from kd.data import Batches
 from kd.pipeline.ingredients import LEFT_OUT_FILE, Ingredients, slug
 from kd.pipeline.records import (
     Facts,
@@ -97,7 +97,7 @@ class Journal:
         self,
         phase: str,
         module: ClassifierModule,
-        data: ImageData,
+        data: Batches,
         *,
         teacher: "Taught | None" = None,
         written: str | None = None,

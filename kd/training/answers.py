@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from kd.data import ImageData, LabelledImages
+from kd.data import Batches, LabelledImages
 
 VALIDATION_FILE = "validation.npz"
 
@@ -77,7 +77,7 @@ class Answers(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         data = getattr(trainer, "datamodule", None)
-        if not self._parts or not isinstance(data, ImageData):
+        if not self._parts or not isinstance(data, Batches):
             return
         answers = self.gathered(trainer, data)
         if len(answers["logits"]) == len(data.splits.val):
@@ -88,7 +88,7 @@ class Answers(Callback):
         if self.path is not None:
             rank_zero_only(write_answers)(answers, self.path)
 
-    def gathered(self, trainer: Trainer, data: ImageData) -> dict[str, NDArray[Any]]:
+    def gathered(self, trainer: Trainer, data: Batches) -> dict[str, NDArray[Any]]:
         """Return the logits of all processes; each of them must ask.
 
         Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-from kd.data import UNLABELLED, EpochSampler, ImageData
+from kd.data import UNLABELLED, Batches
 
 
 class Throughput(Callback):
@@ -139,7 +139,7 @@ class TrainingImages(Callback):
         trainer.logger.experiment.add_image("train/images", draw_views(data, count=self.count), 0)
 
 
-def draw_views(data: ImageData, *, count: int = 16) -> Tensor:
+def draw_views(data: Batches, *, count: int = 16) -> Tensor:
     """Draw the first views of the first epoch, each over the name of its class.
 
     Args:
@@ -149,12 +149,10 @@ def draw_views(data: ImageData, *, count: int = 16) -> Tensor:
     Returns:
         ``(3, H, W)``, uint8.
     """
-    which = list(EpochSampler(data.train_indices, seed=data.seed))[:count]
     # Small images are enlarged, pixel by pixel, so that their labels can be read.
     scale = max(1, 96 // data.image_size)
-    picture: Tensor = make_grid(
-        [_captioned(*data.train_views[one], data.splits.classes, scale) for one in which], nrow=4
-    )
+    tiles = [_captioned(pixels, label, data.splits.classes, scale) for pixels, label in data.first_views(count)]
+    picture: Tensor = make_grid(tiles, nrow=4)
     return picture
 
 

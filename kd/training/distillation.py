@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from kd.data import ImageData, Mixing
+from kd.data import Batches, Mixing
 from kd.losses import Objective, Outputs
 from kd.models import Classifier, FeatureReader, survey
 from kd.randomness import seeded
@@ -84,7 +84,7 @@ class DistillationModule(ClassifierModule):
         """Share out what is known of the teacher's decisions; those of an earlier run were about other images."""
         self._teacher_decisions.clear()
         data = getattr(self.trainer, "datamodule", None)
-        if self._known_decisions is not None and isinstance(data, ImageData):
+        if self._known_decisions is not None and isinstance(data, Batches):
             mine = self._known_decisions[data.validation_indices(self.global_rank, self.trainer.world_size)]
             self._teacher_decisions.update(enumerate(torch.split(mine, data.batch_size)))
 

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kd.data import ImageData, Mixing
+from kd.data import Batches, Mixing
 from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble
@@ -145,7 +145,7 @@ class ClassifierModule(LightningModule):
     def _share(self, batch_idx: int) -> float:
         """Return how much the batch counts beside those of the other processes."""
         data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
-        return data.share(batch_idx) if isinstance(data, ImageData) and self.trainer.world_size > 1 else 1.0
+        return data.share(batch_idx) if isinstance(data, Batches) and self.trainer.world_size > 1 else 1.0
 
     def rehearse(self) -> None:
         """Compute the objective and its gradient on two random images with labels 0, and forget them.

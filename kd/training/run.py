@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
-from kd.data import ImageData
+from kd.data import Batches
 from kd.models import Classifier, Ensemble
 from kd.training.answers import VALIDATION_FILE, Answers
 from kd.training.callbacks import EachEpoch, StopAfter, Throughput, TrainingImages
@@ -77,7 +77,7 @@ class EventLogger(TensorBoardLogger):
 
 def train(
     module: ClassifierModule,
-    data: ImageData,
+    data: Batches,
     *,
     phase: str,
     folder: Path,
@@ -187,7 +187,7 @@ def train(
 
 
 def evaluate(
-    classifier: Classifier | Ensemble, data: ImageData, *, hardware: Hardware, answers: Answers | None = None
+    classifier: Classifier | Ensemble, data: Batches, *, hardware: Hardware, answers: Answers | None = None
 ) -> dict[str, float]:
     """Measure a classifier on the validation images.
 

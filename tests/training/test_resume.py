@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from kd.data import ImageData, Mixing, read_splits
+from kd.data import Batches, ImageData, Mixing, ShardData, ShardedSplits, load_splits, read_splits, write_shards
 from kd.errors import Interrupted, UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier
@@ -59,6 +59,7 @@ class _Trained:
     def __init__(self, folder: Path, images: Path, **options: Any) -> None:
         self.folder, self.images = folder, images
         self.workers = options.pop("num_workers", 0)
+        self.streams = options.pop("streams", False)
         self.objective = options.pop("objective", "ce=0.5 kl(temperature=linear(4, 2))=0.5")
         self.options: dict[str, Any] = {"max_epochs": EPOCHS, "phase": "distilled", "hardware": CPU} | options
 
@@ -70,9 +71,7 @@ class _Trained:
         every: int | None = None,
     ) -> Run:
         interruption = Interruption()
-        data = ImageData(
-            read_splits(self.images), image_size=16, batch_size=4, augment="rotate", num_workers=self.workers, seed=3
-        )
+        data = self._data(image_size=16, batch_size=4, augment="rotate", num_workers=self.workers, seed=3)
         classes = data.splits.classes
         module = _InterruptedModule(
             teacher=FrozenTeacher(_network(classes, 1)),
@@ -86,6 +85,16 @@ class _Trained:
         persistence = Persistence(every=every, interruption=interruption, begun=begun)
         with interruption.listening():
             return train(module, data, folder=self.folder, persistence=persistence, **self.options)
+
+    def _data(self, **options: Any) -> Batches:
+        if not self.streams:
+            return ImageData(read_splits(self.images), **options)
+        shards = self.folder.parent / "shards"
+        if not shards.is_dir():
+            write_shards(read_splits(self.images), shards, per_shard=3)
+        splits = load_splits("webdataset", shards)
+        assert isinstance(splits, ShardedSplits)
+        return ShardData(splits, **options)
 
     def state(self) -> dict[str, Any]:
         checkpoint = self.folder / "distilled" / "version_0" / "checkpoints" / "last.ckpt"
@@ -130,6 +139,8 @@ def _is_same(one: _Trained, run: Run, other: _Trained, peaceful: Run) -> None:
         (5, 6, {}),
         (7, 8, {"num_workers": 1}),
         (8, 9, {"max_steps": 12}),
+        (2, 3, {"streams": True}),
+        (8, 9, {"streams": True, "num_workers": 2}),
         (1, 1, {"accumulate": 2}),
         (3, 2, {"accumulate": 2}),
         (6, 7, {"gradient_clip": 0.1, "objective": "ce=0.5 kl=0.5 hint=0.1"}),

@@ -1,0 +1,357 @@
+"""Sharded archives: made of a folder, streamed once in an epoch, in an order and in views that hang on the seed."""
+
+import io
+import json
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kd.data import ImageData, LabelledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
+from kd.data.lanes import LANES, Lanes
+from kd.data.streams import StreamedBatches
+from kd.errors import UserError
+from tests.conftest import MakeFolder
+
+pytest.importorskip("webdataset")
+
+TRAIN, VAL = 7, 5
+
+
+@pytest.fixture
+def photos(make_folder: MakeFolder) -> Path:
+    return make_folder(train=TRAIN, val=VAL, size=(24, 20))
+
+
+@pytest.fixture
+def sharded(photos: Path) -> Path:
+    write_shards(read_splits(photos), photos.parent / "sharded", per_shard=4)
+    return photos.parent / "sharded"
+
+
+def splits_in(folder: Path, **options: Any) -> ShardedSplits:
+    splits = load_splits("webdataset", folder, **options)
+    assert isinstance(splits, ShardedSplits)
+    return splits
+
+
+def part_of(data: ShardData, rank: int, world_size: int) -> StreamedBatches:
+    return data._train_batches(data._train_lanes(rank, world_size))
+
+
+def keys_of(batches: StreamedBatches, epoch: int = 0) -> list[list[str]]:
+    return [[sample.key for sample in batches.samples(epoch, batch)] for batch in range(len(batches))]
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            facts = tarfile.TarInfo(name)
+            facts.size = len(content)
+            archive.addfile(facts, io.BytesIO(content))
+
+
+def png(colour: tuple[int, int, int] = (200, 0, 0)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (12, 10), colour).save(file, "png")
+    return file.getvalue()
+
+
+def by_hand(folder: Path, **files: bytes) -> Path:
+    """Write shards of two classes without an index; further files stand in the second one of training."""
+    for name, more in (("train/a.tar", {}), ("train/b.tar", files), ("val/a.tar", {})):
+        write_tar(folder / name, {"1.png": png(), "1.cls": b"0", "2.cls": b"1\n", "2.png": png()} | more)
+    (folder / "classes.txt").write_text("ant\nbee\n")
+    return folder
+
+
+def test_every_file_of_the_folder_is_in_a_shard_and_the_index_tells_of_it(photos: Path, sharded: Path) -> None:
+    folder = read_splits(photos)
+    assert (sharded / "classes.txt").read_text().split() == list(folder.classes)
+    index = json.loads((sharded / "index.json").read_text())
+    for name, images in (("train", folder.train), ("val", folder.val)):
+        held: dict[str, bytes] = {}
+        for shard in index[name]["shards"]:
+            with tarfile.open(sharded / shard["name"]) as archive:
+                files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+            assert len(files) == 2 * shard["images"] <= 8
+            held |= files
+        for key, path, label in zip(images.keys, images.files, images.labels, strict=True):
+            assert held[key] == path.read_bytes()
+            assert held[f"{key.removesuffix('.png')}.cls"] == str(label).encode()
+        assert index[name]["counts"] == [len(images) // 3] * 3
+    assert [one.name for one in sharded.parent.glob("*.part")] == []
+
+
+def test_shards_are_the_same_bytes_for_a_seed_and_their_order_is_not_that_of_the_classes(
+    photos: Path, sharded: Path
+) -> None:
+    again, other = (sharded.parent / name for name in ("again", "other"))
+    for folder, seed in ((again, 0), (other, 1)):
+        write_shards(read_splits(photos), folder, per_shard=4, seed=seed)
+    first = [(folder / "train" / "000000.tar").read_bytes() for folder in (sharded, again, other)]
+    assert first[0] == first[1] != first[2]
+    labels = splits_in(sharded).val.labels
+    assert sorted(labels) != list(labels)
+
+
+def test_what_is_there_is_not_written_over(photos: Path, sharded: Path) -> None:
+    with pytest.raises(UserError, match="sharded: this is there already"):
+        write_shards(read_splits(photos), sharded)
+
+
+def test_images_without_files_are_refused(tmp_path: Path) -> None:
+    images = LabelledImages(classes=("a", "b"), labels=[0], keys=["1"], load=lambda _: torch.zeros(3, 2, 2))
+    with pytest.raises(UserError, match="are no files"):
+        write_shards(Splits("drawn", images, images), tmp_path / "out")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 20])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_image_is_read_once_in_an_epoch_by_any_number_of_processes(
+    sharded: Path, batch_size: int, world_size: int
+) -> None:
+    data = ShardData(splits_in(sharded), image_size=8, batch_size=batch_size)
+    parts = [keys_of(part_of(data, rank, world_size)) for rank in range(world_size)]
+    assert len({len(part) for part in parts}) == 1
+    seen = Counter(key for part in parts for batch in part for key in batch)
+    counts, drop_last = data._counts(world_size)
+    if not drop_last:
+        # A batch of one image comes in full on each process.
+        assert len(seen) == 3 * TRAIN
+        assert sum(seen.values()) == (3 * TRAIN if batch_size > 1 else -(-3 * TRAIN // world_size) * world_size)
+    else:
+        assert set(seen.values()) == {1}
+        assert sum(seen.values()) == sum(count // batch_size * batch_size for count in counts)
+    val = [data.validation_indices(rank, world_size) for rank in range(world_size)]
+    assert sorted(index for part in val for index in part) == list(range(3 * VAL))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 16, 17, 63])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_lanes_share_a_part_out_without_a_gap(count: int, batch_size: int) -> None:
+    lanes = Lanes(10, count, batch_size)
+    pieces = [lanes.piece(lane) for lane in range(LANES)]
+    assert [begin for begin, _ in pieces] == [10, *(end for _, end in pieces[:-1])]
+    assert pieces[-1][1] == 10 + count
+    assert sorted(lanes.line()) == list(range(10, 10 + count))
+    assert sum(lanes.size(batch) for batch in range(lanes.batches)) == count
+
+
+def epochs(data: ShardData, number: int = 2) -> list[tuple[Tensor, Tensor]]:
+    loader = data.train_dataloader()
+    batches = []
+    for epoch in range(number):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches += [tuple(batch) for batch in loader]
+    return batches
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_the_same_for_any_number_of_workers(sharded: Path, workers: int) -> None:
+    splits = splits_in(sharded)
+    alone, shared = (
+        epochs(ShardData(splits, image_size=8, batch_size=2, augment="rotate", num_workers=number))
+        for number in (0, workers)
+    )
+    torch.testing.assert_close(shared, alone, rtol=0, atol=0)
+    assert len(alone) == 2 * 10
+
+
+def test_the_order_hangs_on_seed_and_epoch(sharded: Path) -> None:
+    def order(seed: int, epoch: int) -> list[list[str]]:
+        return keys_of(part_of(ShardData(splits_in(sharded), image_size=8, batch_size=2, seed=seed), 0, 1), epoch)
+
+    assert order(0, 0) == order(0, 0)
+    others = (order(0, 0), order(0, 1), order(1, 0))
+    assert len({str(one) for one in others}) == 3
+    # By the buffer, too: not only whole shards change places.
+    whole = ShardData(splits_in(sharded, train_data="train/000000.tar"), image_size=8, batch_size=4)
+    assert len({str(keys_of(part_of(whole, 0, 1), epoch)) for epoch in range(8)}) > 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_is_resumed_goes_on_with_the_batch_that_comes_next(sharded: Path, workers: int) -> None:
+    def batches(skipped: int) -> list[Tensor]:
+        data = ShardData(splits_in(sharded), image_size=8, batch_size=2, num_workers=workers)
+        loader = data.train_dataloader()
+        found: list[Tensor] = []
+        for epoch in (3, 4):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            loader.sampler.skip(skipped if epoch == 3 else 0)  # type: ignore[attr-defined]
+            found += [views for views, _ in loader]
+        return found
+
+    # In the second turn of a lane, too; the epoch that follows is whole.
+    for skipped in (1, 9):
+        torch.testing.assert_close(batches(skipped), batches(0)[skipped:], rtol=0, atol=0)
+
+
+def test_after_a_period_the_same_batches_come_again(sharded: Path) -> None:
+    batches = epochs(ShardData(splits_in(sharded), image_size=8, batch_size=20, period=2), 3)
+    torch.testing.assert_close(batches[0], batches[2], rtol=0, atol=0)
+    assert not torch.equal(batches[0][0], batches[1][0])
+
+
+@pytest.mark.parametrize("augment", ["none", "rotate", "trivial"])
+def test_a_view_is_that_of_the_folders_image(photos: Path, sharded: Path, augment: str) -> None:
+    folder = ImageData(read_splits(photos), image_size=8, augment=augment, seed=3)
+    data = ShardData(splits_in(sharded), image_size=8, batch_size=4, augment=augment, seed=3)
+    part = part_of(data, 0, 1)
+    keys = list(folder.train_views.images.keys)
+    for batch, names in enumerate(keys_of(part, epoch=5)):
+        expected = [folder.train_views[5, keys.index(name)] for name in names]
+        views, labels = part[5, batch]
+        torch.testing.assert_close(list(views), [view for view, _ in expected], rtol=0, atol=0)
+        assert labels.tolist() == [label for _, label in expected]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_validation_image_counts_once_at_the_place_that_is_said(sharded: Path, workers: int) -> None:
+    splits = splits_in(sharded)
+    data = ShardData(splits, image_size=8, batch_size=2, num_workers=workers)
+    batches = list(data.val_dataloader())
+    order = data.validation_indices()
+    assert sorted(order) == list(range(3 * VAL))
+    assert torch.cat([labels for _, labels in batches]).tolist() == [splits.val.labels[index] for index in order]
+    # Read at its place, each is the same image.
+    expected = torch.stack([ImageData(splits, image_size=8).val_views[0, index][0] for index in order])
+    torch.testing.assert_close(torch.cat([views for views, _ in batches]), expected, rtol=0, atol=0)
+
+
+def test_labels_can_be_hidden(sharded: Path) -> None:
+    data = ShardData(splits_in(sharded), image_size=8, reads_labels=False)
+    assert data.has_unlabelled
+    assert set(torch.cat([labels for _, labels in data.train_dataloader()]).tolist()) == {-1}
+    assert -1 not in torch.cat([labels for _, labels in data.val_dataloader()])
+
+
+def test_shards_without_an_index_are_counted_once(tmp_path: Path) -> None:
+    folder = by_hand(tmp_path / "foreign")
+    splits = splits_in(folder)
+    assert (splits.train_size, splits.train_counts, splits.val.keys) == (4, (2, 2), ["1.png", "2.png"])
+    kept = list((tmp_path / "cache" / "shards").glob("*.json"))
+    assert len(kept) == 2
+    before = [one.stat().st_mtime_ns for one in kept]
+    assert splits_in(folder).train_size == 4
+    assert [one.stat().st_mtime_ns for one in kept] == before
+    part = splits_in(folder, train_data="train/{a..b}.tar", val_data="val/a.tar")
+    assert (part.train_size, len(part.val)) == (4, 2)
+
+
+def test_shards_are_read_through_a_command(sharded: Path) -> None:
+    here = splits_in(sharded)
+    pattern = f"pipe:cat {sharded}/train/{{000000..000005}}.tar"
+    there = splits_in(sharded, train_data=pattern)
+    keys = [keys_of(part_of(ShardData(one, image_size=8, batch_size=2), 0, 1)) for one in (here, there)]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"3.png": png(), "3.cls": b"2"},
+            r"b\.tar: the label 3\.cls is 2, and classes\.txt names 2 classes \(0 to 1\)",
+        ),
+        ({"3.png": png(), "3.cls": b"bee"}, r"b\.tar: the label 3\.cls is no whole number: 'bee'"),
+        ({"3.png": png(), "4.png": png(), "4.cls": b"0"}, r"b\.tar: the sample 3 has no label, 3\.cls"),
+        ({"3.cls": b"1"}, r"b\.tar: the sample 3 has no image"),
+        ({"3.cls": b"1", "3.png": png(), "3.jpg": png()}, r"b\.tar: the sample 3 has 2 images"),
+    ],
+)
+def test_an_incomplete_sample_is_found_before_training(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        splits_in(by_hand(tmp_path / "foreign", **files))
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    with pytest.raises(UserError, match="--data_dir names the folder of the shards"):
+        load_splits("webdataset")
+    with pytest.raises(UserError, match=f"--data_dir {folder}: there is no such folder"):
+        splits_in(folder)
+    by_hand(folder)
+    (folder / "val" / "a.tar").rename(folder / "val" / "a.tgz")
+    with pytest.raises(UserError, match=r"val: there are no shards \(\*\.tar\) in this folder, which --val_data names"):
+        splits_in(folder)
+    with pytest.raises(UserError, match=r"test: there is no such folder of shards \(--val_data names it\)"):
+        splits_in(folder, val_data="test")
+    with pytest.raises(UserError, match=r"index\.json does not say how many images this shard holds"):
+        splits_in(folder, train_data="https://nowhere.example/train/{a..b}.tar")
+    with pytest.raises(UserError, match=r"--train_data \{a: this pattern makes no list"):
+        splits_in(folder, train_data="{a")
+    (folder / "train" / "b.tar").write_bytes(b"no archive at all")
+    with pytest.raises(UserError, match=r"b\.tar: this shard can't be read"):
+        splits_in(folder)
+    write_tar(folder / "train" / "b.tar", {"README": b"nothing"})
+    with pytest.raises(UserError, match=r"b\.tar: this shard holds no sample"):
+        splits_in(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, r"classes\.txt: there is no such file; it names the classes"),
+        ("ant\n", "there is one class only, 'ant'"),
+        ("ant\n\nbee\n", "line 2 is empty"),
+        ("ant\nbee\nant\n", "the class 'ant' stands there twice"),
+    ],
+)
+def test_classes_that_make_no_sense_are_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    folder = by_hand(tmp_path / "foreign")
+    (folder / "classes.txt").unlink()
+    if text is not None:
+        (folder / "classes.txt").write_text(text)
+    with pytest.raises(UserError, match=words):
+        splits_in(folder)
+
+
+def test_an_index_that_does_not_fit_is_refused(sharded: Path) -> None:
+    with (sharded / "classes.txt").open("a") as file:
+        file.write("dog\n")
+    with pytest.raises(UserError, match=r"this index is about 3 classes, and classes\.txt names 4"):
+        splits_in(sharded)
+    (sharded / "classes.txt").write_text("ant\nbee\ncat\n")
+    with (sharded / "train" / "000002.tar").open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(UserError, match=r"000002\.tar: this shard has [\d,]+ bytes, and .*index\.json says"):
+        splits_in(sharded)
+    (sharded / "index.json").write_text("{")
+    with pytest.raises(UserError, match=r"index\.json: this index can't be read"):
+        splits_in(sharded)
+    (sharded / "index.json").write_text('{"version": 0}')
+    with pytest.raises(UserError, match="of another version"):
+        splits_in(sharded)
+
+
+def test_a_shard_that_lost_samples_is_named_when_it_is_read(sharded: Path) -> None:
+    data = ShardData(splits_in(sharded), image_size=8, batch_size=20)
+    write_tar(sharded / "train" / "000001.tar", {"1.png": png(), "1.cls": b"0"})
+    with pytest.raises(UserError, match=r"000001\.tar: this shard holds 1 samples, and 4 were counted"):
+        keys_of(part_of(data, 0, 1))
+    (sharded / "train" / "000001.tar").unlink()
+    with pytest.raises(UserError, match=r"000001\.tar: this shard can't be read: .*No such file"):
+        keys_of(part_of(data, 0, 1))
+
+
+def test_an_image_that_can_not_be_decoded_is_named_or_left_out(tmp_path: Path) -> None:
+    splits = splits_in(by_hand(tmp_path / "foreign", **{"3.png": b"no image", "3.cls": b"0"}))
+    with pytest.raises(UserError, match=r"b\.tar, 3\.png: this image can't be decoded"):
+        list(ShardData(splits, image_size=8, batch_size=5).train_dataloader())
+    said: list[str] = []
+    (batch,) = ShardData(splits, image_size=8, batch_size=5, left_out=said.append).train_dataloader()
+    assert (len(batch[1]), len(said)) == (4, 1)
+
+
+def test_without_the_library_it_says_what_to_install(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(UserError, match=r"takes the package webdataset: pip install webdataset .*extra shards"):
+        splits_in(sharded)
