@@ -141,7 +141,7 @@ def _evaluate(
 
     Args:
         checkpoint: The checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt, or an exported file.
-        dataset: imagefolder, or a data set by name.
+        dataset: imagefolder, webdataset, or a data set by name.
         data_dir: Folder of the images: one that holds val_data, or one of class folders.
         val_data: Folder of the validation images, within data_dir.
         batch_size: Images in a batch.

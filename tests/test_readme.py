@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import kd.losses
 import kd.settings
@@ -17,7 +18,7 @@ from kd.sources import resolve
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run
 
-PAGES = ("README.md", "docs/losses.md")
+PAGES = ("README.md", "docs/losses.md", "docs/scale.md")
 
 
 def blocks(repository: Path, language: str) -> list[str]:
@@ -66,6 +67,25 @@ def test_every_command_is_understood(repository: Path, monkeypatch: pytest.Monke
     for arguments in found:
         settings, *_ = resolve(arguments)
         build_objective([term for term in settings.objective.loss if ".py:" not in term])
+
+
+def test_the_job_for_kubernetes_is_understood(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    (manifest,) = blocks(repository, "yaml")
+    service, job = yaml.safe_load_all(manifest)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    arguments = container["args"]
+    settings, *_ = resolve(arguments[arguments.index("experiment.py") + 1 :])
+    assert f"--nnodes={settings.machine.num_nodes}" in arguments
+    assert f"--nproc_per_node={settings.machine.devices}" in arguments
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == settings.machine.num_nodes
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(settings.machine.devices)
+    # The first pod's name, in the domain of the service.
+    name = job["metadata"]["name"]
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert f"--rdzv_endpoint={name}-0.{pod['subdomain']}:29500" in arguments
+    assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
 
 
 @pytest.mark.slow

@@ -17,6 +17,9 @@ from kd.errors import UserError
 from kd.pixels import IMAGE_SUFFIXES, decode
 
 LABEL = "cls"
+MARK_EVERY = 50
+"""Samples from one mark to the next."""
+
 # What webdataset takes for a note about the archive.
 _NOTE = re.compile(r"__[^/]*__($|/)")
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -32,6 +35,7 @@ class Shard:
         images: How many it holds.
         labels: The label of each; kept of validation images alone, which are few.
         keys: The key of each, likewise.
+        marks: Where every so many samples begin, in bytes; an archive on a disk is read from there on.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Shard:
     images: int
     labels: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()
+    marks: tuple[int, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -73,12 +78,14 @@ class Member(NamedTuple):
         label: Its class.
         offset: Where its bytes begin.
         size: How many these are.
+        begin: Where its sample begins.
     """
 
     key: str
     label: int
     offset: int
     size: int
+    begin: int
 
 
 def the_library() -> Any:  # noqa: ANN401 (a module without types)
@@ -97,7 +104,7 @@ def the_library() -> Any:  # noqa: ANN401 (a module without types)
 
 
 def stream(shard: Shard, first: int, last: int, *, classes: int) -> Iterator[Sample]:
-    """Read the samples of an archive from one to another, in their order; those before are read past.
+    """Read the samples of an archive from one to another, in their order; those before, or since a mark, are read past.
 
     Args:
         shard: The archive.
@@ -108,9 +115,10 @@ def stream(shard: Shard, first: int, last: int, *, classes: int) -> Iterator[Sam
     Raises:
         UserError: If the archive can't be read, is not as it was when it was counted, or a sample is incomplete.
     """
-    seen = 0
+    mark = first // MARK_EVERY if shard.marks and Path(shard.url).is_file() else 0
+    seen = mark * MARK_EVERY
     try:
-        with _opened(shard.url) as files:
+        with _opened(shard.url, shard.marks[mark] if mark else 0) as files:
             for parts in files:
                 seen += 1
                 if seen > first:
@@ -123,11 +131,13 @@ def stream(shard: Shard, first: int, last: int, *, classes: int) -> Iterator[Sam
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Iterator[dict[str, Any]]]:
-    """Open an archive and group its files to samples, as they come."""
+def _opened(url: str, offset: int) -> Iterator[Iterator[dict[str, Any]]]:
+    """Open an archive and group its files to samples, as they come; from some byte on, if it is a file."""
     library = the_library()
     opened = library.gopen(url)
     try:
+        if offset:
+            opened.seek(offset)
         files = library.tariterators.tar_file_expander([{"url": url, "stream": opened}])
         yield library.tariterators.group_by_keys(files, lcase=False)
     finally:
@@ -167,8 +177,13 @@ def members(path: Path, *, classes: int) -> list[Member]:
 
 def _member(parts: Mapping[str, tarfile.TarInfo], key: str, label: bytes, path: Path, classes: int) -> Member:
     image, which = _complete(parts, key, str(path))
+    held = parts[image]
     return Member(
-        f"{key}.{image}", _label(label, which, key, str(path), classes), parts[image].offset_data, parts[image].size
+        key=f"{key}.{image}",
+        label=_label(label, which, key, str(path), classes),
+        offset=held.offset_data,
+        size=held.size,
+        begin=min(one.offset for one in parts.values()),
     )
 
 

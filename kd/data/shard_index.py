@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kd.data.samples import Shard, members
+from kd.data.samples import MARK_EVERY, Shard, members
 from kd.errors import UserError
 
 INDEX_FILE = "index.json"
@@ -34,13 +34,16 @@ def counted(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, l
     Raises:
         UserError: If an archive is not as it should be, or lies elsewhere and no index tells of it.
     """
-    index = _read(root / INDEX_FILE)
-    if index is not None and index.get("version") != _VERSION:
+    index = _read(root / INDEX_FILE) or {"version": _VERSION}
+    if index.get("version") != _VERSION:
         raise UserError(f"{root / INDEX_FILE}: this index is of another version; delete it, and make it again")
-    for split in ("train", "val"):
-        known = {one["name"]: one for one in (index or {}).get(split, {}).get("shards", [])}
-        if urls.keys() <= known.keys() and (not labelled or all("labels" in known[name] for name in urls)):
-            return _told(root, urls, known, (index or {})[split]["counts"], classes=classes)
+    try:
+        for split in (index[name] for name in ("train", "val") if name in index):
+            known = {one["name"]: one for one in split["shards"]}
+            if urls.keys() <= known.keys() and (not labelled or all("labels" in known[name] for name in urls)):
+                return _told(root, urls, known, split["counts"], classes=classes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{root / INDEX_FILE}: this is no index as kd shard writes it ({error!r}); delete it") from None
     elsewhere = [url for url in urls.values() if not Path(url).is_file()]
     if elsewhere:
         raise UserError(
@@ -70,8 +73,9 @@ def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labelled: bool
                 raise UserError(f"{path}: this shard holds no sample (KEY.jpg and KEY.cls)")
             for one in found:
                 counts[one.label] += 1
+            marks = [one.begin for one in found[::MARK_EVERY]]
             more = {"labels": [one.label for one in found], "keys": [one.key for one in found]} if labelled else {}
-            described.append({"name": name, "images": len(found), "bytes": path.stat().st_size} | more)
+            described.append({"name": name, "images": len(found), "bytes": path.stat().st_size, "marks": marks} | more)
     return {"counts": counts, "shards": described}
 
 
@@ -122,7 +126,14 @@ def _counted_here(urls: Mapping[str, str], *, classes: int, cache: Path, labelle
 
 def _shard(facts: Mapping[str, Any], url: str) -> Shard:
     labels, keys = facts.get("labels", ()), facts.get("keys", ())
-    return Shard(facts["name"], url, int(facts["images"]), tuple(map(int, labels)), tuple(map(str, keys)))
+    return Shard(
+        name=facts["name"],
+        url=url,
+        images=int(facts["images"]),
+        labels=tuple(map(int, labels)),
+        keys=tuple(map(str, keys)),
+        marks=tuple(map(int, facts["marks"])),
+    )
 
 
 def _read(path: Path) -> dict[str, Any] | None:

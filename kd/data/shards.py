@@ -113,7 +113,7 @@ class ShardReader:
             return Sample(there.key, there.label, file.read(there.size), shard.url).decoded()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _members(path: str, classes: int) -> list[Member]:
     return members(Path(path), classes=classes)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kd.data import ImageData, LabelledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
 from kd.data.lanes import LANES, Lanes
+from kd.data.samples import stream
 from kd.data.streams import StreamedBatches
 from kd.errors import UserError
 from tests.conftest import MakeFolder
@@ -246,6 +247,22 @@ def test_shards_without_an_index_are_counted_once(tmp_path: Path) -> None:
     assert (part.train_size, len(part.val)) == (4, 2)
 
 
+@pytest.mark.parametrize("first", [0, 1, 49, 50, 51, 109])
+def test_an_archive_is_read_from_its_marks_on(tmp_path: Path, first: int) -> None:
+    # Names that take a header of their own, too.
+    files = {f"{'long' * (30 * (number % 2))}{number}": png() for number in range(110)}
+    shard_files = {
+        f"{name}.{end}": value for name, png_ in files.items() for end, value in (("png", png_), ("cls", b"1"))
+    }
+    write_tar(tmp_path / "a.tar", shard_files)
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    splits = splits_in(tmp_path, train_data="a.tar", val_data="a.tar")
+    (shard,) = splits.train_shards.entries
+    assert len(shard.marks) == 3
+    keys = [sample.key for sample in stream(shard, first, 110, classes=2)]
+    assert keys == [f"{name}.png" for name in list(files)[first:]] == list(splits.val.keys)[first:]
+
+
 def test_shards_are_read_through_a_command(sharded: Path) -> None:
     here = splits_in(sharded)
     pattern = f"pipe:cat {sharded}/train/{{000000..000005}}.tar"
@@ -329,6 +346,9 @@ def test_an_index_that_does_not_fit_is_refused(sharded: Path) -> None:
         splits_in(sharded)
     (sharded / "index.json").write_text('{"version": 0}')
     with pytest.raises(UserError, match="of another version"):
+        splits_in(sharded)
+    (sharded / "index.json").write_text('{"version": 1, "train": {"shards": [{}]}}')
+    with pytest.raises(UserError, match=r"this is no index as kd shard writes it \(KeyError\('name'\)\)"):
         splits_in(sharded)
 
 
