@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
@@ -48,7 +49,7 @@ def store_images(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Decoding images", total=len(images))
         try:
-            return decoded(
+            stored = decoded(
                 images,
                 short_side(image_size, augment),
                 folder,
@@ -56,10 +57,22 @@ def store_images(
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         except OSError as error:
-            if where == AUTO:
-                # Without a store it is slower, and nothing else.
-                return images
-            raise UserError(f"--image_cache {where}: the store of decoded images can't be written: {error}") from None
+            if where != AUTO:
+                raise UserError(
+                    f"--image_cache {where}: the store of decoded images can't be written: {error}"
+                ) from None
+            # Without a store it is slower, and nothing else.
+            stored, reason = images, f"it can't be written to {folder} ({error.strerror or error})"
+        else:
+            reason = f"it would take more than a fifth of the free disk at {folder}, or half of the memory"
+    if stored.is_decoded is None and images.files:
+        _say(console, f"Note: without a store each image is decoded in each epoch: {reason}.")
+    return stored
+
+
+@rank_zero_only
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def logit_store(
