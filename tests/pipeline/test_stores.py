@@ -1,13 +1,17 @@
 """A run that reads what an earlier one computed ends in the same weights, to the last bit."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from kd.data import read_splits
 from kd.errors import UserError
+from kd.pipeline.stores import store_images
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run, weights
 
@@ -172,3 +176,16 @@ def test_without_a_compiler_it_goes_on_and_says_so(make_folder: MakeFolder, monk
     done, output = run(folder, "--baseline", "--compile")
     assert "--compile: going on without, as it fails here: no C++ compiler" in output
     assert done.runs["baseline"][0]["checkpoint"]
+
+
+def test_a_run_that_can_keep_no_store_says_why(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    monkeypatch.setenv("KD_CACHE", str(in_the_way / "cache"))
+    train = read_splits(make_folder()).train
+    said = io.StringIO()
+    stored = store_images(train, image_size=16, augment="crop", where="auto", console=Console(file=said))
+    assert stored is train
+    assert said.getvalue().startswith("Note: without a store each image is decoded in each epoch: it can't be written")
