@@ -1,5 +1,6 @@
 """Checkpoints: written so that a machine may die at any moment, and read so that nothing in them runs."""
 
+import contextlib
 import os
 import signal
 import time
@@ -46,7 +47,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
             _sync_folder(place.parent)
         except (OSError, RuntimeError) as error:
             # torch's writer tells of a full disk in a RuntimeError of its own.
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink()
             before = f"; the one before it is whole: {place}" if place.is_file() else ""
             raise UserError(f"the checkpoint {place} can't be written: {_reason(error)}{before}") from error
 
