@@ -42,7 +42,7 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
         (MemoryError(), "there is not memory enough: a smaller --batch_size needs less"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has a total of 8 GiB"),
-            r"^--batch_size 48: there is not memory enough \(CUDA out .* allocate 9 GiB\); --batch_size 24 --accumulate 2",
+            r"^--batch_size 48: there is not memory enough \(CUDA out .* allocate 9 GiB\); --batch_size 24 --acc",
         ),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
