@@ -71,7 +71,7 @@ def test_every_command_is_understood(repository: Path, monkeypatch: pytest.Monke
 
 def test_the_job_for_kubernetes_is_understood(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
-    (manifest,) = blocks(repository, "yaml")
+    (manifest,) = [block for block in blocks(repository, "yaml") if "kind: Job" in block]
     service, job = yaml.safe_load_all(manifest)
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]

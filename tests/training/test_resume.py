@@ -102,6 +102,10 @@ class _Trained:
         return {key: state[key] for key in ("state_dict", "resume", "optimizer_states", "lr_schedulers", "means")}
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
+        # TensorBoard reads files of one second by their names, where a process's tenth file stands before its ninth.
+        for file in (self.folder / "distilled" / "version_0").glob("events.out.*"):
+            name, _, number = file.name.rpartition(".")
+            file.rename(file.with_name(f"{name}.{int(number):06d}"))
         events = EventAccumulator(str(self.folder / "distilled" / "version_0"))
         events.Reload()
         return {
