@@ -68,7 +68,7 @@ def test_the_first_generations_file_runs_and_says_how_it_was_understood(
         ("--bach_size 3", "error: on the command line: there is no flag --bach_size; did you mean '--batch_size'?"),
         (
             "--batch_size two",
-            "error: on the command line: --batch_size is a whole number, not 'two'\n  --batch_size INT images in a",
+            "error: on the command line: --batch_size is a whole number or auto, not 'two'",
         ),
         ("--temperature 0", "error: on the command line: --temperature must be above 0"),
         ("--data_dir absent", "error: --data_dir absent: there is no such folder"),
