@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.errors import Interrupted, LostContact, UserError
-from kd.sources import resolve, with_origin
+from kd.sources import Resolved, resolve, with_origin
 
 _WORST = 3
 
@@ -63,18 +63,13 @@ def experiment(arguments: Sequence[str] | None = None, *, prog: str = "experimen
 
 
 def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
-    settings, remarks, origins = resolve(arguments, prog=prog)
+    resolved, console = resolve(arguments, prog=prog), Console()
 
     from kd.pipeline import measure_prices, run_experiment
     from kd.report import gain_sentence, print_summary, summarise, write_report, write_summary
 
-    console = Console()
-    for remark in remarks:
-        console.print(remark, highlight=False, soft_wrap=True, markup=False)
-    try:
-        done = run_experiment(settings, console=console)
-    except UserError as error:
-        raise type(error)(with_origin(str(error), origins)) from error
+    with _naming_sources(resolved, console):
+        done = run_experiment(resolved.settings, console=console)
     if not done.is_global_zero:
         return
     prices = measure_prices(done) if done.kept else {}
@@ -98,22 +93,28 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     console.print(f"\n{gain_sentence(summary)}".rstrip(), highlight=False, soft_wrap=True, markup=False)
 
 
+@contextlib.contextmanager
+def _naming_sources(resolved: Resolved, console: Console) -> Iterator[None]:
+    """Say what a person should know of the sources; an error inside the block names the one that it came from."""
+    for remark in resolved.remarks:
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(with_origin(str(error), resolved.origins)) from error
+
+
 def _experiment() -> None:
     """Train a teacher, a student alone and a distilled student: the same as experiment.py, with its flags."""
 
 
 def _run_check(arguments: Sequence[str]) -> None:
-    settings, remarks, origins = resolve(arguments, prog="kd check")
+    resolved, console = resolve(arguments, prog="kd check"), Console()
 
     from kd.pipeline import check_experiment
 
-    console = Console()
-    for remark in remarks:
-        console.print(remark, highlight=False, soft_wrap=True, markup=False)
-    try:
-        found = check_experiment(settings, console=console)
-    except UserError as error:
-        raise type(error)(with_origin(str(error), origins)) from error
+    with _naming_sources(resolved, console):
+        found = check_experiment(resolved.settings, console=console)
     warnings = sum(one.level == "warning" for one in found)
     words = {0: "Nothing stands in the way", 1: "There is a warning"}.get(warnings, f"There are {warnings} warnings")
     console.print(f"{words}; experiment.py with the same flags runs.", highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """What can be known to be wrong before the first step, in words for somebody who meets it for the first time.
 
-Each check takes plain values and returns findings; it changes nothing and refuses nothing.
+Each check takes plain values and returns findings; it changes nothing, and it is :func:`refuse` that refuses.
 """
 
 import math
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd.data import BROKEN, Oddity, Splits, in_both
+from kd.errors import UserError
 from kd.losses import Objective
 from kd.models import Classifier, Ensemble, free_memory, training_bytes, usual_size
 
@@ -267,6 +268,21 @@ def check_room(
             )
         )
     return found
+
+
+def refuse(found: Sequence[Finding], *, strict: bool) -> None:
+    """Refuse to go on with an error and, where that is asked for, with a warning.
+
+    Raises:
+        UserError: If there is one.
+    """
+    errors = [one.text for one in found if one.level == "error"]
+    if errors:
+        raise UserError("\n  ".join(errors))
+    warnings = [one.text for one in found if one.level == "warning"]
+    if warnings and strict:
+        count = "a warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
+        raise UserError("\n  ".join([f"--strict: {count}, and nothing was begun:", *warnings]))
 
 
 def _some(words: Sequence[str]) -> str:

@@ -15,8 +15,7 @@ from kd.data import BROKEN, LabelledImages, Oddity, Splits, examine, in_both, re
 from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier, can_step, free_memory, largest_batch, training_bytes
-from kd.pipeline.checking import refuse
-from kd.preflight import Finding
+from kd.preflight import Finding, refuse
 from tests.conftest import MakeFolder
 
 

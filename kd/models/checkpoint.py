@@ -24,8 +24,12 @@ STATE_PREFIX = "model."
 _ZIP = b"PK\x03\x04"
 
 
-def read_plain(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
+def read_plain(path: Path, *, mapped: bool = False) -> Any:  # noqa: ANN401 (what the file holds)
     """Read a file of torch's with ``weights_only=True``: tensors and plain values, nothing that runs.
+
+    Args:
+        path: The file.
+        mapped: Whether its tensors stay on the disk, for those who look at plain values alone.
 
     Raises:
         UserError: If there is no such file, or it can't be read so.
@@ -36,7 +40,7 @@ def read_plain(path: Path) -> Any:  # noqa: ANN401 (what the file holds)
         with warnings.catch_warnings():
             # torch warns of what a foreign file holds before it refuses it.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # noqa: BLE001 (a stranger's bytes make the unpickler raise anything)
         reason = _why_not_read(path, error)
         raise UserError(f"{path}: this can't be read as a checkpoint of plain weights: {reason}") from None

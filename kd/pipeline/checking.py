@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from kd import preflight
-from kd.errors import UserError
 from kd.losses import Objective
 from kd.models import Classifier, Ensemble
 from kd.pipeline.ingredients import Ingredients
@@ -66,18 +65,3 @@ def findings_of(
         trainings=students,
         on_cpu=made.hardware.accelerator == "cpu",
     )
-
-
-def refuse(found: Sequence[Finding], *, strict: bool) -> None:
-    """Refuse to go on with an error and, where that is asked for, with a warning.
-
-    Raises:
-        UserError: If there is one.
-    """
-    errors = [one.text for one in found if one.level == "error"]
-    if errors:
-        raise UserError("\n  ".join(errors))
-    warnings = [one.text for one in found if one.level == "warning"]
-    if warnings and strict:
-        count = "a warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
-        raise UserError("\n  ".join([f"--strict: {count}, and nothing was begun:", *warnings]))

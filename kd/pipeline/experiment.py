@@ -10,12 +10,12 @@ from kd.data import Batches, ImageData
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, load_classifier
-from kd.pipeline.checking import findings_of, refuse
+from kd.pipeline.checking import findings_of
 from kd.pipeline.ingredients import Ingredients, slug
 from kd.pipeline.journal import Experiment, Journal, OnEpoch
 from kd.pipeline.stores import logit_store
 from kd.pipeline.teaching import Teacher, Teachers, measured
-from kd.preflight import Finding
+from kd.preflight import Finding, refuse
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.sources import CONFIG_FILE, write_config

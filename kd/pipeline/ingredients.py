@@ -38,7 +38,7 @@ from kd.models import Classifier, Ensemble, build_classifier, largest_batch
 from kd.pipeline.sharded import check_streaming
 from kd.pipeline.stores import store_images, store_splits
 from kd.pipeline.workers import default_workers
-from kd.preflight import Finding, check_files
+from kd.preflight import Finding, check_files, refuse
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.training import Compute, Hardware, Recipe, why_not_compiled
@@ -121,8 +121,8 @@ class Ingredients:
             train, val = (without_broken(one, broken) for one in (splits.train, splits.val))
             splits = replace(splits, train=train, val=val)
             unlabelled = unlabelled and without_broken(unlabelled, broken)
-        elif broken:
-            raise UserError("\n  ".join(one.text for one in findings if one.level == "error"))
+        # Before they are decoded into a store.
+        refuse(findings, strict=False)
         sizes = {wanted.image_size, *settings.models.teacher_image_size}
         stored = {
             size: store_splits(

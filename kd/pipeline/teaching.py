@@ -11,7 +11,6 @@ from torch import Tensor
 from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, Ensemble, accuracy_in, load_classifier
-from kd.pipeline.checking import refuse
 from kd.pipeline.ingredients import Ingredients, slug
 from kd.pipeline.journal import Journal
 from kd.pipeline.teacher import (
@@ -22,7 +21,7 @@ from kd.pipeline.teacher import (
     is_no_better_than_chance,
     load_teacher,
 )
-from kd.preflight import Finding, check_accuracy
+from kd.preflight import Finding, check_accuracy, refuse
 from kd.training import Answers, ClassifierModule, Run, evaluate
 
 _CHECKED_IMAGES = 512

@@ -93,14 +93,15 @@ class Persistence:
         last = self.begun / _LAST
         written = [*([last] if last.is_file() else []), *sorted(self.begun.glob("hpc_ckpt_*.ckpt"), reverse=True)]
         # Of two with the same step the first counts: ours stands at the end of a step, the other one anywhere in it.
-        return max(written, key=steps_in, default=None)
+        return max(written, key=steps_in) if len(written) > 1 else next(iter(written), None)
 
     @property
     def logging(self) -> dict[str, Any]:
         """What TensorBoard's logger needs: which version, and which steps are drawn again."""
         if self.begun is None:
             return {}
-        first = 0 if self.checkpoint is None else steps_in(self.checkpoint)
+        checkpoint = self.checkpoint
+        first = 0 if checkpoint is None else steps_in(checkpoint)
         return {"version": int(self.begun.name.removeprefix("version_")), "purge_step": first}
 
 
@@ -192,7 +193,7 @@ def steps_in(path: Path) -> int:
     Raises:
         UserError: If it can't be read.
     """
-    return int(DurableCheckpointIO().load_checkpoint(path)["global_step"])
+    return int(read_plain(path, mapped=True)["global_step"])
 
 
 def _sync_folder(folder: Path) -> None:
