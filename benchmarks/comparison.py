@@ -12,7 +12,7 @@ TEACHER, STUDENT = "densenet121", "simple"
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 
 
-def seconds(kind: str, folder: Path, *, image_size: int, batch_size: int, epochs: int) -> float:
+def seconds(kind: str, folder: Path, *, image_size: int, batch_size: int, teacher_epochs: int, epochs: int) -> float:
     """Return how long a way takes, from the start of its process to the end.
 
     Args:
@@ -20,15 +20,17 @@ def seconds(kind: str, folder: Path, *, image_size: int, batch_size: int, epochs
         folder: Folder of ``train`` and ``val``.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
-        epochs: Epochs of each of the ten.
+        teacher_epochs: Epochs of the teacher's training.
+        epochs: Epochs of each student's.
     """
     start = time.perf_counter()
     if kind == "plain":
-        line = ["-m", "benchmarks.comparison", *map(str, (folder, image_size, batch_size, epochs))]
+        line = ["-m", "benchmarks.comparison", *map(str, (folder, image_size, batch_size, teacher_epochs, epochs))]
     else:
         line = ["experiment.py", "--train_teacher", "--baseline", "--allow_weak_teacher"]
         line += ["--data_dir", str(folder), "--teacher_model", TEACHER, "--student_model", STUDENT]
-        line += ["--image_size", str(image_size), "--batch_size", str(batch_size), "--max_epochs", str(epochs)]
+        line += ["--image_size", str(image_size), "--batch_size", str(batch_size)]
+        line += ["--teacher_epochs", str(teacher_epochs), "--max_epochs", str(epochs)]
         line += ["--default_root_dir", str(folder / "logs")]
         line += ["--compare_losses", *(f"ce=0.1 kl(temperature={one})=0.9" for one in TEMPERATURES)]
     subprocess.run([sys.executable, *line], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 (its own)
@@ -37,13 +39,14 @@ def seconds(kind: str, folder: Path, *, image_size: int, batch_size: int, epochs
 
 def main() -> None:
     """Train all ten with the plain loop."""
-    folder, image_size, batch_size, epochs = sys.argv[1:]
+    folder, image_size, batch_size, teacher_epochs, epochs = sys.argv[1:]
     plain.compare(
         Path(folder),
         TEACHER,
         STUDENT,
         image_size=int(image_size),
         batch_size=int(batch_size),
+        teacher_epochs=int(teacher_epochs),
         epochs=int(epochs),
         temperatures=TEMPERATURES,
     )

@@ -33,7 +33,8 @@ class Effort:
         steps: Steps of a turn, of those that compute the teacher's outputs.
         images: Fewer and more images, between which time and memory are compared.
         small_size: Side of the views that this is compared with, in pixels.
-        compared: Images to train on and to validate on, side in pixels and epochs of the ten runs.
+        compared: Images to train on and to validate on, side in pixels, the teacher's epochs and a student's, of the
+            ten runs.
     """
 
     folder: Path
@@ -44,7 +45,7 @@ class Effort:
     steps: int
     images: tuple[int, int]
     small_size: int
-    compared: tuple[int, int, int, int]
+    compared: tuple[int, int, int, int, int]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -134,16 +135,17 @@ def images_and_workers(effort: Effort) -> list[Row]:
 
 def ten_runs(effort: Effort) -> list[Row]:
     """Measure a teacher, a baseline and eight objectives from start to end."""
-    train, val, size, epochs = effort.compared
+    train, val, size, *epochs = effort.compared
     folder = effort.temporary / "compared"
     linked(effort.folder, folder / "train", train)
     linked(effort.folder, folder / "val", val)
-    given = {"image_size": size, "batch_size": effort.batch_size, "epochs": epochs}
+    lengths = dict(zip(("teacher_epochs", "epochs"), epochs, strict=True))
+    given = {"image_size": size, "batch_size": effort.batch_size} | lengths
     taken = {kind: [comparison.seconds(kind, folder, **given)] for kind in ("ours", "plain")}
     networks = f"{comparison.TEACHER} to {comparison.STUDENT}"
     row = _row("ten runs", networks, None, effort, against_plain=ratio(taken["plain"], taken["ours"]))
     row |= {"seconds": {kind: round(one[0], 1) for kind, one in taken.items()}}
-    return [row | {"images": train, "val_images": val, "image_size": size, "epochs": epochs}]
+    return [row | {"images": train, "val_images": val, "image_size": size} | lengths]
 
 
 def overhead(effort: Effort) -> list[Row]:

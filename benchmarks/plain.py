@@ -119,6 +119,7 @@ def compare(
     *,
     image_size: int,
     batch_size: int,
+    teacher_epochs: int,
     epochs: int,
     temperatures: Sequence[float],
 ) -> None:
@@ -130,7 +131,8 @@ def compare(
         student_name: The student's.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
-        epochs: Epochs of each training.
+        teacher_epochs: Epochs of the teacher's training.
+        epochs: Epochs of each student's.
         temperatures: Of the objectives that are compared.
     """
     images = ImageFolder(str(folder / "train"), training_views(image_size))
@@ -140,7 +142,7 @@ def compare(
     validation = DataLoader(plain, batch_size)
     classes = len(images.classes)
 
-    def trained(name: str, teacher: nn.Module | None, temperature: float) -> nn.Module:
+    def trained(name: str, epochs: int, teacher: nn.Module | None, temperature: float) -> nn.Module:
         student = network(name, classes, image_size)
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
         for _ in range(epochs):
@@ -154,7 +156,7 @@ def compare(
                     right += float((student(batch).argmax(dim=1) == labels).sum())
         return student
 
-    teacher = trained(teacher_name, None, 1.0).eval()
-    trained(student_name, None, 1.0)
+    teacher = trained(teacher_name, teacher_epochs, None, 1.0).eval()
+    trained(student_name, epochs, None, 1.0)
     for temperature in temperatures:
-        trained(student_name, teacher, temperature)
+        trained(student_name, epochs, teacher, temperature)

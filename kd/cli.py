@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -346,12 +347,27 @@ def _shard(
     console.print(f"{text} --data_dir {output}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _models(*, timm: bool = False) -> None:
-    """List the networks that go by name, with their parameters.
+def _models(
+    *,
+    timm: bool = False,
+    measure: tuple[str, ...] | None = None,
+    num_classes: int = 1000,
+    image_size: int | None = None,
+    output: str | None = None,
+) -> None:
+    """List the networks that go by name, with their parameters, or measure what some cost to run.
 
     Args:
         timm: List timm's too (timm/NAME), without their parameters.
+        measure: Measure these on this machine: size, multiply-adds, speed; without a name those of the classic table.
+        num_classes: Classes of the networks that are measured.
+        image_size: Side of the images that they are measured with, in pixels; None: that which each was made for.
+        output: JSON file for what was measured.
     """
+    if measure is not None:
+        _measure(measure, num_classes=num_classes, image_size=image_size, output=output)
+        return
+
     from kd.models import parameters_by_name
 
     table = Table(title="Networks (parameters with 1,000 classes)", title_justify="left")
@@ -363,6 +379,22 @@ def _models(*, timm: bool = False) -> None:
     console = Console()
     console.print(table)
     console.print("Also timm/NAME (kd models --timm), and your own: path/to/file.py:factory", highlight=False)
+
+
+def _measure(names: tuple[str, ...], *, num_classes: int, image_size: int | None, output: str | None) -> None:
+    from rich.progress import Progress
+
+    from kd.models import CLASSIC, price_by_name
+    from kd.report import print_prices
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        networks = progress.track(names or CLASSIC, description="Measuring")
+        rows = [price_by_name(name, num_classes=num_classes, image_size=image_size) for name in networks]
+    print_prices(rows, console)
+    if output is not None:
+        Path(output).expanduser().write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        console.print(f"Written: {output}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _losses(*, names: bool = False) -> None:

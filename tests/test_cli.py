@@ -240,6 +240,21 @@ def test_models_are_listed_with_their_parameters(capsys: pytest.CaptureFixture[s
     assert "simple" in out
 
 
+def test_networks_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["models", "--measure", "simple", "convnet(widths=[4])", "--image_size", "16", "--num_classes", "3"]
+    assert main([*line, "--output", "prices.json"]) == 0
+    out, _ = said(capsys)
+    first, second = json.loads(Path("prices.json").read_text(encoding="utf-8"))
+    # 3 -> 4 channels of 3x3 without bias, two numbers a channel of batch normalisation, 4 -> 3 with bias.
+    assert second["parameters"] == 4 * 27 + 2 * 4 + 15
+    assert second["multiply_adds"] == 16 * 16 * 4 * 27 + 12
+    assert (first["model"], first["image_size"], first["num_classes"]) == ("simple", 16, 3)
+    assert first["speed"]["cpu"]["latency_ms"] > 0
+    assert f"{first['multiply_adds'] / 1e6:,.0f}" in next(row for row in out.splitlines() if "simple" in row)
+    assert main(["models", "--measure", "resnet19"]) == 2
+    assert "resnet18" in said(capsys)[1]
+
+
 def test_kd_experiment_is_experiment_py(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment", "--bach_size", "3"]) == 2
     assert "--bach_size" in said(capsys)[1]

@@ -52,6 +52,19 @@ def test_the_quickstart_does_not_hang_on_the_file_of_flags(repository: Path) -> 
     assert without.phases.seeds >= 3
 
 
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "configs" / "reproduce").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_what_is_reproduced_does_not_hang_on_the_file_of_flags(path: Path) -> None:
+    with_file, *_ = resolve(["--config", str(path), "--args_file", str(REPOSITORY / "commandline_args.txt")])
+    without, *_ = resolve(["--config", str(path)])
+    # The objective of --distill plays no part where objectives are compared.
+    passed_over = {"args_file"} | ({"loss"} if with_file.objective.compare_losses else set())
+    known, others = with_file.flat(), without.flat()
+    assert {name for name in known if known[name] != others[name]} <= passed_over
+    assert (with_file.phases.seeds, with_file.phases.name) == (3, path.stem)
+
+
 def test_compose_and_workflow_are_yaml(repository: Path) -> None:
     compose = yaml.safe_load((repository / "compose.yaml").read_text())
     assert compose["services"]["tensorboard"]["ports"] == ["127.0.0.1:6006:6006"]

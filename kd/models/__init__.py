@@ -15,9 +15,10 @@ from kd.models.cost import is_depthwise, multiply_adds
 from kd.models.ensemble import Ensemble
 from kd.models.features import FeatureReader, Survey, as_map, survey
 from kd.models.memory import can_step, free_memory, largest_batch, training_bytes
-from kd.models.price import price
+from kd.models.price import CLASSIC, price, price_by_name
 
 __all__ = [
+    "CLASSIC",
     "CLASSIFIER_KEY",
     "SMALL",
     "STATE_PREFIX",
@@ -39,6 +40,7 @@ __all__ = [
     "multiply_adds",
     "parameters_by_name",
     "price",
+    "price_by_name",
     "read_description",
     "read_plain",
     "survey",

@@ -7,10 +7,25 @@ from typing import Any
 
 import torch
 
+from kd.models.catalogue import build_classifier, usual_size
 from kd.models.classifier import Classifier
 from kd.models.cost import multiply_adds
 from kd.models.ensemble import Ensemble
 
+CLASSIC = (
+    "vgg16",
+    "inception_v3",
+    "resnet50",
+    "densenet121",
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "simple",
+    "convnet(widths=[16,32,64,128])",
+)
+"""The networks that such tables are made of, and students of our own."""
+
+_USUAL_SIZE = 224
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _BATCH = 32
 _SINGLE_TIMES, _BATCH_TIMES = 15, 3
@@ -42,6 +57,28 @@ def price(network: Classifier | Ensemble) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }
+
+
+def price_by_name(architecture: str, *, num_classes: int = 1000, image_size: int | None = None) -> dict[str, Any]:
+    """Measure what a network costs, with weights drawn at random.
+
+    Args:
+        architecture: As for :func:`kd.models.build_classifier`.
+        num_classes: Number of classes.
+        image_size: Side of the images, in pixels; ``None``: that which it was made for, or 224.
+
+    Returns:
+        What :func:`price` returns, with ``model``, ``num_classes`` and ``image_size``.
+
+    Raises:
+        UserError: If there is no such network, or not for such images.
+    """
+    size = image_size or usual_size(architecture) or _USUAL_SIZE
+    classes = tuple(map(str, range(num_classes)))
+    network = build_classifier(
+        architecture, classes=classes, image_size=size, resize="crop", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    return {"model": architecture, "num_classes": num_classes, "image_size": size} | price(network)
 
 
 def _speed(network: Classifier | Ensemble, device: str) -> dict[str, float]:

@@ -55,7 +55,8 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], console: Console) -> Non
     """Print what :func:`compare_objectives` returned as a table."""
     table = Table(title="Objectives, best first", title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     table.add_column("objective", overflow="fold")
-    for heading in ("last epoch", "difference", "95 % interval", "beyond noise"):
+    has_gain = any(row.get("gain") for row in rows)
+    for heading in ("last epoch", "difference", "95 % interval", "beyond noise", *["over alone"] * has_gain):
         table.add_column(heading, justify="right")
     for row in rows:
         interval = row["interval"]
@@ -67,6 +68,7 @@ def print_comparison(rows: Sequence[Mapping[str, Any]], console: Console) -> Non
             "best" if is_best else f"{100 * row['behind']:+.2f}",
             "" if is_best or interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}",
             "" if is_best else verdict,
+            *[f"{100 * row['gain']['mean']:+.2f}" if row.get("gain") else ""] * has_gain,
         )
     console.print(table)
     seeds = max(len(row["runs"]) for row in rows)

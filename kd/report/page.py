@@ -16,8 +16,8 @@ from kd.report.events import write_events
 from kd.report.examples import soft_target_examples
 from kd.report.figures import Picture
 from kd.report.summary import title_of
-from kd.report.verdict import gain_sentence
-from kd.report.words import BEYOND_NOISE, mean_of, share
+from kd.report.verdict import gain_in_points, gain_sentence
+from kd.report.words import BEYOND_NOISE, mean_of, measured_with, share, sizes
 
 PAGE = "report.html"
 PICTURES = "figures"
@@ -243,7 +243,6 @@ def _prices(summary: Mapping[str, Any]) -> Table | None:
         price, kept = facts.get("price"), facts.get("kept") or {}
         if price is None:
             continue
-        sizes = price["megabytes"]
         speeds = [
             f"{speed['latency_ms']:.1f} ms, {speed['images_per_second']:,.0f}/s" for speed in price["speed"].values()
         ]
@@ -252,7 +251,7 @@ def _prices(summary: Mapping[str, Any]) -> Table | None:
                 (title_of(phase, phases), facts.get("model", "")),
                 f"{price['parameters']:,}",
                 f"{price['multiply_adds'] / _MILLION:,.1f} M",
-                " / ".join(f"{sizes[name]:.2f}" for name in ("float32", "float16", "int8")),
+                sizes(price),
                 *speeds,
                 "" if kept.get("val_acc_mean") is None else f"{kept['val_acc_mean']:.1%}",
                 "" if kept.get("parameters") is None else f"{kept['parameters']:.1%}",
@@ -265,11 +264,7 @@ def _prices(summary: Mapping[str, Any]) -> Table | None:
     heads = ["network", "parameters", "multiply-adds", "MB in float32 / 16 / int8"]
     heads += [f"{device.upper()}: one image, many" for device in devices]
     heads += ["of the teacher's accuracy", "of its parameters"]
-    note = (
-        f"Latency of one image and throughput in batches of 32, float32, medians, on {first['machine']} with "
-        f"{first['threads']} threads; multiply-adds of one image; 1 MB is a million bytes."
-    )
-    return Table(heads, rows, note)
+    return Table(heads, rows, measured_with(first))
 
 
 def _objectives(summary: Mapping[str, Any]) -> Table | None:
@@ -285,10 +280,12 @@ def _objectives(summary: Mapping[str, Any]) -> Table | None:
                 if number == 0 or interval is None
                 else f"{_PERCENT * interval[0]:+.2f} to {_PERCENT * interval[1]:+.2f}",
                 "" if number == 0 else BEYOND_NOISE[row["is_beyond_noise"]],
+                gain_in_points(row.get("gain")),
             ]
         )
-    heads = ["objective", "last epoch", "difference", "95 % interval", "beyond the noise"]
-    return Table(heads, rows, "Differences from the best, paired by seed, in points.") if rows else None
+    heads = ["objective", "last epoch", "from the best", "95 % interval", "beyond the noise", "over the student alone"]
+    note = "Differences from the best and from the student alone (with its 95 % interval), paired by seed, in points."
+    return Table(heads, rows, note) if rows else None
 
 
 def _brief(summary: Mapping[str, Any]) -> list[str]:
@@ -297,13 +294,7 @@ def _brief(summary: Mapping[str, Any]) -> list[str]:
         share(phases[phase]["val_acc_mean"], phases[phase]["val_acc_std"]) if phase in phases else ""
         for phase in ("teacher", "baseline", "distilled")
     ]
-    if gain is None:
-        return [*cells, ""]
-    interval = gain.get("interval")
-    words = f"{_PERCENT * gain['mean']:+.2f}"
-    if interval is not None:
-        words += f" ({_PERCENT * interval[0]:+.1f} to {_PERCENT * interval[1]:+.1f})"
-    return [*cells, words]
+    return [*cells, gain_in_points(gain)]
 
 
 def _size_kept(distilled: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def summarise(
         ``kept``, the shares of the teacher's accuracy and parameters; ``gain``: what distillation gained over the
         baseline of the same seeds, paired, as mean, standard deviation and 95 % interval of the mean in fractions of 1,
         ``None`` where there is no pair; and ``compared``, the objectives that were compared, best first, each with what
-        its answers are worth.
+        its answers are worth and its own ``gain`` over the baseline.
     """
     phases: dict[str, Any] = {}
     for phase in sorted(runs, key=_place):
@@ -83,7 +83,24 @@ def summarise(
     for row in rows:
         row["measured"] = _measured([run for run in runs["compared"] if run["objective"] == row["objective"]])
         row["price"] = (prices or {}).get("compared")
-    return {"data": data, "phases": phases, "gain": _gain(runs), "compared": rows}
+        row["gain"] = gain_over(runs.get("baseline", []), row["runs"])
+    gain = gain_over(runs.get("baseline", []), runs.get("distilled", []))
+    return {"data": data, "phases": phases, "gain": gain, "compared": rows}
+
+
+def gain_over(baseline: Sequence[Mapping[str, Any]], distilled: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Pair the runs of each seed, and judge what the distilled ones gained in fractions of 1; no pair is ``None``."""
+    alone = {run["seed"]: run["val_acc"] for run in baseline}
+    pairs = [(run["seed"], run["val_acc"] - alone[run["seed"]]) for run in distilled if run["seed"] in alone]
+    if not pairs:
+        return None
+    known = paired([gain for _, gain in pairs])
+    return {
+        "mean": known.mean,
+        "std": known.std,
+        "interval": None if known.interval is None else list(known.interval),
+        "runs": [{"seed": seed, "val_acc": gain} for seed, gain in pairs],
+    }
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
@@ -139,22 +156,6 @@ def _measured(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             return None
         facts.append(measure(answers) | ((compare(answers, teacher) if teacher is not None else None) or {}))
     return together(facts)
-
-
-def _gain(runs: Runs) -> dict[str, Any] | None:
-    alone = {run["seed"]: run["val_acc"] for run in runs.get("baseline", [])}
-    pairs = [
-        (run["seed"], run["val_acc"] - alone[run["seed"]]) for run in runs.get("distilled", []) if run["seed"] in alone
-    ]
-    if not pairs:
-        return None
-    known = paired([gain for _, gain in pairs])
-    return {
-        "mean": known.mean,
-        "std": known.std,
-        "interval": None if known.interval is None else list(known.interval),
-        "runs": [{"seed": seed, "val_acc": gain} for seed, gain in pairs],
-    }
 
 
 def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:

@@ -1,6 +1,6 @@
 """The table at the end of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from kd.report.comparison import print_comparison
 from kd.report.summary import title_of
-from kd.report.words import mean_of, share
+from kd.report.words import mean_of, measured_with, price_cells, price_headings, share
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -44,3 +44,20 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     if summary["compared"]:
         console.print()
         print_comparison(summary["compared"], console)
+
+
+def print_prices(prices: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print what networks cost to run.
+
+    Args:
+        prices: As :func:`kd.models.price_by_name` returned them, at least one.
+        console: Where to.
+    """
+    table = Table(title="What networks cost", title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("network", overflow="fold")
+    for heading in price_headings(prices[0])[1:]:
+        table.add_column(heading, justify="right")
+    for price in prices:
+        table.add_row(*map(escape, price_cells(price)))
+    console.print(table)
+    console.print(measured_with(prices[0]), highlight=False, soft_wrap=True)

@@ -53,6 +53,21 @@ def paired(differences: Sequence[float]) -> Paired:
     return Paired(mean, std, (mean - half, mean + half), p)
 
 
+def gain_in_points(gain: Mapping[str, Any] | None) -> str:
+    """Write a gain over the baseline in points, with its interval where there is one; nothing where there is no gain.
+
+    Args:
+        gain: As :func:`kd.report.summary.summarise` made it.
+    """
+    if gain is None:
+        return ""
+    words = f"{100 * gain['mean']:+.2f}"
+    if gain.get("interval") is None:
+        return words
+    low, high = (100 * end for end in gain["interval"])
+    return f"{words} ({low:+.1f} to {high:+.1f})"
+
+
 def gain_sentence(summary: Mapping[str, Any]) -> str:
     """Say what distillation gained over the student alone, in points of accuracy (hundredths of all images).
 
@@ -63,7 +78,9 @@ def gain_sentence(summary: Mapping[str, Any]) -> str:
     if gain is None and summary["compared"]:
         best = summary["compared"][0]
         count, accuracy = len(summary["compared"]), best["val_acc_mean"]
-        return f"Of {count} objectives {best['objective']} came out best, at {accuracy:.2%}."
+        words = f"Of {count} objectives {best['objective']} came out best, at {accuracy:.2%}"
+        over = gain_in_points(best.get("gain"))
+        return f"{words}: {over} points over the student alone." if over else f"{words}."
     if gain is None:
         missing = [name for name in ("baseline", "distilled") if name not in summary["phases"]]
         flags = " ".join({"baseline": "--baseline", "distilled": "--distill"}[name] for name in missing)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_MILLION = 1e6
+
 BEYOND_NOISE = {None: "can't tell", True: "yes", False: "no"}
 
 
@@ -15,3 +17,30 @@ def mean_of(runs: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
     """Write the mean of what is known of some runs, or nothing."""
     values = [run[key] for run in runs if run.get(key) is not None]
     return form.format(sum(values) / len(values)) if values else ""
+
+
+def sizes(price: Mapping[str, Any]) -> str:
+    """Write the megabytes of a network's weights, by their type."""
+    return " / ".join(f"{price['megabytes'][name]:.2f}" for name in ("float32", "float16", "int8"))
+
+
+def price_headings(price: Mapping[str, Any]) -> list[str]:
+    """Write what stands above :func:`price_cells`."""
+    heads = ["network", "px", "parameters, M", "multiply-adds, M", "MB in float32 / 16 / int8"]
+    return heads + [words for device in price["speed"] for words in (f"ms on {device.upper()}", "images/s")]
+
+
+def price_cells(price: Mapping[str, Any]) -> list[str]:
+    """Write what a network costs, as :func:`kd.models.price_by_name` returned it: a cell for each heading."""
+    parameters, multiply_adds = price["parameters"] / _MILLION, price["multiply_adds"] / _MILLION
+    speeds = [(f"{one['latency_ms']:.1f}", f"{one['images_per_second']:,.0f}") for one in price["speed"].values()]
+    size = str(price["image_size"])
+    return [price["model"], size, f"{parameters:,.2f}", f"{multiply_adds:,.0f}", sizes(price), *sum(speeds, ())]
+
+
+def measured_with(price: Mapping[str, Any]) -> str:
+    """Say what the figures of a price are, and on what they were measured."""
+    return (
+        f"Latency of one image and throughput in batches of 32, float32, medians, on {price['machine']} with "
+        f"{price['threads']} threads; multiply-adds of one image; 1 MB is a million bytes."
+    )

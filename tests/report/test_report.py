@@ -127,3 +127,16 @@ def test_several_teachers_and_assistants_have_a_row_each() -> None:
         *("teacher", "teacher", "teachers as one", "assistant 1", "assistant 2", "student distilled"),
     ]
     assert [row.count("1,234,567") for row in rows] == [1] * 6
+
+
+def test_each_compared_objective_is_held_against_the_student_alone() -> None:
+    compared = [run | {"objective": "kl"} for run in DISTILLED] + [run | {"objective": "mse"} for run in ALONE]
+    summary = summarise({"baseline": ALONE, "compared": compared}, data="photos")
+    gains = {row["objective"]: row["gain"] for row in summary["compared"]}
+    assert gains["kl"]["mean"] == pytest.approx(0.03)
+    assert gains["mse"]["mean"] == 0
+    text = printed(summary)
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith((" kl", " mse"))] == ["+3.00", "+0.00"]
+    assert "at 83.00%: +3.00 (-3.6 to +9.6) points over the student alone." in text
+    without = printed(summarise({"compared": compared}, data="photos"))
+    assert "alone" not in without

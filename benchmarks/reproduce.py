@@ -1,0 +1,292 @@
+"""The tables of the README: make one again and compare it with what is stated, or state it anew.
+
+Each part of a table is an experiment, ``configs/reproduce/PART.yaml``, whose summary, resolved settings and report are
+``results/PART/``. A table of several parts has those whose names begin with its own: ``fewer-labels`` and
+``fewer-labels.all-images``.
+
+    python -m benchmarks.reproduce mnist-linear
+"""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kd.report import gain_in_points, gain_over, measured_with, price_cells, price_headings, share, title_of
+
+HOME = Path(__file__).parents[1]
+CONFIGS, RESULTS = HOME / "configs" / "reproduce", HOME / "results"
+
+PARTS = {
+    "mnist-linear": "all weights drawn with a standard deviation of 1, as published",
+    "mnist-linear.small-weights": "weights as PyTorch draws them",
+    "mnist-conv": "",
+    "imagenette-today": "from one teacher",
+    "imagenette-today.ensemble": "from three teachers as one",
+    "imagenette-today.assistant": "from the teacher to an assistant to the student",
+    "imagenette-first": "",
+    "fewer-labels": "a tenth of the images, with labels",
+    "fewer-labels.all-images": "the other images, too, without labels",
+    "losses": "",
+}
+"""Every experiment, in the order in which they are run, with what tells it from the others of its table."""
+
+FRONT = "imagenette-today"
+"""The experiment whose networks the first page shows."""
+
+NEEDS = dict.fromkeys(
+    ("imagenette-today.assistant", "imagenette-first", "fewer-labels", "fewer-labels.all-images"), FRONT
+)
+"""The experiments that distil from a teacher that another one trained."""
+
+PUBLISHED = {
+    "mnist-linear": {
+        "teacher": "97.9, 98.12",
+        "student alone": "88.84",
+        "ce=1 kl(temperature=2)=1": "89.14",
+        "ce=1 kl(temperature=5)=1": "90.77",
+    },
+    "mnist-conv": {"teacher": "97.81", "student alone": "97.78", "ce=0.1 kl(temperature=10)=0.9": "96.92"},
+}
+"""What the authors of a recipe found, in per cent, by the names of our rows."""
+
+_LEAST_DEVIATION, _OF_ONE_RUN, _DEVIATIONS = 0.001, 0.005, 2
+_MINUTE = 60
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one network of a table came to.
+
+    Args:
+        name: The phase's title, or the objective.
+        mean: Accuracy at the last epoch, the mean over the seeds, a fraction of 1.
+        std: Its standard deviation over the seeds, ``None`` for one.
+        count: Number of seeds.
+        gain: Over the student alone of the table, in points, in words.
+        seconds: Of one training, the mean.
+    """
+
+    name: str
+    mean: float
+    std: float | None
+    count: int
+    gain: str
+    seconds: float
+
+    @property
+    def tolerance(self) -> float:
+        """How far the mean may be elsewhere: two standard deviations, for one run half a point of accuracy."""
+        return _OF_ONE_RUN if self.std is None else max(_DEVIATIONS * self.std, _LEAST_DEVIATION)
+
+
+def tables() -> list[str]:
+    """List the names of the tables."""
+    return [part for part in PARTS if "." not in part]
+
+
+def parts_of(table: str) -> list[str]:
+    """List the experiments of a table."""
+    return [part for part in PARTS if part.partition(".")[0] == table]
+
+
+def rows_of(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> list[Row]:
+    """Read the rows of a summary: phases in their order, then objectives, best first.
+
+    Args:
+        summary: As an experiment wrote it.
+        baseline: The phase of the student alone that gains are over, if it is another experiment's.
+    """
+    phases = summary["phases"]
+    baseline = phases.get("baseline", baseline)
+    named = [(title_of(phase, phases), facts, phase == "distilled") for phase, facts in phases.items()]
+    named += [(row["objective"], row, True) for row in summary["compared"]]
+    rows = []
+    for name, facts, is_distilled in named:
+        gain = gain_over(baseline["runs"], facts["runs"]) if is_distilled and baseline else None
+        seconds = statistics.fmean(run["seconds"] or 0.0 for run in facts["runs"])
+        count = len(facts["runs"])
+        rows.append(Row(name, facts["val_acc_mean"], facts["val_acc_std"], count, gain_in_points(gain), seconds))
+    return rows
+
+
+def markdown(table: str) -> str:
+    """Write a table as the README shows it, from what is kept in ``results``."""
+    published = PUBLISHED.get(table, {})
+    heads = ["network or objective", *["published"] * bool(published), "accuracy, last epoch", "over the student alone"]
+    lines = ["| " + " | ".join([*heads, "a training"]) + " |", "|---" * (len(heads) + 1) + "|"]
+    baseline, facts = None, []
+    for part in parts_of(table):
+        summary = _read(RESULTS / part / "summary.json")
+        if PARTS[part]:
+            lines.append(f"| *{PARTS[part]}* |" + " |" * len(heads))
+        # What was published is of the recipe as it was published.
+        theirs = [[published.get(row.name, "") if part == table else ""] * bool(published) for row in rows_of(summary)]
+        for row, stated in zip(rows_of(summary, baseline), theirs, strict=True):
+            name = f"`{row.name}`" if "=" in row.name or "(" in row.name else row.name
+            lines.append(
+                f"| {name} | {' | '.join([*stated, share(row.mean, row.std), row.gain, _time(row.seconds)])} |"
+            )
+        baseline = summary["phases"].get("baseline", baseline)
+        facts.append(_read(RESULTS / part / "run.json"))
+    commands = [f"{one['command']}   # {one['minutes']:.0f} minutes" for one in facts]
+    machines = ", ".join(sorted({f"{one['machine']}, torch {one['torch']}" for one in facts}))
+    seeds = max(row.count for row in rows_of(summary))
+    words = f"Mean ± standard deviation over {seeds} seeds; gains in points, paired by seed, with their 95 % interval"
+    return "\n".join([*lines, "", f"{words}. {machines}.", "", "```bash", *commands, "```"])
+
+
+def front() -> str:
+    """Write what a person gains, as the README's first page shows it: accuracy, size and speed of three networks."""
+    summary = _read(RESULTS / FRONT / "summary.json")
+    phases, best = summary["phases"], summary["compared"][0]
+    named = {"teacher": phases["teacher"], "student alone": phases["baseline"], "student distilled": best}
+    lines = ["| | accuracy | parameters | MB (float32) | multiply-adds | one image |", "|---" * 6 + "|"]
+    for name, facts in named.items():
+        price = facts["price"]
+        cells = [
+            share(facts["val_acc_mean"], facts["val_acc_std"]),
+            f"{price['parameters']:,}",
+            f"{price['megabytes']['float32']:.1f}",
+            f"{price['multiply_adds'] / 1e6:,.0f} M",
+            f"{price['speed']['cpu']['latency_ms']:.1f} ms",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    gain = gain_in_points(gain_over(phases["baseline"]["runs"], best["runs"]))
+    words = f"Distilled with `{best['objective']}`: {gain} points over the same student trained on the labels alone"
+    return "\n".join([*lines, "", f"{words}; {_read(RESULTS / FRONT / 'run.json')['machine']}."])
+
+
+def networks() -> str:
+    """Write the table of size and speed."""
+    prices = json.loads((RESULTS / "networks" / "prices.json").read_text(encoding="utf-8"))
+    heads = price_headings(prices[0])
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines += ["| " + " | ".join(price_cells(price)) + " |" for price in prices]
+    return "\n".join([*lines, "", measured_with(prices[0]), "", "```bash", "kd models --measure", "```"])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Make a table of the README again, and compare it with what is stated.
+
+    Args:
+        table: The table.
+        data_dir: Folder of the images; None: as its file has it.
+        store: Keep what came out in results/, as what is stated from now on.
+        only: Those of its experiments; none: all.
+        show: Print the table as the README has it, and do nothing else.
+    """
+
+    table: Annotated[str, tyro.conf.Positional]
+    data_dir: str | None = None
+    store: bool = False
+    only: tuple[str, ...] = ()
+    show: bool = False
+
+
+def run(part: str, data_dir: str | None, root: str) -> tuple[Path, dict[str, Any]]:
+    """Run an experiment; return its folder, and with what and for how long.
+
+    Args:
+        part: Its name.
+        data_dir: Folder of the images; ``None``: as its file has it.
+        root: Folder of all experiments.
+    """
+    line = ["experiment.py", "--config", f"configs/reproduce/{part}.yaml"]
+    start = time.perf_counter()
+    given = [] if data_dir is None else ["--data_dir", data_dir]
+    subprocess.run([sys.executable, *line, "--default_root_dir", root, *given], check=True, cwd=HOME)  # noqa: S603
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    return Path(root) / part, {
+        "command": " ".join(["python", *line]),
+        "minutes": round((time.perf_counter() - start) / _MINUTE, 1),
+        "machine": f"{platform.machine()}, {cores} cores, {device}",
+        "torch": torch.__version__.partition("+")[0],
+    }
+
+
+def compare(stated: list[Row], now: list[Row], console: Console) -> bool:
+    """Print what is stated beside what came out now; return whether each mean lies within the stated deviation."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("network or objective", overflow="fold")
+    for heading in ("stated", "now", "within"):
+        table.add_column(heading, justify="right")
+    found, holds = {row.name: row for row in now}, True
+    for row in stated:
+        other = found.get(row.name)
+        is_within = other is not None and abs(other.mean - row.mean) <= row.tolerance
+        holds = holds and is_within
+        came = "missing" if other is None else share(other.mean, other.std)
+        limit = f"{'yes' if is_within else 'no'} (± {100 * row.tolerance:.2f})"
+        table.add_row(escape(row.name), share(row.mean, row.std), came, limit)
+    console.print(table)
+    return holds
+
+
+def main() -> int:
+    """Make a table again; the exit status says whether it came out as stated."""
+    settings = tyro.cli(Settings, prog="python -m benchmarks.reproduce", use_underscores=True)
+    console = Console()
+    parts = [part for part in parts_of(settings.table) if not settings.only or part in settings.only]
+    if not parts:
+        console.print(f"There is no table {settings.table}; there are {', '.join(tables())}.", highlight=False)
+        return 2
+    if settings.show:
+        console.print(markdown(settings.table), highlight=False, soft_wrap=True, markup=False)
+        return 0
+    holds = True
+    # What is kept is made where experiments lie, so that later ones find its teacher.
+    root = "logs" if settings.store else tempfile.mkdtemp()
+    for part in parts:
+        if part in NEEDS and NEEDS[part] not in parts and not (HOME / root / NEEDS[part] / "teacher").is_dir():
+            run(NEEDS[part], settings.data_dir, root)
+        folder, facts = run(part, settings.data_dir, root)
+        if settings.store:
+            _store(folder, RESULTS / part, facts)
+            continue
+        console.print(f"\n{part}, {facts['minutes']} minutes", highlight=False)
+        stated = rows_of(_read(RESULTS / part / "summary.json"))
+        holds &= compare(stated, rows_of(_read(folder / "summary.json")), console)
+    if settings.store:
+        return 0
+    shutil.rmtree(root)
+    console.print("As stated." if holds else "Not as stated.")
+    return 0 if holds else 1
+
+
+def _store(folder: Path, results: Path, facts: Mapping[str, Any]) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "summary.json", "report.html"):
+        shutil.copyfile(folder / name, results / name)
+    (results / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return known
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 10 * _MINUTE else f"{seconds / _MINUTE:.0f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
