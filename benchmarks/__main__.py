@@ -130,7 +130,7 @@ def main() -> None:
             steps=settings.steps,
             images=(64, 128) if quick else (1000, 9000),
             small_size=64 if quick else 128,
-            compared=(64, 32, 64, 1, 1) if quick else (320, 100, 224, 2, 6),
+            compared=(64, 32, 64, 1, 1) if quick else (320, 100, 224, 2, 8),
         )
         rows = measure(settings, effort, console)
     finally:

@@ -35,11 +35,12 @@ CONFIGS, RESULTS = HOME / "configs" / "reproduce", HOME / "results"
 
 PARTS = {
     "mnist-linear": "all weights drawn with a standard deviation of 1, as published",
-    "mnist-linear.small-weights": "weights as PyTorch draws them",
+    "mnist-linear.small-weights": "the student's weights as PyTorch draws them",
     "mnist-conv": "",
     "imagenette-today": "from one teacher",
     "imagenette-today.ensemble": "from three teachers as one",
     "imagenette-today.assistant": "from the teacher to an assistant to the student",
+    "imagenette-today.views": "two views of each image instead of a new one each epoch",
     "imagenette-first": "",
     "fewer-labels": "a tenth of the images, with labels",
     "fewer-labels.all-images": "the other images, too, without labels",
@@ -50,10 +51,20 @@ PARTS = {
 FRONT = "imagenette-today"
 """The experiment whose networks the first page shows."""
 
-NEEDS = dict.fromkeys(
-    ("imagenette-today.assistant", "imagenette-first", "fewer-labels", "fewer-labels.all-images"), FRONT
+NEEDS = {"mnist-linear.small-weights": "mnist-linear"} | dict.fromkeys(
+    (
+        "imagenette-today.assistant",
+        "imagenette-today.views",
+        "imagenette-first",
+        "fewer-labels",
+        "fewer-labels.all-images",
+    ),
+    FRONT,
 )
 """The experiments that distil from a teacher that another one trained."""
+
+TIMED = ("losses",)
+"""The tables that say how long a training took."""
 
 PUBLISHED = {
     "mnist-linear": {
@@ -106,6 +117,11 @@ def parts_of(table: str) -> list[str]:
     return [part for part in PARTS if part.partition(".")[0] == table]
 
 
+def found() -> list[str]:
+    """List the experiments whose results are kept."""
+    return [part for part in PARTS if (RESULTS / part / "summary.json").is_file()]
+
+
 def rows_of(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> list[Row]:
     """Read the rows of a summary: phases in their order, then objectives, best first.
 
@@ -128,28 +144,30 @@ def rows_of(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None = Non
 
 def markdown(table: str) -> str:
     """Write a table as the README shows it, from what is kept in ``results``."""
-    published = PUBLISHED.get(table, {})
+    published, is_timed = PUBLISHED.get(table, {}), table in TIMED
     heads = ["network or objective", *["published"] * bool(published), "accuracy, last epoch", "over the student alone"]
-    lines = ["| " + " | ".join([*heads, "a training"]) + " |", "|---" * (len(heads) + 1) + "|"]
-    baseline, facts = None, []
+    heads += ["a training"] * is_timed
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    commands, machines, baseline = [], set(), None
     for part in parts_of(table):
-        summary = _read(RESULTS / part / "summary.json")
         if PARTS[part]:
-            lines.append(f"| *{PARTS[part]}* |" + " |" * len(heads))
-        # What was published is of the recipe as it was published.
-        theirs = [[published.get(row.name, "") if part == table else ""] * bool(published) for row in rows_of(summary)]
-        for row, stated in zip(rows_of(summary, baseline), theirs, strict=True):
-            name = f"`{row.name}`" if "=" in row.name or "(" in row.name else row.name
-            lines.append(
-                f"| {name} | {' | '.join([*stated, share(row.mean, row.std), row.gain, _time(row.seconds)])} |"
-            )
+            lines.append(f"| *{PARTS[part]}* |" + " |" * (len(heads) - 1))
+        if part not in found():
+            lines.append("| not run yet |" + " |" * (len(heads) - 1))
+            commands.append(f"python experiment.py --config configs/reproduce/{part}.yaml")
+            continue
+        summary, facts = _read(RESULTS / part / "summary.json"), _read(RESULTS / part / "run.json")
+        for row in rows_of(summary, baseline):
+            cells = [f"`{row.name}`" if "=" in row.name or "(" in row.name else row.name]
+            # What was published is of the recipe as it was published.
+            cells += [published.get(row.name, "") if part == table else ""] * bool(published)
+            cells += [share(row.mean, row.std), row.gain, *[f"{row.seconds:.0f} s"] * is_timed]
+            lines.append("| " + " | ".join(cells) + " |")
         baseline = summary["phases"].get("baseline", baseline)
-        facts.append(_read(RESULTS / part / "run.json"))
-    commands = [f"{one['command']}   # {one['minutes']:.0f} minutes" for one in facts]
-    machines = ", ".join(sorted({f"{one['machine']}, torch {one['torch']}" for one in facts}))
-    seeds = max(row.count for row in rows_of(summary))
-    words = f"Mean ± standard deviation over {seeds} seeds; gains in points, paired by seed, with their 95 % interval"
-    return "\n".join([*lines, "", f"{words}. {machines}.", "", "```bash", *commands, "```"])
+        commands.append(f"{facts['command']}   # {facts['minutes']:.0f} minutes")
+        machines.add(f"{facts['machine']}, torch {facts['torch']}")
+    words = "Mean ± standard deviation over three seeds; gains in points, paired by seed, with their 95 % interval"
+    return "\n".join([*lines, "", f"{'; '.join([words, *sorted(machines)])}.", "", "```bash", *commands, "```"])
 
 
 def front() -> str:
@@ -218,7 +236,7 @@ def run(part: str, data_dir: str | None, root: str) -> tuple[Path, dict[str, Any
     return Path(root) / part, {
         "command": " ".join(["python", *line]),
         "minutes": round((time.perf_counter() - start) / _MINUTE, 1),
-        "machine": f"{platform.machine()}, {cores} cores, {device}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} of {cores} cores, {device}",
         "torch": torch.__version__.partition("+")[0],
     }
 
@@ -282,10 +300,6 @@ def _store(folder: Path, results: Path, facts: Mapping[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return known
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 10 * _MINUTE else f"{seconds / _MINUTE:.0f} min"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ways to train that take turns, each in a process of its own."""
+"""Ways to train that take turns, each turn in a process of its own: no other way lies in memory meanwhile."""
 
 import multiprocessing as mp
 import resource
@@ -17,7 +17,7 @@ Taken = dict[str, list[float]]
 
 
 class Way:
-    """One way to train, in a process of its own, that makes steps when it is told to.
+    """One way to train.
 
     Args:
         kind: ``plain``, ``limit``, ``torchdistill`` or ``ours``; the input alone, ``plain input`` and ``our input``; a
@@ -29,44 +29,39 @@ class Way:
     """
 
     def __init__(self, kind: str, folder: Path, *, image_size: int, batch_size: int, **options: Any) -> None:
-        context = mp.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        given = (kind, str(folder), image_size, batch_size, options, theirs)
-        # No daemon: that could have no processes that load images.
-        self.process = context.Process(target=_work, args=given)
-        self.process.start()
-        theirs.close()
+        self.given = (kind, str(folder), image_size, batch_size, options)
         self.peak_mb = 0.0
 
-    def seconds(self, steps: int) -> float:
-        """Make steps, and return the seconds that one took."""
-        self.pipe.send(steps)
-        seconds, self.peak_mb = self.pipe.recv()
-        return float(seconds) / steps
-
-    def end(self) -> None:
-        """Let the process end, with those that load its images."""
-        self.pipe.close()
-        self.process.join(_PATIENCE)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+    def seconds(self, steps: int, *, warm_up: int) -> float:
+        """Start a process, make steps in it to warm up and then those that count; return the seconds that one took."""
+        context = mp.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        # No daemon: that could have no processes that load images.
+        process = context.Process(target=_work, args=(*self.given, theirs))
+        process.start()
+        theirs.close()
+        try:
+            for count in (warm_up, steps):
+                pipe.send(count)
+                seconds, peak_mb = pipe.recv()
+            self.peak_mb = max(self.peak_mb, peak_mb)
+            return float(seconds) / steps
+        finally:
+            pipe.close()
+            process.join(_PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
 def take_turns(ways: Mapping[str, Way], rounds: int, *, steps: Mapping[str, int], warm_up: Mapping[str, int]) -> Taken:
-    """Let the ways take turns, and end them; return the seconds of a step by way, round by round."""
-    try:
-        for name, way in ways.items():
-            way.seconds(warm_up[name])
-        taken: Taken = {name: [] for name in ways}
-        for number in range(rounds):
-            # Every second round backwards, so that none is always the one after the slowest.
-            for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
-                taken[name].append(ways[name].seconds(steps[name]))
-        return taken
-    finally:
-        for way in ways.values():
-            way.end()
+    """Let the ways take turns; return the seconds of a step by way, round by round."""
+    taken: Taken = {name: [] for name in ways}
+    for number in range(rounds):
+        # Every second round backwards, so that none is always the one after the slowest.
+        for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
+            taken[name].append(ways[name].seconds(steps[name], warm_up=warm_up[name]))
+    return taken
 
 
 def ratio(one: list[float], other: list[float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -22,12 +23,22 @@ from kd.models import read_plain
 from kd.training.interruption import Interruption
 
 _LAST = Path("checkpoints") / "last.ckpt"
+BEST_CHECKPOINT = "best.ckpt"
 _SELDOM = 30.0
 """Seconds between two checkpoints at the ends of short epochs, where nobody says how often."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes a file beside its place and moves it there when it is on the disk; reads plain values and tensors only."""
+    """Writes a file beside its place and moves it there when it is on the disk; reads plain values and tensors only.
+
+    The best weights are held back where epochs are short: they are written at most twice a minute, before any other
+    checkpoint, so that none tells of better ones than there are, and at the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: tuple[Path, dict[str, Any]] | None = None
+        self._best_at = time.monotonic()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401, ARG002 (Lightning's signature)
         """Write a checkpoint: the old file stays until the new one is whole, through a power loss too.
@@ -36,6 +47,29 @@ class DurableCheckpointIO(TorchCheckpointIO):
             UserError: If it can't be written, such as on a full disk.
         """
         place = Path(path)
+        if place.name == BEST_CHECKPOINT:
+            self._held = (place, checkpoint)
+            if time.monotonic() - self._best_at >= _SELDOM:
+                self._write_held()
+            else:
+                # Training goes on, and changes its weights where they lie.
+                copied = apply_to_collection(checkpoint, torch.Tensor, lambda one: one.detach().to("cpu", copy=True))
+                self._held = (place, copied)
+            return
+        self._write_held()
+        self._write(checkpoint, place)
+
+    def teardown(self) -> None:
+        """Write what is held back."""
+        self._write_held()
+
+    def _write_held(self) -> None:
+        if self._held is not None:
+            (place, checkpoint), self._held = self._held, None
+            self._write(checkpoint, place)
+            self._best_at = time.monotonic()
+
+    def _write(self, checkpoint: dict[str, Any], place: Path) -> None:
         beside = place.with_name(f"{place.name}.part")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from kd.data import Batches
 from kd.models import Classifier, Ensemble
 from kd.training.answers import VALIDATION_FILE, Answers
 from kd.training.callbacks import EachEpoch, StopAfter, Throughput, TrainingImages
-from kd.training.checkpoints import LastCheckpoint, Persistence
+from kd.training.checkpoints import BEST_CHECKPOINT, LastCheckpoint, Persistence
 from kd.training.failures import in_plain_words
 from kd.training.hardware import Hardware, build_trainer, quiet_lightning
 from kd.training.health import StopAtNonFinite
@@ -123,7 +123,11 @@ def train(
         rank_zero_only(persistence.on_begin)(Path(logger.log_dir))
     # To be shipped: the weights alone. What a resume needs is in the last one.
     best = ModelCheckpoint(
-        filename="best", monitor="val/acc", mode="max", save_weights_only=True, enable_version_counter=False
+        filename=Path(BEST_CHECKPOINT).stem,
+        monitor="val/acc",
+        mode="max",
+        save_weights_only=True,
+        enable_version_counter=False,
     )
     module.max_steps = max_steps
     throughput, answers = Throughput(), Answers()

@@ -15,6 +15,20 @@ from kd.training.checkpoints import DurableCheckpointIO
 from kd.training.failures import in_plain_words
 
 
+def test_the_best_weights_are_held_back_until_the_last_are_written_or_all_ends(tmp_path: Path) -> None:
+    best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    writer, weights = DurableCheckpointIO(), torch.zeros(2)
+    writer.save_checkpoint({"state_dict": {"w": weights}}, best)
+    weights += 1
+    assert not best.exists()
+    writer.save_checkpoint({"global_step": 1}, last)
+    assert writer.load_checkpoint(best)["state_dict"]["w"].tolist() == [0, 0]
+    writer.save_checkpoint({"state_dict": {"w": weights}}, best)
+    assert writer.load_checkpoint(best)["state_dict"]["w"].tolist() == [0, 0]
+    writer.teardown()
+    assert writer.load_checkpoint(best)["state_dict"]["w"].tolist() == [1, 1]
+
+
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path: Path) -> None:
     place = tmp_path / "checkpoints"
     last = place / "last.ckpt"
