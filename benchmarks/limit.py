@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.plain import both, distance
 from kd.data import RandomPlacement, cache_dir, cut, decoded, read_folder, short_side
+from kd.models.small import Layers
 from kd.training import keep_large_blocks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,7 +45,7 @@ def steps(
     mean, std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (MEAN, STD))
     classes = len(images.classes)
     teacher, student = (
-        one.to(memory_format=torch.channels_last)
+        (Layers(*one) if isinstance(one, nn.Sequential) else one).to(memory_format=torch.channels_last)
         for one in both(teacher_name, student_name, classes, image_size, device)
     )
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)

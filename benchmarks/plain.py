@@ -17,8 +17,11 @@ NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def network(name: str, classes: int, image_size: int) -> nn.Module:
-    """Build a network, as both sides of the comparison have it."""
-    return simple(classes, image_size) if name == "simple" else torchvision.models.get_model(name, num_classes=classes)
+    """Build a network, its layers computed in the order in which they stand."""
+    if name == "simple":
+        return nn.Sequential(*simple(classes, image_size))
+    network: nn.Module = torchvision.models.get_model(name, num_classes=classes)
+    return network
 
 
 def both(

@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from kd.models.small import convnet, linear, mlp, simple
 
@@ -28,3 +29,23 @@ def test_hyperparameters_set_the_widths() -> None:
     assert count(mlp(10, 8, hidden=(5, 4))) == (192 * 5 + 5) + (5 * 4 + 4) + (4 * 10 + 10)
     layers = [layer for layer in convnet(10, 16, widths=[4, 6]) if isinstance(layer, torch.nn.Conv2d)]
     assert [layer.out_channels for layer in layers] == [4, 6]
+
+
+@pytest.mark.parametrize("build", [simple, convnet])
+def test_pooling_before_rectifying_changes_no_bit(build: Callable[..., nn.Sequential]) -> None:
+    torch.manual_seed(0)
+    network = build(3, 16).eval()
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    found = []
+    for one in (network, nn.Sequential(*network)):
+        one.zero_grad()
+        logits = one(images)
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        found.append(
+            [logits, *(parameter.grad.clone() for parameter in one.parameters() if parameter.grad is not None)]
+        )
+    assert len(found[0]) > 5
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert list(network.state_dict()) == list(nn.Sequential(*network).state_dict())
+    order = [node.target for node in torch.fx.symbolic_trace(network).graph.nodes if node.op == "call_module"]
+    assert order == [name for name, _ in network.named_children()]
