@@ -122,6 +122,11 @@ def found() -> list[str]:
     return [part for part in PARTS if (RESULTS / part / "summary.json").is_file()]
 
 
+def shown() -> list[str]:
+    """List the tables of which at least one experiment's results are kept."""
+    return [table for table in tables() if set(parts_of(table)) & set(found())]
+
+
 def rows_of(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> list[Row]:
     """Read the rows of a summary: phases in their order, then objectives, best first.
 

@@ -114,7 +114,7 @@ def test_the_notebooks_lines_run(repository: Path) -> None:
 def test_files_that_the_readme_names_are_there(repository: Path) -> None:
     text = (repository / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"\]\((?!http)([^)]+)\)", text):
-        assert (repository / name).is_file(), name
+        assert (repository / name).exists(), name
 
 
 def test_the_students_lines_run(repository: Path, make_folder: MakeFolder) -> None:

@@ -1,0 +1,85 @@
+"""The README's tables are those of ``results``, and each can be made again."""
+
+import io
+import json
+import re
+
+import pytest
+import yaml
+from rich.console import Console
+
+from benchmarks import reproduce
+from kd.sources import resolve
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def stated(name: str) -> str | None:
+    found = re.search(rf"<!-- results: {name}, .*? -->\n(.*?)\n<!-- end of {name} -->", README, flags=re.DOTALL)
+    return found and found[1]
+
+
+@pytest.mark.parametrize("table", reproduce.shown())
+def test_the_readme_shows_what_was_found(table: str) -> None:
+    assert stated(table) == reproduce.markdown(table)
+
+
+def test_size_and_speed_are_those_that_were_measured() -> None:
+    assert stated("networks") == reproduce.networks()
+
+
+@pytest.mark.skipif(reproduce.FRONT not in reproduce.found(), reason="it is not run yet")
+def test_the_gain_on_the_front_page_is_what_was_found() -> None:
+    assert stated("front") == reproduce.front()
+
+
+@pytest.mark.parametrize("part", reproduce.found())
+def test_what_was_found_was_found_with_the_file_beside_it(part: str) -> None:
+    used = yaml.safe_load((reproduce.RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
+    settings, *_ = resolve(["--config", str(reproduce.CONFIGS / f"{part}.yaml")])
+    given = settings.flat()
+    places = {"args_file", "config", "data_dir", "default_root_dir"}
+    differing = {name for name in given if name not in places and used.get(name, given[name]) != _plain(given[name])}
+    assert differing <= ({"loss"} if given["compare_losses"] else set())
+
+
+@pytest.mark.parametrize("part", reproduce.found())
+def test_a_summary_is_that_of_its_report_and_names_no_place_of_its_machine(part: str) -> None:
+    folder = reproduce.RESULTS / part
+    rows = reproduce.rows_of(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for row in rows:
+        assert f"{row.mean:.2%}" in page
+        assert row.count == (1 if row.name.startswith(("teacher", "assistant")) else 3)
+    for file in folder.iterdir():
+        assert not re.search(r"(?<![\w.])/(root|home|tmp|work)/", file.read_text(encoding="utf-8")), file
+
+
+def test_every_configuration_has_its_place_and_no_results_are_left_over() -> None:
+    assert {path.stem for path in reproduce.CONFIGS.glob("*.yaml")} == set(reproduce.PARTS)
+    kept = {path.name for path in reproduce.RESULTS.iterdir() if path.is_dir()}
+    assert kept == {*reproduce.found(), "networks"}
+    assert "mnist-linear" in kept
+
+
+def test_a_table_is_as_stated_within_its_deviation_alone() -> None:
+    def row(name: str, mean: float, std: float | None = 0.01) -> reproduce.Row:
+        return reproduce.Row(name, mean, std, 3, "", 1.0)
+
+    was = [row("teacher", 0.99, None), row("student alone", 0.90), row("kl", 0.92)]
+
+    def holds(*now: reproduce.Row) -> tuple[bool, str]:
+        output = io.StringIO()
+        return reproduce.compare(was, list(now), Console(file=output, width=100)), output.getvalue()
+
+    assert holds(row("teacher", 0.986, None), row("student alone", 0.919), row("kl", 0.901))[0]
+    assert not holds(row("teacher", 0.984, None), row("student alone", 0.90), row("kl", 0.92))[0]
+    is_so, text = holds(row("teacher", 0.99, None), row("student alone", 0.879), row("kl", 0.92))
+    assert not is_so
+    assert [line.split()[-3] for line in text.splitlines() if "±" in line] == ["yes", "no", "yes"]
+    assert "missing" in holds(row("teacher", 0.99, None), row("student alone", 0.90))[1]
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
