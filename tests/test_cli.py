@@ -109,17 +109,24 @@ def test_an_image_that_breaks_off_is_named_whoever_reads_it(
     out, _ = said(capsys)
     assert f"Warning: {broken}: this image can't be decoded: image file is truncated; left out" in out
     broken.write_bytes(whole)
-    monkeypatch.setattr(ImageData, "setup", lambda self, stage: broken.unlink(missing_ok=True), raising=False)
-    for workers in ("0", "1"):
-        broken.write_bytes(whole)
-        assert experiment([*flags, "--num_workers", workers]) == 2
-        _, err = said(capsys)
-        assert err.startswith(f"error: {broken}: this image can't be decoded: ")
-        assert "Traceback" not in err
-        broken.write_bytes(whole)
-        assert experiment([*flags, "--num_workers", workers, "--on_bad_image", "skip", "--name", f"w{workers}"]) == 0
-        out, _ = said(capsys)
-        assert re.search(r"Warning: one image could not be decoded and went missing from .*ant/5\.png", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageData, "setup", lambda self, stage: broken.unlink(missing_ok=True), raising=False)
+        for workers in ("0", "1"):
+            broken.write_bytes(whole)
+            assert experiment([*flags, "--num_workers", workers]) == 2
+            _, err = said(capsys)
+            assert err.startswith(f"error: {broken}: this image can't be decoded: ")
+            assert "Traceback" not in err
+            broken.write_bytes(whole)
+            assert (
+                experiment([*flags, "--num_workers", workers, "--on_bad_image", "skip", "--name", f"w{workers}"]) == 0
+            )
+            out, _ = said(capsys)
+            assert re.search(r"Warning: one image could not be decoded and went missing from .*ant/5\.png", out)
+            assert Path(f"logs/w{workers}/left-out.txt").is_file()
+    broken.write_bytes(whole)
+    assert experiment([*flags, "--on_bad_image", "skip", "--name", "w0"]) == 0
+    assert "went missing" not in said(capsys)[0]
 
 
 def test_names_are_shown_as_they_are(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:

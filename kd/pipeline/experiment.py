@@ -11,7 +11,7 @@ from kd.errors import UserError
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, load_classifier
 from kd.pipeline.checking import findings_of
-from kd.pipeline.ingredients import Ingredients, slug
+from kd.pipeline.ingredients import Ingredients, forget_left_out, slug
 from kd.pipeline.journal import Experiment, Journal, OnEpoch
 from kd.pipeline.stores import logit_store
 from kd.pipeline.teaching import Teacher, Teachers, measured
@@ -138,11 +138,7 @@ class Pipeline:
     def run(self) -> Experiment:
         """Train, phase by phase."""
         phases, made = self.settings.phases, self.made
-        if self.journal.experiment.kept:
-            try:
-                rank_zero_only(write_config)(self.settings, made.folder / CONFIG_FILE)
-            except OSError as error:
-                raise UserError(f"--default_root_dir {made.root}: nothing can be written there: {error}") from None
+        self._prepare_folder()
         teacher = self.teachers.teach(measured=self.distills)
         if teacher is not None and self.distills:
             for number, name in enumerate(self.settings.models.assistants, start=1):
@@ -159,6 +155,16 @@ class Pipeline:
         experiment = self.journal.experiment
         experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
         return experiment
+
+    def _prepare_folder(self) -> None:
+        made = self.made
+        if self.settings.phases.resume is None:
+            rank_zero_only(forget_left_out)(made.folder)
+        if self.journal.experiment.kept:
+            try:
+                rank_zero_only(write_config)(self.settings, made.folder / CONFIG_FILE)
+            except OSError as error:
+                raise UserError(f"--default_root_dir {made.root}: nothing can be written there: {error}") from None
 
     def _rehearse(self, teacher: Classifier | Ensemble, students: list[Classifier]) -> None:
         """Take the chain's steps once on two random images, where features or gradients are compared."""

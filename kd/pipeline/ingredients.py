@@ -316,6 +316,11 @@ def note_left_out(folder: Path, words: str) -> None:
         file.write(f"{words}\n")
 
 
+def forget_left_out(folder: Path) -> None:
+    """Forget which images an earlier call left out."""
+    (folder / LEFT_OUT_FILE).unlink(missing_ok=True)
+
+
 def _examined(images: LabelledImages) -> list[Oddity]:
     return examine(images, cache=cache_dir() / "examined")
 

@@ -150,8 +150,7 @@ class Teachers:
             words = f"the teacher {teacher.description.architecture}"
             self.journal.say(f"Of {images:,} validation images {words} is right on {accuracy:.1%}.")
             known = check_accuracy(said=accuracy_in(one.checkpoint), measured=accuracy, images=images, whose=words)
-            _heed(made, self.journal, "teacher", accuracy, known)
-            found += known
+            found += _heed(made, self.journal, "teacher", accuracy, known)
         return found
 
     def teach(self, *, measured: bool) -> Teacher | None:
@@ -269,23 +268,26 @@ def measured(
     return Teacher(network, checkpoints, accuracy, kept, answers.decisions)
 
 
-def _heed(made: Ingredients, journal: Journal, what: str, accuracy: float, found: Sequence[Finding]) -> None:
-    """Say what was found about who teaches, and refuse one that has learnt nothing."""
+def _heed(made: Ingredients, journal: Journal, what: str, accuracy: float, found: Sequence[Finding]) -> list[Finding]:
+    """Say what was found about who teaches, and refuse one that has learnt nothing; return all that was found."""
     labels = made.splits.val.labels
     for finding in found:
         journal.say(str(finding))
     refuse(found, strict=made.settings.phases.strict)
-    if is_no_better_than_chance(accuracy, labels):
-        words = (
-            f"the {what.split(maxsplit=1)[0]}'s accuracy, {accuracy:.1%}, is no better than chance: always to say "
-            f"the most frequent class would be right on {chance(labels):.1%}"
+    if not is_no_better_than_chance(accuracy, labels):
+        return [*found]
+    words = (
+        f"the {what.split(maxsplit=1)[0]}'s accuracy, {accuracy:.1%}, is no better than chance: always to say "
+        f"the most frequent class would be right on {chance(labels):.1%}"
+    )
+    if not (made.settings.machine.fast_dev_run or made.settings.phases.allow_weak_teacher):
+        raise UserError(
+            f"{words}; train it longer (its last layer may still be as it was drawn at random), or distil it all "
+            "the same with --allow_weak_teacher"
         )
-        if not (made.settings.machine.fast_dev_run or made.settings.phases.allow_weak_teacher):
-            raise UserError(
-                f"{words}; train it longer (its last layer may still be as it was drawn at random), or distil it all "
-                "the same with --allow_weak_teacher"
-            )
-        journal.say(f"Warning: {words}.")
+    weak = Finding("warning", f"{words}.")
+    journal.say(str(weak))
+    return [*found, weak]
 
 
 def _place_of_answers(made: Ingredients, phase: str, checkpoints: tuple[str, ...]) -> Path:

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from kd.errors import UserError
-from kd.pipeline import Experiment, evaluate_checkpoint, run_experiment
+from kd.pipeline import Experiment, check_experiment, evaluate_checkpoint, run_experiment
 from kd.sources import resolve
 from kd.training import Hardware
 from tests.conftest import MakeFolder
@@ -200,6 +200,9 @@ def test_a_teacher_that_has_learnt_nothing_is_refused_unless_allowed(make_folder
     done, output = run(folder, *weak, "--allow_weak_teacher")
     assert "Warning: the teacher's accuracy" in output
     assert "distilled" in done.runs
+    settings, *_ = resolve(["--config", "small.yaml", "--data_dir", str(folder), "--distill", "--allow_weak_teacher"])
+    found = check_experiment(settings, console=Console(file=io.StringIO()))
+    assert any(one.level == "warning" and "no better than chance" in one.text for one in found)
 
 
 def test_a_teacher_is_measured_on_all_validation_images_whatever_the_limit(make_folder: MakeFolder) -> None:
