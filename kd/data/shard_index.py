@@ -132,7 +132,7 @@ def _shard(facts: Mapping[str, Any], url: str) -> Shard:
         images=int(facts["images"]),
         labels=tuple(map(int, labels)),
         keys=tuple(map(str, keys)),
-        marks=tuple(map(int, facts["marks"])),
+        marks=tuple(map(int, facts.get("marks", ()))),
     )
 
 

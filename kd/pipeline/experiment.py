@@ -158,11 +158,11 @@ class Pipeline:
 
     def _prepare_folder(self) -> None:
         made = self.made
-        if self.settings.phases.resume is None:
-            rank_zero_only(forget_left_out)(made.folder)
         if self.journal.experiment.kept:
             try:
                 rank_zero_only(write_config)(self.settings, made.folder / CONFIG_FILE)
+                if self.settings.phases.resume is None:
+                    rank_zero_only(forget_left_out)(made.folder)
             except OSError as error:
                 raise UserError(f"--default_root_dir {made.root}: nothing can be written there: {error}") from None
 

@@ -65,7 +65,7 @@ def gain_in_points(gain: Mapping[str, Any] | None) -> str:
     if gain.get("interval") is None:
         return words
     low, high = (100 * end for end in gain["interval"])
-    return f"{words} ({low:+.1f} to {high:+.1f})"
+    return f"{words} ({low:+.2f} to {high:+.2f})"
 
 
 def gain_sentence(summary: Mapping[str, Any]) -> str:

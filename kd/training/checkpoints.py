@@ -31,8 +31,8 @@ _SELDOM = 30.0
 class DurableCheckpointIO(TorchCheckpointIO):
     """Writes a file beside its place and moves it there when it is on the disk; reads plain values and tensors only.
 
-    The best weights are held back where epochs are short: they are written at most twice a minute, before any other
-    checkpoint, so that none tells of better ones than there are, and at the end.
+    The best weights are held back where epochs are short: they are written once half a minute has gone by, before any
+    other checkpoint, so that none tells of better ones than there are, and at the end, however it comes.
     """
 
     def __init__(self) -> None:
@@ -65,9 +65,14 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def _write_held(self) -> None:
         if self._held is not None:
-            (place, checkpoint), self._held = self._held, None
-            self._write(checkpoint, place)
-            self._best_at = time.monotonic()
+            place, checkpoint = self._held
+            try:
+                self._write(checkpoint, place)
+            except UserError:
+                # It does not fit, and will not the next time.
+                self._held = None
+                raise
+            self._held, self._best_at = None, time.monotonic()
 
     def _write(self, checkpoint: dict[str, Any], place: Path) -> None:
         beside = place.with_name(f"{place.name}.part")
@@ -194,6 +199,11 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
         if stops:
             self.interruption.stop(self.path(trainer))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Let the best weights be written now: not every strategy ends in peace, nor tells its writer."""
+        if trainer.is_global_zero:
+            trainer.strategy.checkpoint_io.teardown()
 
     def path(self, trainer: Trainer) -> str:
         """Return where it is."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.strategies import Strategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -187,6 +188,23 @@ def test_a_training_that_is_killed_loses_the_steps_since_its_last_checkpoint_and
     begun = cut.folder / "distilled" / "version_0"
     assert Persistence(begun=begun).logging == {"version": 0, "purge_step": 8}
     _is_same(cut, cut.run(begun=begun, every=2), whole, peaceful)
+
+
+def test_one_that_fails_leaves_its_best_weights_even_where_lightning_clears_nothing_up(
+    folder_of_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(module: DistillationModule) -> bool:
+        if module.current_epoch == 1:
+            raise RuntimeError("a bug")
+        return False
+
+    # As under FSDP, whose strategy does not tell the writer of checkpoints that all is over.
+    monkeypatch.setattr(Strategy, "teardown", lambda self: None)
+    failed = _Trained(tmp_path / "failed", folder_of_images)
+    with pytest.raises(RuntimeError, match="a bug"):
+        failed.run(fails)
+    kept = [path.name for path in (failed.folder / "distilled" / "version_0" / "checkpoints").iterdir()]
+    assert kept == ["best.ckpt"]
 
 
 def test_one_that_was_killed_before_its_first_checkpoint_begins_once_more_in_its_folder(
