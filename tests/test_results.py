@@ -51,7 +51,7 @@ def test_a_summary_is_that_of_its_report_and_names_no_place_of_its_machine(part:
     rows = reproduce.rows_of(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     page = (folder / "report.html").read_text(encoding="utf-8")
     used = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    counts = {"teacher": len(used["teacher_model"]), "assistant": 1}
+    counts = {"teacher": len(used["teacher_model"]), "teachers": 1, "assistant": 1}
     for row in rows:
         assert f"{row.mean:.2%}" in page
         assert row.count == counts.get(row.name.split()[0], used["seeds"])
