@@ -41,6 +41,7 @@ PARTS = {
     "mnist-linear.small-weights": "the student's weights as PyTorch draws them",
     "mnist-conv": "its own teacher",
     "mnist-conv.better-teacher": "a teacher that knows more than the student alone",
+    "mnist-conv.free-logits": "from that teacher, by losses that leave the student its own logits",
     "imagenette-today": "from one teacher",
     "imagenette-today.ensemble": "from three teachers as one",
     "imagenette-today.assistant": "from the teacher to an assistant to the student",
@@ -55,7 +56,10 @@ PARTS = {
 FRONT, FRONT_OBJECTIVE = "imagenette-today", "ce=0.1 kl=0.9"
 """What the first page shows: an experiment's networks, and an objective that was chosen before it ran."""
 
-NEEDS = {"mnist-linear.small-weights": "mnist-linear"} | dict.fromkeys(
+NEEDS = {
+    "mnist-linear.small-weights": "mnist-linear",
+    "mnist-conv.free-logits": "mnist-conv.better-teacher",
+} | dict.fromkeys(
     (
         "imagenette-today.assistant",
         "imagenette-today.views",
