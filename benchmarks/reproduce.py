@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
+import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -157,22 +158,23 @@ def markdown(table: str) -> str:
     published, is_timed = PUBLISHED.get(table, {}), table in TIMED
     heads = ["network or objective", *["published"] * bool(published), "accuracy, last epoch", "over the student alone"]
     heads += ["a training"] * is_timed
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows: list[list[str]] = []
     commands, machines, baseline = [], set(), None
     for part in parts_of(table):
         if PARTS[part]:
-            lines.append(f"| *{PARTS[part]}* |" + " |" * (len(heads) - 1))
+            rows.append([f"*{PARTS[part]}*"])
         if part not in found():
-            lines.append("| not run yet |" + " |" * (len(heads) - 1))
+            rows.append(["not run yet"])
             commands.append(" ".join(_command(part)))
             continue
         summary, facts = _read(RESULTS / part / "summary.json"), _read(RESULTS / part / "run.json")
         for row in rows_of(summary, baseline):
             cells = [f"`{row.name}`" if "=" in row.name or "(" in row.name else row.name]
+            if row.name == title_of("distilled", {}):
+                cells = [f"{row.name}, `{' '.join(_settings(part)['loss'])}`"]
             # What was published is of the recipe as it was published.
             cells += [published.get(row.name, "") if part == table else ""] * bool(published)
-            cells += [share(row.mean, row.std), row.gain, *[f"{row.seconds:.0f} s"] * is_timed]
-            lines.append("| " + " | ".join(cells) + " |")
+            rows.append([*cells, share(row.mean, row.std), row.gain, *[f"{row.seconds:.0f} s"] * is_timed])
         baseline = summary["phases"].get("baseline", baseline)
         if part in NEEDS and NEEDS[part] not in parts_of(table):
             first = f"{' '.join(_command(NEEDS[part]))}   # whose teacher it is"
@@ -181,7 +183,8 @@ def markdown(table: str) -> str:
         machines.add(f"{facts['machine']}, torch {facts['torch']}")
     words = "Mean ± standard deviation over three seeds where no other number is named; gains in points, paired by seed"
     words += ", with their 95 % interval"
-    return "\n".join([*lines, "", f"{'; '.join([words, *sorted(machines)])}.", "", "```bash", *commands, "```"])
+    after = [f"{'; '.join([words, *sorted(machines)])}.", "", "```bash", *commands, "```"]
+    return "\n".join([*_table(heads, rows), "", *after])
 
 
 def front() -> str:
@@ -196,9 +199,9 @@ def front() -> str:
         words = f"student distilled, `{compared[0]['objective']}`, the best of {len(compared)}"
         named.append((words, compared[0], alone["price"]))
     heads = ["", "accuracy", "over the student alone", "parameters", "MB (float32)", "multiply-adds", "one image"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, facts, price in named:
-        cells = [
+    rows = [
+        [
+            name,
             share(facts["val_acc_mean"], facts["val_acc_std"]),
             gain_in_points(facts.get("gain")),
             f"{price['parameters']:,}",
@@ -206,18 +209,17 @@ def front() -> str:
             f"{price['multiply_adds'] / 1e6:,.0f} M",
             f"{price['speed']['cpu']['latency_ms']:.1f} ms",
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        for name, facts, price in named
+    ]
     seeds = len(alone["runs"])
     words = f"Mean ± standard deviation over {seeds} seeds; gains in points, with their 95 % interval"
-    return "\n".join([*lines, "", f"{words}; {_read(RESULTS / FRONT / 'run.json')['machine']}."])
+    return "\n".join([*_table(heads, rows), "", f"{words}; {_read(RESULTS / FRONT / 'run.json')['machine']}."])
 
 
 def networks() -> str:
     """Write the table of size and speed."""
     prices = json.loads((RESULTS / "networks" / "prices.json").read_text(encoding="utf-8"))
-    heads = price_headings(prices[0])
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    lines += ["| " + " | ".join(price_cells(price)) + " |" for price in prices]
+    lines = _table(price_headings(prices[0]), [price_cells(price) for price in prices])
     return "\n".join([*lines, "", measured_with(prices[0]), "", "```bash", "kd models --measure", "```"])
 
 
@@ -252,10 +254,13 @@ def run(part: str, data_dir: str | None, root: str) -> tuple[Path, dict[str, Any
     if part in NEEDS and root != LOGS:
         given += ["--teacher_checkpoint", str(_teacher(part, root) / "checkpoints" / "best.ckpt")]
     start = time.perf_counter()
-    subprocess.run([sys.executable, *_command(part)[1:], *given], check=True, cwd=HOME)  # noqa: S603 (its own)
+    done = subprocess.run([sys.executable, *_command(part)[1:], *given], check=False, cwd=HOME)  # noqa: S603 (its own)
+    if done.returncode:
+        # It has said why.
+        sys.exit(done.returncode)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
-    return Path(root) / part, {
+    return HOME / root / part, {
         "minutes": round((time.perf_counter() - start) / _MINUTE, 1),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} of {cores} cores, {device}",
         "torch": torch.__version__.partition("+")[0],
@@ -310,32 +315,45 @@ def main() -> int:
     if unknown and not settings.store:
         console.print(f"Nothing is stated of {', '.join(unknown)} yet: --store keeps what comes out.", highlight=False)
         return 2
-    holds = True
-    # What is kept is made where experiments lie, so that later ones find its teacher.
-    root = LOGS if settings.store else tempfile.mkdtemp()
-    for part in parts:
-        if part in NEEDS and NEEDS[part] not in parts and not (HOME / _teacher(part, root) / "metrics.json").is_file():
-            run(NEEDS[part], settings.data_dir, root)
-        folder, facts = run(part, settings.data_dir, root)
-        if settings.store:
-            _store(folder, RESULTS / part, facts)
-            continue
-        console.print(f"\n{part}, {facts['minutes']} minutes", highlight=False)
-        stated = rows_of(_read(RESULTS / part / "summary.json"))
-        holds &= compare(stated, rows_of(_read(folder / "summary.json")), console)
     if settings.store:
+        # Where experiments lie, so that later ones find its teacher.
+        for part, folder, facts in _runs(parts, settings.data_dir, LOGS):
+            _store(folder, RESULTS / part, facts)
         return 0
-    shutil.rmtree(root)
+    holds = True
+    with tempfile.TemporaryDirectory() as root:
+        for part, folder, facts in _runs(parts, settings.data_dir, root):
+            console.print(f"\n{part}, {facts['minutes']} minutes", highlight=False)
+            stated = rows_of(_read(RESULTS / part / "summary.json"))
+            holds &= compare(stated, rows_of(_read(folder / "summary.json")), console)
     console.print("As stated." if holds else "Not as stated.")
     return 0 if holds else 1
+
+
+def _runs(parts: Sequence[str], data_dir: str | None, root: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    for part in parts:
+        if part in NEEDS and not (_teacher(part, root) / "metrics.json").is_file():
+            run(NEEDS[part], data_dir, root)
+        yield part, *run(part, data_dir, root)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, *([*row, *[""] * (len(heads) - len(row))] for row in rows)]
+    head, *others = [f"| {' | '.join(line)} |" for line in lines]
+    return [head, "|---" * len(heads) + "|", *others]
 
 
 def _command(part: str) -> list[str]:
     return ["python", "experiment.py", "--config", f"configs/reproduce/{part}.yaml"]
 
 
+def _settings(part: str) -> dict[str, Any]:
+    known: dict[str, Any] = yaml.safe_load((RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
+    return known
+
+
 def _teacher(part: str, root: str) -> Path:
-    return Path(root) / NEEDS[part] / "teacher" / "version_0"
+    return HOME / root / NEEDS[part] / "teacher" / "version_0"
 
 
 def _store(folder: Path, results: Path, facts: Mapping[str, Any]) -> None:

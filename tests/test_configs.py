@@ -62,7 +62,8 @@ def test_what_is_reproduced_does_not_hang_on_the_file_of_flags(path: Path) -> No
     passed_over = {"args_file"} | ({"loss"} if with_file.objective.compare_losses else set())
     known, others = with_file.flat(), without.flat()
     assert {name for name in known if known[name] != others[name]} <= passed_over
-    assert (with_file.phases.seeds, with_file.phases.name) == (3, path.stem)
+    assert with_file.phases.seeds >= 3
+    assert with_file.phases.name == path.stem
 
 
 def test_compose_and_workflow_are_yaml(repository: Path) -> None:

@@ -113,8 +113,14 @@ def test_the_notebooks_lines_run(repository: Path) -> None:
 
 def test_files_that_the_readme_names_are_there(repository: Path) -> None:
     text = (repository / "README.md").read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", line).strip().lower() for line in re.findall("^#+ (.*)$", text, flags=re.MULTILINE)
+    }
     for name in re.findall(r"\]\((?!http)([^)]+)\)", text):
-        assert (repository / name).exists(), name
+        if name.startswith("#"):
+            assert name[1:] in {heading.replace(" ", "-") for heading in headings}
+        else:
+            assert (repository / name).exists(), name
 
 
 def test_the_students_lines_run(repository: Path, make_folder: MakeFolder) -> None:
