@@ -105,7 +105,7 @@ class Data:
     )
     views: int | None = setting(
         None,
-        "views of each training image: after so many epochs the same come again; None: new ones in each",
+        "views of each training image of a student: after so many epochs the same come again; None: new ones in each",
         at_least=1,
     )
     augment_on: Literal["auto", "cpu", "device"] = setting(

@@ -195,7 +195,7 @@ class Ingredients:
         return replace(self, batch_size=batch_size, remarks=remarks)
 
     def teacher_data(self, seed: int, image_size: int) -> Batches:
-        """Make the batches that a teacher is trained on."""
+        """Make the batches that a teacher is trained on: new views in each epoch, as nothing of them is stored."""
         return self._data(seed, image_size, train_fraction=self.settings.data.teacher_train_fraction)
 
     def student_data(self, seed: int, objective: Objective | None = None) -> Batches:
@@ -208,17 +208,20 @@ class Ingredients:
         """
         wanted = self.settings.data
         if objective is None:
-            return self._data(seed, wanted.image_size, train_fraction=wanted.train_fraction)
+            return self._data(seed, wanted.image_size, period=wanted.views, train_fraction=wanted.train_fraction)
         return self._data(
             seed,
             wanted.image_size,
+            period=wanted.views,
             train_fraction=wanted.train_fraction,
             unlabelled=self.unlabelled,
             unlabelled_rest=wanted.unlabeled_rest,
             reads_labels=objective.needs_labels,
         )
 
-    def _data(self, seed: int, image_size: int, *, reads_labels: bool = True, **which: Any) -> Batches:
+    def _data(
+        self, seed: int, image_size: int, *, reads_labels: bool = True, period: int | None = None, **which: Any
+    ) -> Batches:
         wanted, splits = self.settings.data, self.stored[image_size]
         alike: dict[str, Any] = {
             "image_size": image_size,
@@ -227,8 +230,8 @@ class Ingredients:
             "augment": wanted.augment,
             "resize": wanted.resize,
             "seed": seed,
-            "period": wanted.views,
             "reads_labels": reads_labels,
+            "period": period,
             "left_out": functools.partial(note_left_out, self.folder) if wanted.on_bad_image == "skip" else None,
         }
         if isinstance(splits, ShardedSplits):

@@ -23,6 +23,7 @@ _OF_STUDENT = frozenset(
         "temperature",
         "unlabeled_data",
         "unlabeled_rest",
+        "views",
         "mixup",
         "cutmix",
         "ema",

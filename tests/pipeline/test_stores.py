@@ -110,6 +110,16 @@ def test_views_that_come_again_are_read_again(make_folder: MakeFolder) -> None:
     )
 
 
+def test_a_teacher_sees_new_views_in_each_epoch_whatever_its_students_see(make_folder: MakeFolder) -> None:
+    folder, few = make_folder(train=12), ("--views", "1", "--augment", "crop")
+    plain, _ = run(folder, "--train_teacher", "--baseline", "--augment", "crop", "--name", "plain")
+    again, _ = run(folder, "--train_teacher", "--baseline", *few, "--name", "again")
+    for phase in ("teacher", "baseline"):
+        one, other = (weights(done.runs[phase][0]) for done in (plain, again))
+        same = all(torch.equal(one[name], other[name]) for name in one)
+        assert same == (phase == "teacher")
+
+
 def test_a_store_of_images_is_read_by_later_runs_and_changes_nothing_that_was_not_made_smaller(
     make_folder: MakeFolder,
 ) -> None:
