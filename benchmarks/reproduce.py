@@ -252,7 +252,7 @@ def run(part: str, data_dir: str | None, root: str) -> tuple[Path, dict[str, Any
     """
     given = ["--default_root_dir", root] + ([] if data_dir is None else ["--data_dir", data_dir])
     if part in NEEDS and root != LOGS:
-        given += ["--teacher_checkpoint", str(_teacher(part, root) / "checkpoints" / "best.ckpt")]
+        given += ["--teacher_checkpoint", teacher_of(part, root)]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *_command(part)[1:], *given], check=False, cwd=HOME)  # noqa: S603 (its own)
     if done.returncode:
@@ -265,6 +265,11 @@ def run(part: str, data_dir: str | None, root: str) -> tuple[Path, dict[str, Any
         "machine": f"{platform.machine()}, {torch.get_num_threads()} of {cores} cores, {device}",
         "torch": torch.__version__.partition("+")[0],
     }
+
+
+def teacher_of(part: str, root: str = LOGS) -> str:
+    """Name the checkpoint of the teacher that an experiment takes from another one."""
+    return f"{root}/{NEEDS[part]}/teacher/version_0/checkpoints/best.ckpt"
 
 
 def tolerances(rows: list[Row]) -> list[float]:
@@ -332,7 +337,8 @@ def main() -> int:
 
 def _runs(parts: Sequence[str], data_dir: str | None, root: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     for part in parts:
-        if part in NEEDS and not (_teacher(part, root) / "metrics.json").is_file():
+        # Its facts are written when its training is through.
+        if part in NEEDS and not (HOME / teacher_of(part, root)).parents[1].joinpath("metrics.json").is_file():
             run(NEEDS[part], data_dir, root)
         yield part, *run(part, data_dir, root)
 
@@ -350,10 +356,6 @@ def _command(part: str) -> list[str]:
 def _settings(part: str) -> dict[str, Any]:
     known: dict[str, Any] = yaml.safe_load((RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
     return known
-
-
-def _teacher(part: str, root: str) -> Path:
-    return HOME / root / NEEDS[part] / "teacher" / "version_0"
 
 
 def _store(folder: Path, results: Path, facts: Mapping[str, Any]) -> None:

@@ -29,7 +29,6 @@ def test_size_and_speed_are_those_that_were_measured() -> None:
     assert stated("networks") == reproduce.networks()
 
 
-@pytest.mark.skipif(reproduce.FRONT not in reproduce.found(), reason="it is not run yet")
 def test_the_gain_on_the_front_page_is_what_was_found() -> None:
     assert stated("front") == reproduce.front()
 
@@ -65,6 +64,16 @@ def test_every_configuration_has_its_place_and_no_results_are_left_over() -> Non
     kept = {path.name for path in reproduce.RESULTS.iterdir() if path.is_dir()}
     assert kept == {*reproduce.found(), "networks"}
     assert "mnist-linear" in kept
+
+
+def test_an_experiment_that_names_a_teacher_names_that_of_the_one_which_is_run_before_it() -> None:
+    named = {}
+    for part in reproduce.PARTS:
+        settings, *_ = resolve(["--config", str(reproduce.CONFIGS / f"{part}.yaml")])
+        for checkpoint in settings.models.teacher_checkpoint:
+            named[part] = checkpoint
+    assert len(named) == 7
+    assert named == {part: reproduce.teacher_of(part) for part in named}
 
 
 def test_a_table_is_as_stated_within_its_deviation_alone() -> None:

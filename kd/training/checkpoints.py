@@ -32,7 +32,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
     """Writes a file beside its place and moves it there when it is on the disk; reads plain values and tensors only.
 
     The best weights are held back where epochs are short: they are written once half a minute has gone by, before any
-    other checkpoint, so that none tells of better ones than there are, and at the end, however it comes.
+    other checkpoint, so that none tells of better ones than there are, and at the end, that of an exception too.
     """
 
     def __init__(self) -> None:
