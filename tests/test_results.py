@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from benchmarks import reproduce
+from benchmarks import reproduce, tables
 from kd.sources import resolve
 from tests.conftest import REPOSITORY
 
@@ -20,23 +20,29 @@ def stated(name: str) -> str | None:
     return found and found[1]
 
 
-@pytest.mark.parametrize("table", reproduce.shown())
+@pytest.mark.parametrize("table", tables.shown())
 def test_the_readme_shows_what_was_found(table: str) -> None:
-    assert stated(table) == reproduce.markdown(table)
+    assert stated(table) == tables.markdown(table)
 
 
 def test_size_and_speed_are_those_that_were_measured() -> None:
-    assert stated("networks") == reproduce.networks()
+    assert stated("networks") == tables.networks()
 
 
 def test_the_gain_on_the_front_page_is_what_was_found() -> None:
-    assert stated("front") == reproduce.front()
+    assert stated("front") == tables.front()
 
 
-@pytest.mark.parametrize("part", reproduce.found())
+def test_what_is_found_anew_takes_the_place_of_what_was_stated() -> None:
+    old = re.sub(r"(<!-- results: [^>]*-->\n).*?(?=<!-- end of)", r"\1as it was\n", README, flags=re.DOTALL)
+    assert old.count("as it was\n<!-- end of") == len(tables.shown()) + 2
+    assert tables.fill(old) == README
+
+
+@pytest.mark.parametrize("part", tables.found())
 def test_what_was_found_was_found_with_the_file_beside_it(part: str) -> None:
-    used = yaml.safe_load((reproduce.RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
-    settings, *_ = resolve(["--config", str(reproduce.CONFIGS / f"{part}.yaml")])
+    used = yaml.safe_load((tables.RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
+    settings, *_ = resolve(["--config", str(tables.CONFIGS / f"{part}.yaml")])
     given = settings.flat()
     # One device, whether it was asked for or all that there was.
     elsewhere = {"args_file", "config", "data_dir", "default_root_dir", "devices"}
@@ -44,10 +50,10 @@ def test_what_was_found_was_found_with_the_file_beside_it(part: str) -> None:
     assert differing <= ({"loss"} if given["compare_losses"] else set())
 
 
-@pytest.mark.parametrize("part", reproduce.found())
+@pytest.mark.parametrize("part", tables.found())
 def test_a_summary_is_that_of_its_report_and_names_no_place_of_its_machine(part: str) -> None:
-    folder = reproduce.RESULTS / part
-    rows = reproduce.rows_of(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    folder = tables.RESULTS / part
+    rows = tables.rows_of(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     page = (folder / "report.html").read_text(encoding="utf-8")
     used = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     counts = {"teacher": len(used["teacher_model"]), "teachers": 1, "assistant": 1}
@@ -60,16 +66,16 @@ def test_a_summary_is_that_of_its_report_and_names_no_place_of_its_machine(part:
 
 
 def test_every_configuration_has_its_place_and_no_results_are_left_over() -> None:
-    assert {path.stem for path in reproduce.CONFIGS.glob("*.yaml")} == set(reproduce.PARTS)
-    kept = {path.name for path in reproduce.RESULTS.iterdir() if path.is_dir()}
-    assert kept == {*reproduce.found(), "networks"}
+    assert {path.stem for path in tables.CONFIGS.glob("*.yaml")} == set(tables.PARTS)
+    kept = {path.name for path in tables.RESULTS.iterdir() if path.is_dir()}
+    assert kept == {*tables.found(), "networks"}
     assert "mnist-linear" in kept
 
 
 def test_an_experiment_that_names_a_teacher_names_that_of_the_one_which_is_run_before_it() -> None:
     named = {}
-    for part in reproduce.PARTS:
-        settings, *_ = resolve(["--config", str(reproduce.CONFIGS / f"{part}.yaml")])
+    for part in tables.PARTS:
+        settings, *_ = resolve(["--config", str(tables.CONFIGS / f"{part}.yaml")])
         for checkpoint in settings.models.teacher_checkpoint:
             named[part] = checkpoint
     assert len(named) == 7
@@ -77,12 +83,12 @@ def test_an_experiment_that_names_a_teacher_names_that_of_the_one_which_is_run_b
 
 
 def test_a_table_is_as_stated_within_its_deviation_alone() -> None:
-    def row(name: str, mean: float, std: float | None = 0.01) -> reproduce.Row:
-        return reproduce.Row(name, mean, std, 1 if std is None else 3, "", 1.0)
+    def row(name: str, mean: float, std: float | None = 0.01) -> tables.Row:
+        return tables.Row(name, mean, std, 1 if std is None else 3, "", 1.0)
 
     was = [row("teacher", 0.99, None), row("student alone", 0.90), row("kl", 0.92)]
 
-    def holds(*now: reproduce.Row) -> tuple[bool, str]:
+    def holds(*now: tables.Row) -> tuple[bool, str]:
         output = io.StringIO()
         return reproduce.compare(was, list(now), Console(file=output, width=100)), output.getvalue()
 
