@@ -27,10 +27,10 @@ from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
-from benchmarks import tables
+from benchmarks import readme, tables
 from kd.report import share
 
-_OF_ONE_RUN, _LEVEL = 0.005, 0.05
+_TOLERANCE_OF_ONE_RUN, _LEVEL = 0.005, 0.05
 _MINUTE = 60
 
 
@@ -53,15 +53,16 @@ class Settings:
     show: bool = False
 
 
-def run(part: str, data_dir: str | None, root: str) -> tuple[Path, dict[str, Any]]:
+def run(part: str, data_dir: str | None, root: str, others: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
     """Run an experiment; return its folder, and with what and for how long.
 
     Args:
         part: Its name.
         data_dir: Folder of the images; ``None``: as its file has it.
         root: Folder of all experiments.
+        others: Flags besides.
     """
-    given = ["--default_root_dir", root] + ([] if data_dir is None else ["--data_dir", data_dir])
+    given = ["--default_root_dir", root] + ([] if data_dir is None else ["--data_dir", data_dir]) + [*others]
     if part in tables.NEEDS and root != tables.LOGS:
         given += ["--teacher_checkpoint", teacher_of(part, root)]
     start = time.perf_counter()
@@ -92,11 +93,11 @@ def tolerances(rows: list[tables.Row]) -> list[float]:
     """
     several = [(row.std, row.count) for row in rows if row.std is not None]
     if not several:
-        return [_OF_ONE_RUN] * len(rows)
+        return [_TOLERANCE_OF_ONE_RUN] * len(rows)
     degrees = sum(count - 1 for _, count in several)
     pooled = math.sqrt(sum((count - 1) * std**2 for std, count in several) / degrees)
     quantile = float(stats.t.ppf(1 - _LEVEL / 2 / len(several), degrees))
-    return [_OF_ONE_RUN if row.std is None else quantile * pooled * math.sqrt(2 / row.count) for row in rows]
+    return [_TOLERANCE_OF_ONE_RUN if row.std is None else quantile * pooled * math.sqrt(2 / row.count) for row in rows]
 
 
 def compare(stated: list[tables.Row], now: list[tables.Row], console: Console) -> bool:
@@ -105,9 +106,9 @@ def compare(stated: list[tables.Row], now: list[tables.Row], console: Console) -
     table.add_column("network or objective", overflow="fold")
     for heading in ("stated", "now", "within"):
         table.add_column(heading, justify="right")
-    found, holds = {row.name: row for row in now}, True
+    found_now, holds = {row.name: row for row in now}, True
     for row, tolerance in zip(stated, tolerances(stated), strict=True):
-        other = found.get(row.name)
+        other = found_now.get(row.name)
         is_within = other is not None and abs(other.mean - row.mean) <= tolerance
         holds = holds and is_within
         came = "missing" if other is None else share(other.mean, other.std)
@@ -121,32 +122,47 @@ def main() -> int:
     """Make a table again; the exit status says whether it came out as stated."""
     settings = tyro.cli(Settings, prog="python -m benchmarks.reproduce", use_underscores=True)
     console = Console()
-    parts = [part for part in tables.parts_of(settings.table) if not settings.only or part in settings.only]
-    if not parts:
-        console.print(f"There is no table {settings.table}; there are {', '.join(tables.names())}.", highlight=False)
+    every = tables.parts_of(settings.table)
+    parts = [part for part in every if not settings.only or part in settings.only]
+    mistake = _mistake(settings, every, parts)
+    if mistake:
+        console.print(mistake, highlight=False, soft_wrap=True, markup=False)
         return 2
     if settings.show:
         console.print(tables.markdown(settings.table), highlight=False, soft_wrap=True, markup=False)
         return 0
-    unknown = [part for part in parts if part not in tables.found()]
-    if unknown and not settings.store:
-        console.print(f"Nothing is stated of {', '.join(unknown)} yet: --store keeps what comes out.", highlight=False)
-        return 2
     if settings.store:
         # Where experiments lie, so that later ones find its teacher.
         for part, folder, facts in _runs(parts, settings.data_dir, tables.LOGS):
             _store(folder, tables.RESULTS / part, facts)
-        readme = tables.HOME / "README.md"
-        readme.write_text(tables.fill(readme.read_text(encoding="utf-8")), encoding="utf-8")
+        readme.fill_readme()
         return 0
-    holds = True
-    with tempfile.TemporaryDirectory() as root:
-        for part, folder, facts in _runs(parts, settings.data_dir, root):
-            console.print(f"\n{part}, {facts['minutes']} minutes", highlight=False)
-            stated = tables.rows_of(tables.read(tables.RESULTS / part / "summary.json"))
-            holds &= compare(stated, tables.rows_of(tables.read(folder / "summary.json")), console)
-    console.print("As stated." if holds else "Not as stated.")
-    return 0 if holds else 1
+    holds, root = True, tempfile.mkdtemp()
+    for part, folder, facts in _runs(parts, settings.data_dir, root):
+        console.print(f"\n{part}, {facts['minutes']} minutes", highlight=False)
+        stated = tables.rows_of(tables.read(tables.RESULTS / part / "summary.json"))
+        holds &= compare(stated, tables.rows_of(tables.read(folder / "summary.json")), console)
+    if not holds:
+        console.print(f"Not as stated. What came out is in {root}.", highlight=False, soft_wrap=True)
+        return 1
+    shutil.rmtree(root)
+    console.print("As stated.")
+    return 0
+
+
+def _mistake(settings: Settings, every: Sequence[str], parts: Sequence[str]) -> str | None:
+    if not every:
+        return f"There is no table {settings.table}; there are {', '.join(tables.names())}."
+    strange = [part for part in settings.only if part not in every]
+    if strange:
+        return f"{settings.table} has no {', '.join(strange)}; it has {', '.join(every)}."
+    if settings.show:
+        return None
+    if settings.store:
+        there = [part for part in parts if (tables.HOME / tables.LOGS / part / "summary.json").is_file()]
+        return f"{', '.join(there)} lies in {tables.LOGS} from an earlier time: move it away." if there else None
+    unknown = [part for part in parts if part not in tables.found()]
+    return f"Nothing is stated of {', '.join(unknown)} yet: --store keeps what comes out." if unknown else None
 
 
 def _runs(parts: Sequence[str], data_dir: str | None, root: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -155,7 +171,7 @@ def _runs(parts: Sequence[str], data_dir: str | None, root: str) -> Iterator[tup
             # A teacher's facts are written when its training is through.
             version = (tables.HOME / teacher_of(part, root)).parents[1]
             if not (version / "metrics.json").is_file():
-                run(tables.NEEDS[part], data_dir, root)
+                run(tables.NEEDS[part], data_dir, root, [*tables.ONLY_TEACHER, "--resume"])
         yield part, *run(part, data_dir, root)
 
 

@@ -1,0 +1,93 @@
+"""The tables of the README, and their places in it."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import HOME, RESULTS, grid, markdown, read
+from kd.report import gain_in_points, measured_with, price_cells, price_headings, share
+
+FRONT = "imagenette-today"
+"""The experiment whose networks the first page shows: by seeds that did not choose its objectives."""
+
+
+def front() -> str:
+    """Write what a person gains, as the README's first page shows it: accuracy, size and speed of three networks."""
+    summary = read(RESULTS / FRONT / "summary.json")
+    teacher, alone, compared = summary["phases"]["teacher"], summary["phases"]["baseline"], summary["compared"]
+    named = [("teacher", teacher, teacher["price"]), ("student alone", alone, alone["price"])]
+    # Distilled it is the same network.
+    named += [(f"student distilled, `{row['objective']}`", row, alone["price"]) for row in compared]
+    heads = ["", "accuracy", "over the student alone", "parameters", "MB (float32)", "multiply-adds", "one image"]
+    rows = [
+        [
+            name,
+            share(facts["val_acc_mean"], facts["val_acc_std"]),
+            gain_in_points(facts.get("gain")),
+            f"{price['parameters']:,}",
+            f"{price['megabytes']['float32']:.1f}",
+            f"{price['multiply_adds'] / 1e6:,.0f} M",
+            f"{price['speed']['cpu']['latency_ms']:.1f} ms",
+        ]
+        for name, facts, price in named
+    ]
+    seeds = len(alone["runs"])
+    words = f"Mean ± standard deviation over {seeds} seeds; gains in points, with their 95 % interval"
+    return "\n".join([*grid(heads, rows), "", f"{words}; {read(RESULTS / FRONT / 'run.json')['machine']}."])
+
+
+def networks() -> str:
+    """Write the table of size and speed."""
+    prices = _list(RESULTS / "networks" / "prices.json")
+    lines = grid(price_headings(prices[0]), [price_cells(price) for price in prices])
+    return "\n".join([*lines, "", measured_with(prices[0]), "", "```bash", "kd models --measure", "```"])
+
+
+def thawed() -> str:
+    """Write what Keras's example comes to with its teacher trained along, and frozen."""
+    runs = _list(RESULTS / "thawed" / "runs.json")
+    heads = ["", "loss while training", "accuracy while training", "accuracy, last epoch", "teacher's, then"]
+    rows = [["published log", "1.8752, 0.0333, 0.0223", "73.6, 94.8, 96.2 %", "96.92%", ""]]
+    for is_frozen, name in ((False, "teacher trained along"), (True, "teacher frozen")):
+        several = [run for run in runs if run["is_frozen"] == is_frozen]
+        losses, accuracies = ([*zip(*(run[key] for run in several), strict=True)] for key in ("loss", "train_acc"))
+        ends = [[run[key][-1] for run in several] for key in ("val_acc", "teacher_acc")]
+        rows.append(
+            [
+                name,
+                ", ".join(f"{statistics.fmean(epoch):.4f}" for epoch in losses),
+                ", ".join(f"{100 * statistics.fmean(epoch):.1f}" for epoch in accuracies) + " %",
+                *(share(statistics.fmean(end), statistics.stdev(end) if len(set(end)) > 1 else None) for end in ends),
+            ]
+        )
+    words = f"Means (± standard deviation) over {len(runs) // 2} seeds, by epoch where there are three figures."
+    return "\n".join([*grid(heads, rows), "", words, "", "```bash", "python -m benchmarks.thawed", "```"])
+
+
+OTHERS = {"front": front, "networks": networks}
+"""The tables that are not of experiments alone."""
+
+
+def fill(page: str) -> str:
+    """Return a page with the tables that are now kept, each between ``<!-- results: NAME, ... -->`` and its end."""
+
+    def filled(place: re.Match[str]) -> str:
+        name = place["name"]
+        made = OTHERS.get(name, lambda: markdown(name))
+        return f"{place['start']}{made()}\n{place['end']}"
+
+    pattern = r"(?P<start><!-- results: (?P<name>[\w-]+), .*? -->\n).*?(?P<end><!-- end of (?P=name) -->)"
+    return re.sub(pattern, filled, page, flags=re.DOTALL)
+
+
+def fill_readme() -> None:
+    """Write the tables that are now kept into the README."""
+    readme = HOME / "README.md"
+    readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _list(path: Path) -> list[dict[str, Any]]:
+    known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return known
