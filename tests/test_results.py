@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -80,6 +81,42 @@ def test_an_experiment_that_names_a_teacher_names_that_of_the_one_which_is_run_b
             named[part] = checkpoint
     assert len(named) == 11
     assert named == {part: reproduce.teacher_of(part) for part in named}
+
+
+def test_a_teacher_for_others_is_trained_without_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for part in set(tables.NEEDS.values()):
+        settings, *_ = resolve([*tables.command(part)[2:], *tables.ONLY_TEACHER, "--resume"])
+        phases = settings.phases
+        assert (phases.train_teacher, phases.baseline, phases.distill, phases.resume) == (True, False, False, "auto")
+        assert not settings.objective.compare_losses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mnist"], "There is no table mnist; there are mnist-linear, mnist-conv, imagenette-today"),
+        (["losses", "--only", "loss"], "losses has no loss; it has losses."),
+        (["mnist-conv", "--only", "mnist-conv", "mnist-linear", "--show"], "mnist-conv has no mnist-linear; it has"),
+    ],
+)
+def test_a_table_that_is_not_there_is_refused(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["reproduce", *arguments])
+    assert reproduce.main() == 2
+    assert capsys.readouterr().out.startswith(words)
+
+
+def test_results_are_not_stored_over_those_of_an_earlier_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["reproduce", "losses", "--store"])
+    monkeypatch.setattr(tables, "HOME", tmp_path)
+    (tmp_path / tables.LOGS / "losses").mkdir(parents=True)
+    (tmp_path / tables.LOGS / "losses" / "summary.json").touch()
+    assert reproduce.main() == 2
+    assert capsys.readouterr().out == "losses lies in logs from an earlier time: move it away.\n"
 
 
 def test_a_table_is_as_stated_within_its_deviation_alone() -> None:
