@@ -40,7 +40,8 @@ def price_cells(price: Mapping[str, Any]) -> list[str]:
 
 def measured_with(price: Mapping[str, Any]) -> str:
     """Say what the figures of a price are, and on what they were measured."""
+    threads = f"{price['threads']} thread{'s' * (price['threads'] != 1)}"
     return (
         f"Latency of one image and throughput in batches of 32, float32, medians, on {price['machine']} with "
-        f"{price['threads']} threads; multiply-adds of one image; 1 MB is a million bytes."
+        f"{threads}; multiply-adds of one image; 1 MB is a million bytes."
     )

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd.cli import main
 from kd.pipeline import measure_prices
-from kd.report import read_summary, summarise, write_report, write_summary
+from kd.report import measured_with, read_summary, summarise, write_report, write_summary
 from kd.training.answers import write_answers
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run
@@ -216,3 +216,8 @@ def test_a_summary_without_answers_is_still_a_page(tmp_path: Path) -> None:
     assert "50.00%" in text
     assert "<svg" not in text
     assert json.loads((tmp_path / "summary.json").read_text())["phases"]["baseline"]["measured"] is None
+
+
+@pytest.mark.parametrize(("threads", "words"), [(1, "x86_64 with 1 thread;"), (2, "x86_64 with 2 threads;")])
+def test_what_a_speed_was_measured_on_is_said(threads: int, words: str) -> None:
+    assert words in measured_with({"machine": "x86_64", "threads": threads})
