@@ -29,7 +29,7 @@ class Paired:
     p: float | None
 
 
-def paired(differences: Sequence[float]) -> Paired:
+def paired(differences: Sequence[float], *, looks: int = 1) -> Paired:
     r"""Judge differences by Student's paired t-test.
 
     The interval is :math:`\bar d \pm t_{n-1, 0.975} s / \sqrt n`. Runs of one seed begin with the same weights and see
@@ -38,6 +38,8 @@ def paired(differences: Sequence[float]) -> Paired:
 
     Args:
         differences: One of each seed, at least one.
+        looks: How many such means this one was chosen from; the interval is widened by Bonferroni's method, to the
+            level 0.05 / looks, so that the best of several is no gain by chance. The probability is not.
 
     Source: Student (1908), https://doi.org/10.1093/biomet/6.1.1; Dietterich (1998), on comparing classifiers,
         https://doi.org/10.1162/089976698300017197
@@ -47,7 +49,7 @@ def paired(differences: Sequence[float]) -> Paired:
         return Paired(mean, None, None, None)
     std = statistics.stdev(differences)
     error = std / math.sqrt(count)
-    half = float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * error
+    half = float(stats.t.ppf(1 - LEVEL / (2 * looks), count - 1)) * error
     # Differences without any spread can't be compared with their spread.
     p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
     return Paired(mean, std, (mean - half, mean + half), p)
@@ -79,8 +81,9 @@ def gain_sentence(summary: Mapping[str, Any]) -> str:
         best = summary["compared"][0]
         count, accuracy = len(summary["compared"]), best["val_acc_mean"]
         words = f"Of {count} objectives {best['objective']} came out best, at {accuracy:.2%}"
-        over = gain_in_points(best.get("gain"))
-        return f"{words}: {over} points over the student alone." if over else f"{words}."
+        if count == 1:
+            words = f"{best['objective']} came out at {accuracy:.2%}"
+        return f"{words}{_gain_of_best(best.get('gain'), looks=count)}."
     if gain is None:
         missing = [name for name in ("baseline", "distilled") if name not in summary["phases"]]
         flags = " ".join({"baseline": "--baseline", "distilled": "--distill"}[name] for name in missing)
@@ -95,3 +98,15 @@ def gain_sentence(summary: Mapping[str, Any]) -> str:
     if high < 0:
         return f"Distillation lost {-mean:.1f} points ({-high:.1f} to {-low:.1f}; {each})."
     return f"No gain beyond the noise between seeds: {mean:+.1f} points ({low:+.1f} to {high:+.1f}; {each})."
+
+
+def _gain_of_best(gain: Mapping[str, Any] | None, *, looks: int) -> str:
+    if gain is None:
+        return ""
+    words = f": {100 * gain['mean']:+.2f} points over the student alone"
+    known = paired([run["val_acc"] for run in gain["runs"]], looks=looks)
+    if known.interval is None:
+        return f"{words}; one seed can't tell a gain from the noise (--seeds 3 repeats it)"
+    low, high = (100 * end for end in known.interval)
+    widened = f"{low:+.2f} to {high:+.2f}{f', widened for the best of {looks}' * (looks > 1)}"
+    return f"{words}{', no gain beyond the noise between seeds' * (low <= 0 <= high)} ({widened})"
