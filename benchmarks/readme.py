@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.tables import HOME, RESULTS, grid, markdown, read
 from kd.report import gain_in_points, measured_with, price_cells, price_headings, share
 
-FRONT = "imagenette-today"
+FRONT = "imagenette-today.fresh-seeds"
 """The experiment whose networks the first page shows: by seeds that did not choose its objectives."""
 
 
@@ -34,7 +34,7 @@ def front() -> str:
         for name, facts, price in named
     ]
     seeds = len(alone["runs"])
-    words = f"Mean ± standard deviation over {seeds} seeds; gains in points, with their 95 % interval"
+    words = f"Mean ± standard deviation over {seeds} seeds; gains in points, paired by seed, with their 95 % interval"
     return "\n".join([*grid(heads, rows), "", f"{words}; {read(RESULTS / FRONT / 'run.json')['machine']}."])
 
 
@@ -62,11 +62,11 @@ def thawed() -> str:
                 *(share(statistics.fmean(end), statistics.stdev(end) if len(set(end)) > 1 else None) for end in ends),
             ]
         )
-    words = f"Means (± standard deviation) over {len(runs) // 2} seeds, by epoch where there are three figures."
+    words = f"Means (± standard deviation) over {len(runs) // 2} seeds; three figures are those of the three epochs."
     return "\n".join([*grid(heads, rows), "", words, "", "```bash", "python -m benchmarks.thawed", "```"])
 
 
-OTHERS = {"front": front, "networks": networks}
+OTHERS = {"front": front, "networks": networks, "thawed": thawed}
 """The tables that are not of experiments alone."""
 
 
