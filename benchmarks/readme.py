@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import HOME, RESULTS, grid, markdown, read
+from benchmarks.tables import HOME, ONLY_TEACHER, RESULTS, command, grid, markdown, read
 from kd.report import gain_in_points, measured_with, price_cells, price_headings, share
 
 FRONT = "imagenette-today.fresh-seeds"
@@ -63,7 +63,8 @@ def thawed() -> str:
             ]
         )
     words = f"Means (± standard deviation) over {len(runs) // 2} seeds; three figures are those of the three epochs."
-    return "\n".join([*grid(heads, rows), "", words, "", "```bash", "python -m benchmarks.thawed", "```"])
+    first = f"{' '.join([*command('mnist-conv'), *ONLY_TEACHER])}   # whose teacher it is"
+    return "\n".join([*grid(heads, rows), "", words, "", "```bash", first, "python -m benchmarks.thawed", "```"])
 
 
 OTHERS = {"front": front, "networks": networks, "thawed": thawed}

@@ -35,7 +35,7 @@ PARTS = {
     "imagenette-today.fresh-seeds": "new views in each epoch, and six other seeds",
     "imagenette-first": "",
     "fewer-labels": "a tenth of the images, with labels, 450 steps",
-    "fewer-labels.same-steps": "the same images, 1,184 steps",
+    "fewer-labels.same-steps": "the same images, the student alone for 1,184 steps",
     "fewer-labels.all-images": "the other images, too, without labels, 1,184 steps",
     "losses": "",
 }
@@ -52,7 +52,6 @@ NEEDS = {
     "imagenette-first": "imagenette-today",
     "fewer-labels": "imagenette-today",
     "fewer-labels.all-images": "imagenette-today",
-    "fewer-labels.same-steps": "imagenette-today",
 }
 """The experiments that distil the first teacher that another one trained."""
 

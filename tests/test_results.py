@@ -79,7 +79,7 @@ def test_an_experiment_that_names_a_teacher_names_that_of_the_one_which_is_run_b
         settings, *_ = resolve(["--config", str(tables.CONFIGS / f"{part}.yaml")])
         for checkpoint in settings.models.teacher_checkpoint:
             named[part] = checkpoint
-    assert len(named) == 11
+    assert len(named) == 10
     assert named == {part: reproduce.teacher_of(part) for part in named}
 
 
