@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import HOME, ONLY_TEACHER, RESULTS, command, grid, markdown, read
-from kd.report import gain_in_points, measured_with, price_cells, price_headings, share
+from benchmarks.tables import HOME, ONLY_TEACHER, RESULTS, command, facts_of, grid, markdown
+from kd.report import gain_in_points, measured_with, price_cells, price_headings, read_summary, share
 
 FRONT = "imagenette-today.fresh-seeds"
 """The experiment whose networks the first page shows: by seeds that did not choose its objectives."""
@@ -15,7 +15,7 @@ FRONT = "imagenette-today.fresh-seeds"
 
 def front() -> str:
     """Write what a person gains, as the README's first page shows it: accuracy, size and speed of three networks."""
-    summary = read(RESULTS / FRONT / "summary.json")
+    summary = read_summary(RESULTS / FRONT)
     teacher, alone, compared = summary["phases"]["teacher"], summary["phases"]["baseline"], summary["compared"]
     named = [("teacher", teacher, teacher["price"]), ("student alone", alone, alone["price"])]
     # Distilled it is the same network.
@@ -35,7 +35,7 @@ def front() -> str:
     ]
     seeds = len(alone["runs"])
     words = f"Mean ± standard deviation over {seeds} seeds; gains in points, paired by seed, with their 95 % interval"
-    return "\n".join([*grid(heads, rows), "", f"{words}; {read(RESULTS / FRONT / 'run.json')['machine']}."])
+    return "\n".join([*grid(heads, rows), "", f"{words}; {facts_of(FRONT)['machine']}."])
 
 
 def networks() -> str:

@@ -28,7 +28,7 @@ from rich.table import Table
 from scipy import stats
 
 from benchmarks import readme, tables
-from kd.report import share
+from kd.report import read_summary, share
 
 _TOLERANCE_OF_ONE_RUN, _LEVEL = 0.005, 0.05
 _MINUTE = 60
@@ -140,8 +140,8 @@ def main() -> int:
     holds, root = True, tempfile.mkdtemp()
     for part, folder, facts in _runs(parts, settings.data_dir, root):
         console.print(f"\n{part}, {facts['minutes']} minutes", highlight=False)
-        stated = tables.rows_of(tables.read(tables.RESULTS / part / "summary.json"))
-        holds &= compare(stated, tables.rows_of(tables.read(folder / "summary.json")), console)
+        stated, now = (tables.rows_of(read_summary(place)) for place in (tables.RESULTS / part, folder))
+        holds &= compare(stated, now, console)
     if not holds:
         console.print(f"Not as stated. What came out is in {root}.", highlight=False, soft_wrap=True)
         return 1

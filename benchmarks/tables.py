@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from kd.report import gain_in_points, gain_over, share, title_of
+from kd.report import gain_in_points, gain_over, read_summary, share, title_of
 
 HOME = Path(__file__).parents[1]
 LOGS = "logs"
@@ -153,7 +153,7 @@ def markdown(table: str) -> str:
             rows.append(["not run yet"])
             commands.append(" ".join(command(part)))
             continue
-        summary, facts = read(RESULTS / part / "summary.json"), read(RESULTS / part / "run.json")
+        summary, facts = read_summary(RESULTS / part), facts_of(part)
         for row in rows_of(summary, list(alone.values())):
             cells = [f"`{row.name}`" if row.is_objective else row.name]
             if row.name == title_of("distilled", {}):
@@ -185,9 +185,9 @@ def command(part: str) -> list[str]:
     return ["python", "experiment.py", "--config", f"configs/reproduce/{part}.yaml"]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a JSON file."""
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def facts_of(part: str) -> dict[str, Any]:
+    """Read on what an experiment ran, and for how many minutes."""
+    known: dict[str, Any] = json.loads((RESULTS / part / "run.json").read_text(encoding="utf-8"))
     return known
 
 

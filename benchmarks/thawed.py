@@ -114,6 +114,10 @@ def main() -> int:
     """Train both ways; print what came out."""
     settings = tyro.cli(Settings, prog="python -m benchmarks.thawed", use_underscores=True)
     console = Console()
+    if not settings.teacher.is_file():
+        words = f"There is no teacher {settings.teacher}: mnist-conv trains it, or --teacher names another."
+        console.print(words, highlight=False, soft_wrap=True, markup=False)
+        return 2
     images, validation = _mnist(is_train=True), _mnist(is_train=False)
     runs = []
     for seed in range(settings.seeds):

@@ -207,17 +207,14 @@ class Ingredients:
                 term that looks at labels, those of the training images are hidden.
         """
         wanted = self.settings.data
-        if objective is None:
-            return self._data(seed, wanted.image_size, period=wanted.views, train_fraction=wanted.train_fraction)
-        return self._data(
-            seed,
-            wanted.image_size,
-            period=wanted.views,
-            train_fraction=wanted.train_fraction,
-            unlabelled=self.unlabelled,
-            unlabelled_rest=wanted.unlabeled_rest,
-            reads_labels=objective.needs_labels,
-        )
+        which: dict[str, Any] = {"period": wanted.views, "train_fraction": wanted.train_fraction}
+        if objective is not None:
+            which |= {
+                "unlabelled": self.unlabelled,
+                "unlabelled_rest": wanted.unlabeled_rest,
+                "reads_labels": objective.needs_labels,
+            }
+        return self._data(seed, wanted.image_size, **which)
 
     def _data(
         self, seed: int, image_size: int, *, reads_labels: bool = True, period: int | None = None, **which: Any

@@ -11,6 +11,8 @@ from scipy import stats
 LEVEL = 0.05
 """One in twenty intervals misses what it is an interval of."""
 
+_ONE_SEED = "one seed can't tell a gain from the noise (--seeds 3 repeats it)"
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -64,10 +66,7 @@ def gain_in_points(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return ""
     words = f"{100 * gain['mean']:+.2f}"
-    if gain.get("interval") is None:
-        return words
-    low, high = (100 * end for end in gain["interval"])
-    return f"{words} ({low:+.2f} to {high:+.2f})"
+    return words if gain.get("interval") is None else f"{words} ({_ends(gain['interval'])})"
 
 
 def gain_sentence(summary: Mapping[str, Any]) -> str:
@@ -80,17 +79,16 @@ def gain_sentence(summary: Mapping[str, Any]) -> str:
     if gain is None and summary["compared"]:
         best = summary["compared"][0]
         count, accuracy = len(summary["compared"]), best["val_acc_mean"]
-        words = f"Of {count} objectives {best['objective']} came out best, at {accuracy:.2%}"
-        if count == 1:
-            words = f"{best['objective']} came out at {accuracy:.2%}"
-        return f"{words}{_gain_of_best(best.get('gain'), looks=count)}."
+        name, several = best["objective"], count > 1
+        words = f"Of {count} objectives {name} came out best, at" if several else f"{name} came out at"
+        return f"{words} {accuracy:.2%}{_gain_of_best(best.get('gain'), looks=count)}."
     if gain is None:
         missing = [name for name in ("baseline", "distilled") if name not in summary["phases"]]
         flags = " ".join({"baseline": "--baseline", "distilled": "--distill"}[name] for name in missing)
         return f"To see whether distillation pays, train the other student too: {flags}" if len(missing) == 1 else ""
     mean, points = 100 * gain["mean"], [100 * run["val_acc"] for run in gain["runs"]]
     if gain["interval"] is None:
-        return f"Distillation: {mean:+.1f} points; one seed can't tell a gain from the noise (--seeds 3 repeats it)."
+        return f"Distillation: {mean:+.1f} points; {_ONE_SEED}."
     low, high = (100 * end for end in gain["interval"])
     each = f"by seed {', '.join(f'{value:+.1f}' for value in points)}"
     if low > 0:
@@ -106,7 +104,12 @@ def _gain_of_best(gain: Mapping[str, Any] | None, *, looks: int) -> str:
     words = f": {100 * gain['mean']:+.2f} points over the student alone"
     known = paired([run["val_acc"] for run in gain["runs"]], looks=looks)
     if known.interval is None:
-        return f"{words}; one seed can't tell a gain from the noise (--seeds 3 repeats it)"
-    low, high = (100 * end for end in known.interval)
-    widened = f"{low:+.2f} to {high:+.2f}{f', widened for the best of {looks}' * (looks > 1)}"
+        return f"{words}; {_ONE_SEED}"
+    low, high = known.interval
+    widened = f"{_ends(known.interval)}{f', widened for the best of {looks}' * (looks > 1)}"
     return f"{words}{', no gain beyond the noise between seeds' * (low <= 0 <= high)} ({widened})"
+
+
+def _ends(interval: Sequence[float]) -> str:
+    low, high = (100 * end for end in interval)
+    return f"{low:+.2f} to {high:+.2f}"
