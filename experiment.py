@@ -1,4 +1,4 @@
-"""Train a teacher, train a student alone, distil the teacher into the student, and compare; ``--help`` says more."""
+"""Train a teacher, train a student alone, distill the teacher into the student, and compare; ``--help`` says more."""
 
 import sys
 

@@ -34,7 +34,7 @@ EXPERIMENT = (
 )
 
 # What hangs on the clock, or on where the files lie.
-_OF_THE_CLOCK = frozenset(("seconds", "images_per_second", "checkpoint", "folder", "validation", "teacher_answers"))
+_OF_THE_CLOCK = frozenset(("seconds", "images_per_second", "checkpoint", "folder", "validation", "teacher_predictions"))
 
 
 @dataclass(frozen=True)

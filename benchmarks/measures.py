@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import comparison, peer, start
 from benchmarks.images import linked
-from benchmarks.ways import Taken, Way, ratio, take_turns
+from benchmarks.processes import Taken, Way, ratio, take_turns
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from benchmarks.limit import MEAN, STD
 from benchmarks.plain import distance
-from kd.data import ImageData, LabelledImages, Splits, cache_dir, decoded, read_folder, short_side
+from kd.data import ImageData, LabeledImages, Splits, cache_dir, decoded, read_folder, short_side
 from kd.losses import build_objective
 from kd.models import build_classifier
 from kd.pipeline.stores import logit_store
@@ -129,7 +129,7 @@ def tiny(after_step: Callable[[], None], *, by_hand: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (_TINY, 3, 8, 8), dtype=torch.uint8, generator=generator)
     labels, keys = [index % 10 for index in range(_TINY)], [str(index) for index in range(_TINY)]
-    images = LabelledImages(tuple("abcdefghij"), labels, keys, lambda index: pixels[index])
+    images = LabeledImages(tuple("abcdefghij"), labels, keys, lambda index: pixels[index])
     data = ImageData(Splits("tiny", images, images), image_size=8, batch_size=64, augment="none")
     teacher, student = (
         build_classifier("linear", classes=images.classes, image_size=8, mean=MEAN, std=STD) for _ in range(2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import HOME, ONLY_TEACHER, RESULTS, command, facts_of, grid, markdown
-from kd.report import gain_in_points, measured_with, price_cells, price_headings, read_summary, share
+from kd.report import cost_cells, cost_headings, gain_in_points, measured_with, read_summary, share
 
 FRONT = "imagenette-today.fresh-seeds"
 """The experiment whose networks the first page shows: by seeds that did not choose its objectives."""
@@ -17,21 +17,21 @@ def front() -> str:
     """Write what a person gains, as the README's first page shows it: accuracy, size and speed of three networks."""
     summary = read_summary(RESULTS / FRONT)
     teacher, alone, compared = summary["phases"]["teacher"], summary["phases"]["baseline"], summary["compared"]
-    named = [("teacher", teacher, teacher["price"]), ("student alone", alone, alone["price"])]
+    named = [("teacher", teacher, teacher["cost"]), ("student alone", alone, alone["cost"])]
     # Distilled it is the same network.
-    named += [(f"student distilled, `{row['objective']}`", row, alone["price"]) for row in compared]
+    named += [(f"student distilled, `{row['objective']}`", row, alone["cost"]) for row in compared]
     heads = ["", "accuracy", "over the student alone", "parameters", "MB (float32)", "multiply-adds", "one image"]
     rows = [
         [
             name,
             share(facts["val_acc_mean"], facts["val_acc_std"]),
             gain_in_points(facts.get("gain")),
-            f"{price['parameters']:,}",
-            f"{price['megabytes']['float32']:.1f}",
-            f"{price['multiply_adds'] / 1e6:,.0f} M",
-            f"{price['speed']['cpu']['latency_ms']:.1f} ms",
+            f"{cost['parameters']:,}",
+            f"{cost['megabytes']['float32']:.1f}",
+            f"{cost['multiply_adds'] / 1e6:,.0f} M",
+            f"{cost['speed']['cpu']['latency_ms']:.1f} ms",
         ]
-        for name, facts, price in named
+        for name, facts, cost in named
     ]
     seeds = len(alone["runs"])
     words = f"Mean ± standard deviation over {seeds} seeds; gains in points, paired by seed, with their 95 % interval"
@@ -40,9 +40,9 @@ def front() -> str:
 
 def networks() -> str:
     """Write the table of size and speed."""
-    prices = _list(RESULTS / "networks" / "prices.json")
-    lines = grid(price_headings(prices[0]), [price_cells(price) for price in prices])
-    return "\n".join([*lines, "", measured_with(prices[0]), "", "```bash", "kd models --measure", "```"])
+    costs = _list(RESULTS / "networks" / "costs.json")
+    lines = grid(cost_headings(costs[0]), [cost_cells(cost) for cost in costs])
+    return "\n".join([*lines, "", measured_with(costs[0]), "", "```bash", "kd models --measure", "```"])
 
 
 def thawed() -> str:

@@ -53,7 +53,7 @@ NEEDS = {
     "fewer-labels": "imagenette-today",
     "fewer-labels.all-images": "imagenette-today",
 }
-"""The experiments that distil the first teacher that another one trained."""
+"""The experiments that distill the first teacher that another one trained."""
 
 ONLY_TEACHER = ["--no-baseline", "--compare_losses"]
 """Flags with which such another one trains its teacher and nothing else."""

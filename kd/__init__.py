@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kd.shipping.loading import load_student
+    from kd.deploy.loading import load_student
 
 __version__ = "0.1.0"
 __all__ = ["load_student"]
@@ -12,7 +12,7 @@ __all__ = ["load_student"]
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever is asked for)
     """Import what is heavy when it is asked for: the commands answer at once, and ONNX files need no torch."""
     if name == "load_student":
-        from kd.shipping.loading import load_student
+        from kd.deploy.loading import load_student
 
         return load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

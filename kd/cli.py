@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.errors import Interrupted, LostContact, UserError
-from kd.sources import Resolved, resolve, with_origin
+from kd.settings.sources import Resolved, resolve, with_origin
 
 _WORST = 3
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _answering_for_mistakes(lambda: _run_check(arguments[1:]))
     if arguments[:1] == ["predict"]:
         # Its parser is its own, as it runs without the packages of training, too.
-        from kd.shipping.prediction import main as predict
+        from kd.deploy.prediction import main as predict
 
         return predict(arguments[1:])
     return _answering_for_mistakes(
@@ -66,15 +66,15 @@ def experiment(arguments: Sequence[str] | None = None, *, prog: str = "experimen
 def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     resolved, console = resolve(arguments, prog=prog), Console()
 
-    from kd.pipeline import measure_prices, run_experiment
-    from kd.report import gain_sentence, print_summary, summarise, write_report, write_summary
+    from kd.pipeline import measure_costs, run_experiment
+    from kd.report import gain_sentence, print_summary, summarize, write_report, write_summary
 
     with _naming_sources(resolved, console):
         done = run_experiment(resolved.settings, console=console)
     if not done.is_global_zero:
         return
-    prices = measure_prices(done) if done.kept else {}
-    summary = summarise(done.runs, data=done.data, folder=done.folder, prices=prices)
+    costs = measure_costs(done) if done.kept else {}
+    summary = summarize(done.runs, data=done.data, folder=done.folder, costs=costs)
     path = write_summary(summary, done.folder) if done.kept else None
     page = write_report([done.folder]) if done.kept else None
     print_summary(summary, console)
@@ -155,14 +155,14 @@ def _evaluate(
         precision: auto, or as Lightning has it.
     """
     from kd.data import validation_images
+    from kd.deploy import FORMATS
+    from kd.deploy.export import answer_images
     from kd.pipeline import evaluate_checkpoint
-    from kd.report.measures import Answers, measure
-    from kd.shipping import FORMATS
-    from kd.shipping.export import answer_images
+    from kd.report.measures import Predictions, measure
     from kd.training import Hardware
 
     with tempfile.TemporaryDirectory() as folder:
-        keep = Path(folder) / "answers.npz"
+        keep = Path(folder) / "predictions.npz"
         if Path(checkpoint).suffix in FORMATS.values():
             images = validation_images(dataset, data_dir, val_data, download=download)
             answer_images(checkpoint, images, keep=keep, model=model)
@@ -179,20 +179,22 @@ def _evaluate(
                 hardware=Hardware(accelerator=accelerator, devices=devices, precision=precision),
                 keep=keep,
             )
-        answers = Answers.read(keep)
-    if answers is None:
+        predictions = Predictions.read(keep)
+    if predictions is None:
         raise UserError(f"{checkpoint}: what it said of the images could not be kept")
-    known = measure(answers)
+    known = measure(predictions)
     table = Table(title=escape(checkpoint), title_justify="left", show_header=False)
-    table.add_row("images", f"{len(answers):,}")
+    table.add_row("images", f"{len(predictions):,}")
     table.add_row("accuracy", f"{known['accuracy']:.2%}")
     if known["top5"] is not None:
         table.add_row("right within five", f"{known['top5']:.2%}")
     table.add_row("cross-entropy", f"{known['nll']:.4f} nats")
     table.add_row("expected calibration error", f"{known['ece']:.2%}")
-    by_class = [(one, name) for one, name in zip(known["per_class"], answers.classes, strict=True) if one is not None]
-    if len(by_class) < len(answers.classes):
-        table.add_row("classes", f"{len(by_class)} of the {len(answers.classes)} that it knows")
+    by_class = [
+        (one, name) for one, name in zip(known["per_class"], predictions.classes, strict=True) if one is not None
+    ]
+    if len(by_class) < len(predictions.classes):
+        table.add_row("classes", f"{len(by_class)} of the {len(predictions.classes)} that it knows")
     worst = ", ".join(f"{name} {one:.1%}" for one, name in sorted(by_class)[:_WORST])
     table.add_row("worst classes", escape(worst))
     Console().print(table)
@@ -278,8 +280,8 @@ def _export(
         val_data: Folder of the validation images, within data_dir; None: as it was trained on.
         model: The network; needed where the checkpoint names a Python file.
     """
-    from kd.shipping.card import facts_of, write_card
-    from kd.shipping.export import export_student, splits_of
+    from kd.deploy.card import facts_of, write_card
+    from kd.deploy.export import export_student, splits_of
 
     path = Path(checkpoint).expanduser()
     exported = export_student(
@@ -384,14 +386,14 @@ def _models(
 def _measure(names: tuple[str, ...], *, num_classes: int, image_size: int | None, output: str | None) -> None:
     from rich.progress import Progress
 
-    from kd.models import CLASSIC, price_by_name
-    from kd.report import print_prices
+    from kd.models import CLASSIC, measure_cost_by_name
+    from kd.report import print_costs
 
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         networks = progress.track(names or CLASSIC, description="Measuring")
-        rows = [price_by_name(name, num_classes=num_classes, image_size=image_size) for name in networks]
-    print_prices(rows, console)
+        rows = [measure_cost_by_name(name, num_classes=num_classes, image_size=image_size) for name in networks]
+    print_costs(rows, console)
     if output is not None:
         Path(output).expanduser().write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         console.print(f"Written: {output}", highlight=False, soft_wrap=True, markup=False)

@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 
 def decode(file: Path | BinaryIO, name: str = "") -> Image.Image:
-    """Decode an image file: RGB, upright, 8 bits; grey images get three equal channels.
+    """Decode an image file: RGB, upright, 8 bits; gray images get three equal channels.
 
     Args:
         file: The file, or what is in it.
@@ -45,7 +45,7 @@ def why_not_decoded(error: Exception, shown: str) -> str:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
+    """Scale 16-bit gray to 8 bits; Pillow's own conversion would clip it to white."""
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

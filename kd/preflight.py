@@ -26,7 +26,7 @@ _OFTEN = 4.0
 
 # What each oddity is called where there are several, how bad that is, and what is done about it.
 _ODDITIES: dict[str, tuple[Level, str]] = {
-    "cmyk": ("warning", "in printing colours (CMYK)"),
+    "cmyk": ("warning", "in printing colors (CMYK)"),
     "16-bit": ("note", "of 16 bits a pixel"),
     "transparent": ("note", "partly transparent"),
     "animated": ("warning", "animated"),

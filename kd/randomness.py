@@ -43,7 +43,7 @@ def seed_draws(seed: int, device: torch.device) -> None:
 def seeded(*parts: int | str) -> Iterator[None]:
     """Let torch's CPU generator draw from the derived seed inside the block, and go on as before after it.
 
-    torchvision's transforms and torch's initialisers draw from that one generator and take no other.
+    torchvision's transforms and torch's initializers draw from that one generator and take no other.
 
     Args:
         parts: What the draws inside hang on, as in :func:`derive_seed`.

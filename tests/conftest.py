@@ -46,7 +46,7 @@ def chromium() -> str:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Return a function that writes an image folder whose classes can be told apart by their colour."""
+    """Return a function that writes an image folder whose classes can be told apart by their color."""
 
     def make(
         name: str = "photos",

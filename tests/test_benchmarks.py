@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.__main__ import as_markdown, write
 from benchmarks.images import linked, photographs
-from benchmarks.ways import Way, ratio, take_turns
+from benchmarks.processes import Way, ratio, take_turns
 from kd.data import read_folder
 
 

@@ -73,7 +73,7 @@ def test_the_first_generations_file_runs_and_says_how_it_was_understood(
         ("--temperature 0", "error: on the command line: --temperature must be above 0"),
         ("--data_dir absent", "error: --data_dir absent: there is no such folder"),
         ("--dataset digits --distill", "error: --distill: there is no teacher"),
-        ("--dataset digits --distill --loss ce=1", "there is nothing to distil"),
+        ("--dataset digits --distill --loss ce=1", "there is nothing to distill"),
         ("--dataset digits --accelerator gpu --image_size 8", "error: --accelerator gpu"),
     ],
 )
@@ -249,10 +249,10 @@ def test_models_are_listed_with_their_parameters(capsys: pytest.CaptureFixture[s
 
 def test_networks_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["models", "--measure", "simple", "convnet(widths=[4])", "--image_size", "16", "--num_classes", "3"]
-    assert main([*line, "--output", "prices.json"]) == 0
+    assert main([*line, "--output", "costs.json"]) == 0
     out, _ = said(capsys)
-    first, second = json.loads(Path("prices.json").read_text(encoding="utf-8"))
-    # 3 -> 4 channels of 3x3 without bias, two numbers a channel of batch normalisation, 4 -> 3 with bias.
+    first, second = json.loads(Path("costs.json").read_text(encoding="utf-8"))
+    # 3 -> 4 channels of 3x3 without bias, two numbers a channel of batch normalization, 4 -> 3 with bias.
     assert second["parameters"] == 4 * 27 + 2 * 4 + 15
     assert second["multiply_adds"] == 16 * 16 * 4 * 27 + 12
     assert (first["model"], first["image_size"], first["num_classes"]) == ("simple", 16, 3)

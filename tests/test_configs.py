@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from kd.losses import build_objective
-from kd.sources import resolve
+from kd.settings.sources import resolve
 from kd.sweep import read_plan
 from tests.conftest import REPOSITORY
 
@@ -39,7 +39,7 @@ def test_the_shipped_file_of_flags_is_understood_and_names_no_phase(repository: 
     assert remarks == []
     assert (settings.models.teacher_model, settings.data.image_size) == (("densenet121",), 224)
     build_objective(list(settings.objective.loss))
-    # --distill alone must distil alone.
+    # --distill alone must distill alone.
     phases = settings.phases
     assert [phases.train_teacher, phases.baseline, phases.distill] == [False] * 3
 

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
+from kd.deploy import open_student
+from kd.deploy.formats import METADATA_KEY
 from kd.errors import UserError
 from kd.losses import LOSSES, build_objective
 from kd.losses.schedules import SCHEDULES
 from kd.models import build_classifier, load_classifier
 from kd.models.checkpoint import CLASSIFIER_KEY, STATE_PREFIX
 from kd.pixels import decode
-from kd.report.measures import Answers
+from kd.report.measures import Predictions
 from kd.settings import setting_fields
-from kd.shipping import open_student
-from kd.shipping.formats import METADATA_KEY
-from kd.sources import resolve, write_config
+from kd.settings.sources import resolve, write_config
 
 reproducible = settings(
     max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -276,5 +276,5 @@ def answers() -> bytes:
 @given(changes, cuts)
 def test_spoilt_answers_are_none(flips: list[tuple[float, int]], cut: float | None) -> None:
     Path("x.npz").write_bytes(spoilt(answers(), flips, cut))
-    found = Answers.read("x.npz")
+    found = Predictions.read("x.npz")
     assert found is None or len(found.logits) == len(found.labels) == len(found.keys)

@@ -18,11 +18,11 @@ from PIL import Image
 from kd import load_student
 from kd.cli import experiment, main
 from kd.data import read_splits
+from kd.deploy.export import export_student
 from kd.errors import UserError
 from kd.models import Classifier, build_classifier, load_classifier
 from kd.models.checkpoint import CLASSIFIER_KEY, STATE_PREFIX
-from kd.report.measures import Answers
-from kd.shipping.export import export_student
+from kd.report.measures import Predictions
 from tests.conftest import CLASSES, MakeFolder
 
 TINY = "--image_size 16 --batch_size 8 --augment none --accelerator cpu --teacher_model linear --student_model linear"
@@ -306,7 +306,7 @@ def test_what_a_training_left_runs_nothing(
         np.savez(file, logits=np.array([Intruder(mark)], dtype=object), labels=np.zeros(1))
         if number % 2:
             file.write_bytes(pickled)
-        assert Answers.read(file) is None
+        assert Predictions.read(file) is None
     assert main(["report", str(home)]) == 0
     (home / "summary.json").write_bytes(pickled)
     refused(["report", str(home)], home / "summary.json", capsys)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd import preflight
 from kd.cli import experiment
-from kd.data import BROKEN, LabelledImages, Oddity, Splits, examine, in_both, read_splits, without_broken
+from kd.data import BROKEN, LabeledImages, Oddity, Splits, examine, in_both, read_splits, without_broken
 from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier, can_step, free_memory, largest_batch, training_bytes
@@ -26,7 +26,7 @@ def _network(architecture: str, classes: tuple[str, ...] = ("a", "b"), size: int
 def _splits(classes: tuple[str, ...], count: int = 20) -> Splits:
     labels = [index % len(classes) for index in range(count)]
     keys = [str(index) for index in range(count)]
-    images = LabelledImages(classes, labels, keys, lambda _: torch.zeros(3, 8, 8, dtype=torch.uint8))
+    images = LabeledImages(classes, labels, keys, lambda _: torch.zeros(3, 8, 8, dtype=torch.uint8))
     return Splits("made", images, images)
 
 

@@ -1,6 +1,6 @@
 """Networks of the published examples on MNIST, as their authors built them.
 
-They take grey images of 28x28 pixels as the tool gives them: three channels alike, normalised.
+They take gray images of 28x28 pixels as the tool gives them: three channels alike, normalized.
 """
 
 import torch
@@ -11,11 +11,11 @@ _MEAN, _STD = 0.1307, 0.3081
 _SIDE = 28
 
 
-class Grey(nn.Module):
-    """The one channel of grey images, in [0, 1] again: the examples do not normalise their images.
+class Gray(nn.Module):
+    """The one channel of gray images, in [0, 1] again: the examples do not normalize their images.
 
     Shape:
-        ``(B, 3, 28, 28)``, normalised, to ``(B, 1, 28, 28)``.
+        ``(B, 3, 28, 28)``, normalized, to ``(B, 1, 28, 28)``.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def conv_teacher(num_classes: int, std: float | None = None) -> nn.Sequential:
 
     Source: https://github.com/DushyantaDhyani/kdtf
     """
-    layers: list[nn.Module] = [Grey()]
+    layers: list[nn.Module] = [Gray()]
     for inputs, outputs in ((1, 32), (32, 64)):
         layers += [nn.Conv2d(inputs, outputs, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     hidden = [nn.Flatten(), nn.Linear(64 * (_SIDE // 4) ** 2, 1024), nn.ReLU(), nn.Dropout(0.25)]
@@ -49,7 +49,7 @@ def softmax_regression(num_classes: int, std: float | None = None) -> nn.Sequent
 
     Source: https://github.com/DushyantaDhyani/kdtf
     """
-    return _drawn(nn.Sequential(Grey(), nn.Flatten(), nn.Linear(_SIDE**2, num_classes)), std)
+    return _drawn(nn.Sequential(Gray(), nn.Flatten(), nn.Linear(_SIDE**2, num_classes)), std)
 
 
 def keras_convnet(num_classes: int, widths: tuple[int, int] = (16, 32)) -> nn.Sequential:
@@ -65,7 +65,7 @@ def keras_convnet(num_classes: int, widths: tuple[int, int] = (16, 32)) -> nn.Se
     """
     first, second = widths
     network = nn.Sequential(
-        Grey(),
+        Gray(),
         nn.ZeroPad2d((0, 1, 0, 1)),
         nn.Conv2d(1, first, 3, stride=2),
         nn.LeakyReLU(0.2),

@@ -2,13 +2,14 @@
 
 from kd.data.batches import Batches
 from kd.data.datamodule import ImageData
+from kd.data.datasets import DATASETS, cache_dir, load_splits, validation_images
 from kd.data.decoded import Room, decoded
 from kd.data.examination import BROKEN, Oddity, examine, in_both, without_broken
-from kd.data.folders import load_image, read_folder, read_splits, read_unlabelled
+from kd.data.folders import load_image, read_folder, read_splits, read_unlabeled
 from kd.data.geometry import Placement, RandomPlacement, cut, cut_batch
 from kd.data.images import (
-    UNLABELLED,
-    LabelledImages,
+    UNLABELED,
+    LabeledImages,
     Splits,
     channel_statistics,
     hide_labels,
@@ -17,7 +18,6 @@ from kd.data.images import (
     matched,
 )
 from kd.data.mixing import Mixing
-from kd.data.named import DATASETS, cache_dir, load_splits, validation_images
 from kd.data.sharding import write_shards
 from kd.data.shards import ShardedSplits, read_shards
 from kd.data.streamed import ShardData
@@ -27,11 +27,11 @@ __all__ = [
     "AUGMENTATIONS",
     "BROKEN",
     "DATASETS",
-    "UNLABELLED",
+    "UNLABELED",
     "Batches",
     "EpochSampler",
     "ImageData",
-    "LabelledImages",
+    "LabeledImages",
     "Mixing",
     "Oddity",
     "Placement",
@@ -58,7 +58,7 @@ __all__ = [
     "read_folder",
     "read_shards",
     "read_splits",
-    "read_unlabelled",
+    "read_unlabeled",
     "short_side",
     "training_view",
     "validation_images",

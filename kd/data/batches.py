@@ -26,7 +26,7 @@ class Batches(LightningDataModule):
         num_workers: Processes that load images; 0 is the training process itself.
         seed: What views and order hang on.
         period: Epochs after which the same views come again in the same order; ``None``: never.
-        has_unlabelled: Whether some of the training images have no label.
+        has_unlabeled: Whether some of the training images have no label.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Batches(LightningDataModule):
         num_workers: int,
         seed: int,
         period: int | None,
-        has_unlabelled: bool,
+        has_unlabeled: bool,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -47,7 +47,7 @@ class Batches(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.period = period
-        self.has_unlabelled = has_unlabelled
+        self.has_unlabeled = has_unlabeled
         self.channels_last = False
 
     @property
@@ -91,7 +91,7 @@ class Batches(LightningDataModule):
     def _counts(self, world_size: int) -> tuple[list[int], bool]:
         """Count each process's images of an epoch; say whether all leave out their last batch.
 
-        All do where one of them would be left with a single image, which batch normalisation can't take; so all make
+        All do where one of them would be left with a single image, which batch normalization can't take; so all make
         the same number of steps.
 
         Raises:

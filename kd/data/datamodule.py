@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from kd.data.batches import Batches
-from kd.data.images import LabelledImages, Splits, hide_labels, joined, keep_fraction
-from kd.data.uncut import Uncut, UncutViews, can_be_cut_later, resident_pixels
+from kd.data.deferred_crops import Uncut, UncutViews, can_be_cut_later, resident_pixels
+from kd.data.images import LabeledImages, Splits, hide_labels, joined, keep_fraction
 from kd.data.views import EpochSampler, Views, plain_view, training_view
 from kd.randomness import derive_seed
 
@@ -18,7 +18,7 @@ class ImageData(Batches):
     """Batches of images that are read one by one.
 
     All validation images count, whatever the batch size; of the training images none is left out, but for a last batch
-    of a single image, which batch normalisation can't take.
+    of a single image, which batch normalization can't take.
 
     Args:
         splits: The images.
@@ -29,8 +29,8 @@ class ImageData(Batches):
         resize: How plain views become square, ``crop`` or ``squash``.
         train_fraction: Part of each class to train on, drawn by the seed.
         seed: What views, order and fraction hang on.
-        unlabelled: Images without labels to train on besides.
-        unlabelled_rest: Whether to train on what the fraction leaves out too, without its labels.
+        unlabeled: Images without labels to train on besides.
+        unlabeled_rest: Whether to train on what the fraction leaves out too, without its labels.
         reads_labels: Whether the labels of the training images are looked at; else all of them are hidden.
         period: Epochs after which the same views come again in the same order; ``None``: never.
         on_device: Whether training views are cut out on the device, where no more is done to them than that. On a GPU
@@ -50,8 +50,8 @@ class ImageData(Batches):
         resize: str = "crop",
         train_fraction: float = 1.0,
         seed: int = 0,
-        unlabelled: LabelledImages | None = None,
-        unlabelled_rest: bool = False,
+        unlabeled: LabeledImages | None = None,
+        unlabeled_rest: bool = False,
         reads_labels: bool = True,
         period: int | None = None,
         on_device: bool = False,
@@ -64,7 +64,7 @@ class ImageData(Batches):
             num_workers=num_workers,
             seed=seed,
             period=period,
-            has_unlabelled=not reads_labels or unlabelled_rest or unlabelled is not None,
+            has_unlabeled=not reads_labels or unlabeled_rest or unlabeled is not None,
         )
         self.augment = augment
         self.resize = resize
@@ -73,15 +73,15 @@ class ImageData(Batches):
         view_seed = None if augment == "none" else seed
         kept = keep_fraction(splits.train, train_fraction, seed=seed)
         everything = range(len(splits.train))
-        self.train_indices = list(everything) if unlabelled_rest else kept
+        self.train_indices = list(everything) if unlabeled_rest else kept
         images = splits.train
         if not reads_labels:
             images = hide_labels(images, everything)
-        elif unlabelled_rest:
+        elif unlabeled_rest:
             images = hide_labels(images, sorted(set(everything) - set(kept)))
-        if unlabelled is not None:
-            self.train_indices += range(len(images), len(images) + len(unlabelled))
-            images = joined(images, unlabelled)
+        if unlabeled is not None:
+            self.train_indices += range(len(images), len(images) + len(unlabeled))
+            images = joined(images, unlabeled)
         self.train_views = Views(images, training_view(augment, image_size, resize), seed=view_seed, left_out=left_out)
         self.val_views = Views(splits.val, plain_view(image_size, resize), seed=None)
         self.on_device = on_device and can_be_cut_later(self.train_views)

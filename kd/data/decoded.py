@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from kd.data.images import LabelledImages
+from kd.data.images import LabeledImages
 from kd.errors import UserError
 
 _VERSION = 2
@@ -53,8 +53,8 @@ class Room:
 
 
 def decoded(
-    images: LabelledImages, side: int, folder: Path, *, room: Room | None = None, progress: Progress | None = None
-) -> LabelledImages:
+    images: LabeledImages, side: int, folder: Path, *, room: Room | None = None, progress: Progress | None = None
+) -> LabeledImages:
     """Return the same images, read from a store, which is written first where it is not there.
 
     An image whose short side is longer than ``side`` is made smaller, as the plain view does it, so that a plain view
@@ -130,7 +130,7 @@ class StoredPixels:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _write(images: LabelledImages, side: int, place: Path, progress: Progress | None) -> list[tuple[int, int]]:
+def _write(images: LabeledImages, side: int, place: Path, progress: Progress | None) -> list[tuple[int, int]]:
     beside = place.with_suffix(".part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
@@ -153,7 +153,7 @@ def _write(images: LabelledImages, side: int, place: Path, progress: Progress | 
     return sizes
 
 
-def _load_smaller(images: LabelledImages, side: int, index: int) -> Tensor:
+def _load_smaller(images: LabeledImages, side: int, index: int) -> Tensor:
     pixels = images.load(index)
     if min(pixels.shape[1:]) <= side:
         return pixels
@@ -161,7 +161,7 @@ def _load_smaller(images: LabelledImages, side: int, index: int) -> Tensor:
     return smaller
 
 
-def _estimate(images: LabelledImages, side: int) -> int:
+def _estimate(images: LabeledImages, side: int) -> int:
     """Estimate the bytes of a store from the sizes of some images, of which the heads alone are read."""
     which = torch.linspace(0, len(images) - 1, min(_MEASURED, len(images))).round().long().tolist()
     total = 0.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kd.data.images import LabelledImages
+from kd.data.images import LabeledImages
 from kd.errors import UserError
 from kd.pixels import decode, why_not_decoded
 
@@ -47,7 +47,7 @@ class Oddity:
     detail: str
 
 
-def examine(images: LabelledImages, *, cache: Path | None = None) -> list[Oddity]:
+def examine(images: LabeledImages, *, cache: Path | None = None) -> list[Oddity]:
     """Look at the head and the end of each file, and decode some: seconds for ten thousand images.
 
     Args:
@@ -78,7 +78,7 @@ def examine(images: LabelledImages, *, cache: Path | None = None) -> list[Oddity
     return found
 
 
-def in_both(train: LabelledImages, val: LabelledImages) -> list[tuple[Path, Path]]:
+def in_both(train: LabeledImages, val: LabeledImages) -> list[tuple[Path, Path]]:
     """Find validation files that are, byte for byte, training files, too.
 
     Returns:
@@ -97,7 +97,7 @@ def in_both(train: LabelledImages, val: LabelledImages) -> list[tuple[Path, Path
     return pairs
 
 
-def without_broken(images: LabelledImages, broken: Sequence[Oddity]) -> LabelledImages:
+def without_broken(images: LabeledImages, broken: Sequence[Oddity]) -> LabeledImages:
     """Return the images without those whose files are broken.
 
     Raises:
@@ -137,7 +137,7 @@ def _oddities(image: Image.Image) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     width, height = image.size
     if image.mode == "CMYK":
-        found.append(("cmyk", "its four inks are made red, green and blue without its colour profile"))
+        found.append(("cmyk", "its four inks are made red, green and blue without its color profile"))
     if image.mode.startswith("I"):
         found.append(("16-bit", "of its 16 bits the upper 8 are taken"))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""Folders of labelled images: one folder a class, as torchvision's ImageFolder has them."""
+"""Folders of labeled images: one folder a class, as torchvision's ImageFolder has them."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from kd.data.images import UNLABELLED, LabelledImages, Splits, fingerprint_of_files
+from kd.data.images import UNLABELED, LabeledImages, Splits, fingerprint_of_files
 from kd.errors import UserError
 from kd.pixels import decode
 
@@ -69,7 +69,7 @@ def read_splits(data_dir: str | Path, *, train_data: str = "train", val_data: st
     return Splits(name=root.resolve().name, train=train, val=val)
 
 
-def read_folder(folder: Path) -> LabelledImages:
+def read_folder(folder: Path) -> LabeledImages:
     """Read a folder of class folders; the classes are their names, sorted as text.
 
     Args:
@@ -92,7 +92,7 @@ def read_folder(folder: Path) -> LabelledImages:
         paths += found
         labels += [label] * len(found)
     keys = [path.relative_to(folder).as_posix() for path in paths]
-    return LabelledImages(
+    return LabeledImages(
         classes=tuple(child.name for child in class_folders),
         labels=labels,
         keys=keys,
@@ -102,7 +102,7 @@ def read_folder(folder: Path) -> LabelledImages:
     )
 
 
-def read_unlabelled(folder: str | Path) -> LabelledImages:
+def read_unlabeled(folder: str | Path) -> LabeledImages:
     """Read a folder of images without classes, at any depth.
 
     Args:
@@ -122,11 +122,11 @@ def read_unlabelled(folder: str | Path) -> LabelledImages:
         ) from None
     if not paths:
         raise UserError(f"--unlabeled_data {folder}: this folder holds no images")
-    # Apart from the keys of the labelled images, whose views would be the same.
+    # Apart from the keys of the labeled images, whose views would be the same.
     keys = [f"unlabeled/{path.relative_to(root).as_posix()}" for path in paths]
-    return LabelledImages(
+    return LabeledImages(
         classes=(),
-        labels=[UNLABELLED] * len(paths),
+        labels=[UNLABELED] * len(paths),
         keys=keys,
         load=functools.partial(_load_at, paths),
         files=paths,
@@ -135,7 +135,7 @@ def read_unlabelled(folder: str | Path) -> LabelledImages:
 
 
 def load_image(path: Path) -> Tensor:
-    """Decode an image file to ``(3, H, W)``, uint8, RGB, upright; grey images get three equal channels.
+    """Decode an image file to ``(3, H, W)``, uint8, RGB, upright; gray images get three equal channels.
 
     Raises:
         UserError: If the file can't be decoded.
@@ -162,7 +162,7 @@ def _is_class(path: Path) -> bool:
 
 
 def _check_name(path: Path) -> None:
-    """Refuse a name that would break a line of a table, change a terminal's colours, or can't be written down."""
+    """Refuse a name that would break a line of a table, change a terminal's colors, or can't be written down."""
     if any(unicodedata.category(one) in _UNPRINTABLE for one in path.name):
         shown = "".join(ascii(one)[1:-1] if unicodedata.category(one) in _UNPRINTABLE else one for one in str(path))
         raise UserError(

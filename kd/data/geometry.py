@@ -19,7 +19,7 @@ _MUCH_SMALLER = 2.0
 
 @dataclass(frozen=True)
 class Placement:
-    """A box in an image that was rotated about its centre, and whether it is seen from behind.
+    """A box in an image that was rotated about its center, and whether it is seen from behind.
 
     Args:
         top: First row of the box, in pixels.
@@ -40,7 +40,7 @@ class Placement:
     def matrix(self, height: int, width: int, size: int) -> NDArray[np.float64]:
         """Return the affine map ``(2, 3)`` from places ``(x, y, 1)`` in the view to those in the image.
 
-        A place is measured in pixels from the upper left corner; the first pixel's centre lies at 0.5.
+        A place is measured in pixels from the upper left corner; the first pixel's center lies at 0.5.
 
         Args:
             height: Of the image.
@@ -127,7 +127,7 @@ def cut(pixels: Tensor, placement: Placement, *, out: NDArray[np.uint8]) -> None
             smaller = (max(1, round(width / scale)), max(1, round(height / scale)))
             image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
             matrix = np.diag([smaller[0] / width, smaller[1] / height]) @ matrix
-        # OpenCV counts from the first pixel's centre.
+        # OpenCV counts from the first pixel's center.
         matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
         cv2.warpAffine(image, matrix, (size, size), dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     else:
@@ -156,9 +156,9 @@ def cut_batch(pixels: Tensor, starts: Tensor, sizes: Tensor, matrices: Tensor, s
     Returns:
         ``(B, 3, S, S)``, float32 in [0, 1], the channels of a pixel beside each other in memory.
     """
-    centres = torch.arange(size, device=pixels.device) + 0.5
+    centers = torch.arange(size, device=pixels.device) + 0.5
     towards_x, towards_y, first = matrices[:, :, :, None, None].unbind(2)
-    x, y = (towards_x * centres + towards_y * centres[:, None] + first).unbind(1)
+    x, y = (towards_x * centers + towards_y * centers[:, None] + first).unbind(1)
     height, width = sizes[:, 0, None, None], sizes[:, 1, None, None]
     inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
     x, y = (x - 0.5).clamp(min=0).minimum(width - 1), (y - 0.5).clamp(min=0).minimum(height - 1)

@@ -1,4 +1,4 @@
-"""Labelled images: where they come from is behind them, their classes, labels and pixels are at hand."""
+"""Labeled images: where they come from is behind them, their classes, labels and pixels are at hand."""
 
 import hashlib
 from collections import Counter
@@ -15,17 +15,17 @@ from kd.randomness import derive_seed
 
 _SHOWN = 5
 
-UNLABELLED = -1
+UNLABELED = -1
 """The label of an image without one."""
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """Images with their classes, read one at a time.
 
     Args:
         classes: Names of the classes; a label is an index into them.
-        labels: Label of each image, ``(N,)``; :data:`UNLABELLED` where it has none.
+        labels: Label of each image, ``(N,)``; :data:`UNLABELED` where it has none.
         keys: What identifies each image wherever the data lie (its path within its folder); its views hang on it.
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
         files: The file of each image, where each has one.
@@ -45,7 +45,7 @@ class LabelledImages:
         """Count the images."""
         return len(self.labels)
 
-    def chosen(self, indices: Sequence[int]) -> "LabelledImages":
+    def chosen(self, indices: Sequence[int]) -> "LabeledImages":
         """Return some of the images."""
         files = [self.files[index] for index in indices] if self.files else ()
         keys = [self.keys[index] for index in indices]
@@ -59,17 +59,17 @@ class LabelledImages:
         )
 
 
-def hide_labels(images: LabelledImages, indices: Sequence[int]) -> LabelledImages:
+def hide_labels(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
     """Return the same images, those at some indices without their labels."""
     labels = list(images.labels)
     for index in indices:
-        labels[index] = UNLABELLED
+        labels[index] = UNLABELED
     return replace(images, labels=labels)
 
 
-def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
+def joined(first: LabeledImages, second: LabeledImages) -> LabeledImages:
     """Return the images of both, with the classes of the first; the indices of the second follow on."""
-    return LabelledImages(
+    return LabeledImages(
         classes=first.classes,
         labels=[*first.labels, *second.labels],
         keys=[*first.keys, *second.keys],
@@ -86,7 +86,7 @@ def _load_chosen(load: Callable[[int], Tensor], indices: Sequence[int], index: i
     return load(indices[index])
 
 
-def _load_either(first: LabelledImages, second: LabelledImages, index: int) -> Tensor:
+def _load_either(first: LabeledImages, second: LabeledImages, index: int) -> Tensor:
     return first.load(index) if index < len(first) else second.load(index - len(first))
 
 
@@ -110,8 +110,8 @@ class Splits:
     """
 
     name: str
-    train: LabelledImages
-    val: LabelledImages
+    train: LabeledImages
+    val: LabeledImages
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ class Splits:
         return [counts[label] for label in range(len(self.classes))]
 
 
-def matched(images: LabelledImages, classes: Sequence[str], *, whose: str) -> LabelledImages:
+def matched(images: LabeledImages, classes: Sequence[str], *, whose: str) -> LabeledImages:
     """Return the same images with the labels that a network has for their classes, which are matched by name.
 
     Args:
@@ -147,11 +147,11 @@ def matched(images: LabelledImages, classes: Sequence[str], *, whose: str) -> La
         some = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         raise UserError(f"{whose} was trained for other classes: only the images have {some}")
     names = [places[name] for name in images.classes]
-    labels = [UNLABELLED if label == UNLABELLED else names[label] for label in images.labels]
+    labels = [UNLABELED if label == UNLABELED else names[label] for label in images.labels]
     return replace(images, classes=tuple(classes), labels=labels)
 
 
-def keep_fraction(images: LabelledImages, fraction: float, *, seed: int) -> list[int]:
+def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[int]:
     """Choose a part of each class.
 
     A smaller fraction of the same seed is a part of the larger one.
@@ -175,9 +175,9 @@ def keep_fraction(images: LabelledImages, fraction: float, *, seed: int) -> list
 
 
 def channel_statistics(
-    images: LabelledImages, view: Callable[[Tensor], Tensor], *, sample: int = 256
+    images: LabeledImages, view: Callable[[Tensor], Tensor], *, sample: int = 256
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure the mean and the standard deviation of each colour channel, with pixels in [0, 1].
+    """Measure the mean and the standard deviation of each color channel, with pixels in [0, 1].
 
     Args:
         images: The images, of which an evenly spaced sample is read.

@@ -21,7 +21,7 @@ Counted = tuple[tuple[Shard, ...], tuple[int, ...] | None]
 """Archives, and the images of each class in all of them, where that is known."""
 
 
-def counted(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, labelled: bool) -> Counted:
+def counted(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counted:
     """Say how many images some archives hold.
 
     Args:
@@ -29,7 +29,7 @@ def counted(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, l
         urls: Where each archive lies, by its name.
         classes: Number of classes.
         cache: Folder where the counts of archives that no index tells of are kept.
-        labelled: Whether the labels and keys of their images are asked for.
+        labeled: Whether the labels and keys of their images are asked for.
 
     Raises:
         UserError: If an archive is not as it should be, or lies elsewhere and no index tells of it.
@@ -40,7 +40,7 @@ def counted(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, l
     try:
         for split in (index[name] for name in ("train", "val") if name in index):
             known = {one["name"]: one for one in split["shards"]}
-            if urls.keys() <= known.keys() and (not labelled or all("labels" in known[name] for name in urls)):
+            if urls.keys() <= known.keys() and (not labeled or all("labels" in known[name] for name in urls)):
                 return _told(root, urls, known, split["counts"], classes=classes)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{root / INDEX_FILE}: this is no index as kd shard writes it ({error!r}); delete it") from None
@@ -50,16 +50,16 @@ def counted(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, l
             f"{elsewhere[0]}: {root / INDEX_FILE} does not say how many images this shard holds; kd shard writes it "
             "beside the shards that it makes"
         )
-    return _counted_here(urls, classes=classes, cache=cache, labelled=labelled)
+    return _counted_here(urls, classes=classes, cache=cache, labeled=labeled)
 
 
-def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labelled: bool) -> dict[str, Any]:
+def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labeled: bool) -> dict[str, Any]:
     """Look through archives on the disk and return what an index says of a split.
 
     Args:
         shards: Name and place of each.
         classes: Number of classes.
-        labelled: Whether it has labels and keys.
+        labeled: Whether it has labels and keys.
 
     Raises:
         UserError: If one is not as it should be.
@@ -74,7 +74,7 @@ def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labelled: bool
             for one in found:
                 counts[one.label] += 1
             marks = [one.begin for one in found[::MARK_EVERY]]
-            more = {"labels": [one.label for one in found], "keys": [one.key for one in found]} if labelled else {}
+            more = {"labels": [one.label for one in found], "keys": [one.key for one in found]} if labeled else {}
             described.append({"name": name, "images": len(found), "bytes": path.stat().st_size, "marks": marks} | more)
     return {"counts": counts, "shards": described}
 
@@ -106,8 +106,8 @@ def _told(
     return tuple(_shard(known[name], url) for name, url in urls.items()), tuple(counts) if whole else None
 
 
-def _counted_here(urls: Mapping[str, str], *, classes: int, cache: Path, labelled: bool) -> Counted:
-    digest = hashlib.blake2b(f"{_VERSION} {classes} {labelled}".encode(), digest_size=16)
+def _counted_here(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counted:
+    digest = hashlib.blake2b(f"{_VERSION} {classes} {labeled}".encode(), digest_size=16)
     for name, url in urls.items():
         facts = Path(url).stat()
         digest.update(f"{name}\0{url}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
@@ -118,7 +118,7 @@ def _counted_here(urls: Mapping[str, str], *, classes: int, cache: Path, labelle
         index = _read(kept)
         if index is None:
             places = [(name, Path(url)) for name, url in urls.items()]
-            index = {"split": describe(places, classes=classes, labelled=labelled)}
+            index = {"split": describe(places, classes=classes, labeled=labeled)}
             write_index(index, kept)
     split = index["split"]
     return tuple(_shard(one, urls[one["name"]]) for one in split["shards"]), tuple(split["counts"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kd.data.images import LabelledImages, Splits
+from kd.data.images import LabeledImages, Splits
 from kd.data.samples import LABEL, the_library
 from kd.data.shard_index import INDEX_FILE, describe, write_index
 from kd.data.shards import CLASSES_FILE
@@ -55,7 +55,7 @@ def write_shards(
                 raise UserError(f"{splits.name}: these images are no files; shards are made of image folders")
             paths = _write(images, beside / name, per_shard=per_shard, seed=seed, count=count)
             shards = [(f"{name}/{path.name}", path) for path in paths]
-            index[name] = describe(shards, classes=len(splits.classes), labelled=name == "val")
+            index[name] = describe(shards, classes=len(splits.classes), labeled=name == "val")
         (beside / CLASSES_FILE).write_text("".join(f"{one}\n" for one in splits.classes), encoding="utf-8")
         write_index(index, beside / INDEX_FILE)
         beside.replace(output)
@@ -83,7 +83,7 @@ class _Count:
             self.progress(self.done, self.total)
 
 
-def _write(images: LabelledImages, folder: Path, *, per_shard: int, seed: int, count: _Count) -> list[Path]:
+def _write(images: LabeledImages, folder: Path, *, per_shard: int, seed: int, count: _Count) -> list[Path]:
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(derive_seed(seed, "shards", folder.name))
     taken: set[str] = set()

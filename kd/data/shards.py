@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from kd.data.images import LabelledImages, Splits
+from kd.data.images import LabeledImages, Splits
 from kd.data.samples import Member, Sample, Shard, members, stream, the_library
 from kd.data.shard_index import counted
 from kd.errors import UserError
@@ -77,17 +77,17 @@ def read_shards(
         UserError: If something is missing, or not as it should be; the message names the file.
     """
     root, classes = _read_classes(data_dir)
-    train = _shards_at(root, train_data, "--train_data", classes, cache=cache, labelled=False)
-    val = _shards_at(root, val_data, "--val_data", classes, cache=cache, labelled=True)
+    train = _shards_at(root, train_data, "--train_data", classes, cache=cache, labeled=False)
+    val = _shards_at(root, val_data, "--val_data", classes, cache=cache, labeled=True)
     return ShardedSplits(
         name=root.resolve().name, train=_sample_of(train), val=_images_of(val), train_shards=train, val_shards=val
     )
 
 
-def read_validation_shards(data_dir: str | Path, val_data: str = "val", *, cache: Path) -> LabelledImages:
+def read_validation_shards(data_dir: str | Path, val_data: str = "val", *, cache: Path) -> LabeledImages:
     """Return the validation images alone, each read at its place; arguments and errors as of :func:`read_shards`."""
     root, classes = _read_classes(data_dir)
-    return _images_of(_shards_at(root, val_data, "--val_data", classes, cache=cache, labelled=True))
+    return _images_of(_shards_at(root, val_data, "--val_data", classes, cache=cache, labeled=True))
 
 
 class ShardReader:
@@ -136,9 +136,9 @@ def _read_classes(data_dir: str | Path) -> tuple[Path, tuple[str, ...]]:
     return root, classes
 
 
-def _shards_at(root: Path, pattern: str, flag: str, classes: tuple[str, ...], *, cache: Path, labelled: bool) -> Shards:
+def _shards_at(root: Path, pattern: str, flag: str, classes: tuple[str, ...], *, cache: Path, labeled: bool) -> Shards:
     urls = _expanded(root, pattern, flag)
-    entries, counts = counted(root, urls, classes=len(classes), cache=cache, labelled=labelled)
+    entries, counts = counted(root, urls, classes=len(classes), cache=cache, labeled=labeled)
     return Shards(entries, classes, counts)
 
 
@@ -174,14 +174,14 @@ def _name_elsewhere(url: str) -> str:
     return found[-1] if found else url
 
 
-def _sample_of(shards: Shards) -> LabelledImages:
-    """Read the first images of some archives, as they are encoded; to measure their colours takes no more."""
+def _sample_of(shards: Shards) -> LabeledImages:
+    """Read the first images of some archives, as they are encoded; to measure their colors takes no more."""
     some = np.linspace(0, len(shards.entries) - 1, min(_SAMPLED_SHARDS, len(shards.entries))).round().astype(int)
     samples: list[Sample] = []
     for which in some.tolist():
         shard = shards.entries[which]
         samples += stream(shard, 0, min(_SAMPLED_IMAGES, shard.images), classes=len(shards.classes))
-    return LabelledImages(
+    return LabeledImages(
         classes=shards.classes,
         labels=[sample.label for sample in samples],
         keys=[sample.key for sample in samples],
@@ -193,8 +193,8 @@ def _decoded_at(samples: Sequence[Sample], index: int) -> Tensor:
     return samples[index].decoded()
 
 
-def _images_of(shards: Shards) -> LabelledImages:
-    return LabelledImages(
+def _images_of(shards: Shards) -> LabeledImages:
+    return LabeledImages(
         classes=shards.classes,
         labels=[label for one in shards.entries for label in one.labels],
         keys=[key for one in shards.entries for key in one.keys],

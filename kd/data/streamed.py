@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kd.data.batches import Batches, shares
-from kd.data.lanes import Lanes, workers_of_lanes
 from kd.data.shards import ShardedSplits
 from kd.data.streams import BatchNumbers, StreamedBatches
+from kd.data.substreams import Lanes, workers_of_lanes
 from kd.data.views import plain_view, training_view
 
 
@@ -56,7 +56,7 @@ class ShardData(Batches):
             num_workers=workers_of_lanes(num_workers),
             seed=seed,
             period=period,
-            has_unlabelled=not reads_labels,
+            has_unlabeled=not reads_labels,
         )
         self.val_shards = splits.val_shards
         self._train_batches = partial(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from kd.data.images import UNLABELLED, LabelledImages
-from kd.data.lanes import LANES, Lanes, pieces
+from kd.data.images import UNLABELED, LabeledImages
 from kd.data.samples import Sample, stream, the_library
 from kd.data.shards import Shards
+from kd.data.substreams import LANES, Lanes, pieces
 from kd.data.views import View, Views
 from kd.randomness import derive_seed
 
@@ -65,9 +65,9 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
         """Return a batch: views ``(B, 3, S, S)``, uint8, and labels ``(B,)``."""
         epoch, batch = which
         samples = self.samples(epoch, batch)
-        images = LabelledImages(
+        images = LabeledImages(
             classes=self.shards.classes,
-            labels=[sample.label if self.reads_labels else UNLABELLED for sample in samples],
+            labels=[sample.label if self.reads_labels else UNLABELED for sample in samples],
             keys=[sample.key for sample in samples],
             load=partial(_decoded_at, samples),
         )

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
 from kd.data.geometry import Placement, RandomPlacement, cut
-from kd.data.images import LabelledImages
+from kd.data.images import LabeledImages
 from kd.errors import UserError
 from kd.pixels import plain_side
 from kd.randomness import derive_seed, seeded
@@ -66,7 +66,7 @@ def plain_view(size: int, resize: str = "crop") -> View:
 
     Args:
         size: Side of the square, in pixels.
-        resize: ``crop`` resizes the short side to 8/7 of ``size`` and cuts the centre (256 to 224 is the field's
+        resize: ``crop`` resizes the short side to 8/7 of ``size`` and cuts the center (256 to 224 is the field's
             habit); ``squash`` resizes to the square regardless of proportions.
     """
     if resize == "squash":
@@ -105,7 +105,7 @@ class Views(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, images: LabelledImages, view: View, *, seed: int | None, left_out: Callable[[str], object] | None = None
+        self, images: LabeledImages, view: View, *, seed: int | None, left_out: Callable[[str], object] | None = None
     ) -> None:
         self.left_out = left_out
         self.images = images

@@ -29,8 +29,8 @@ from kd.losses.derivatives import JacobianMatching
 
 # isort: on
 from kd.losses.objective import Objective, Pair, Term, standardized
+from kd.losses.parsing import build_objective, try_loss
 from kd.losses.schedules import SCHEDULES, Schedule
-from kd.losses.spelling import build_objective, try_loss
 from kd.losses.terms import LOSSES, Described, Loss, Outputs, hyperparameters_of, markdown_table
 
 __all__ = [

@@ -27,7 +27,7 @@ class JacobianMatching:
     Shape:
         - student: ``(B, 3, S, S)``, gradients :math:`J`.
         - teacher: ``(B, 3, S, S)``, gradients :math:`K`.
-        - returns: scalar; from 0 to 4 if normalised.
+        - returns: scalar; from 0 to 4 if normalized.
 
     Source: Srinivas & Fleuret (2018), section 4, https://arxiv.org/abs/1803.00443; Czarnecki et al. (2017), section 2,
         https://arxiv.org/abs/1706.04859

@@ -57,7 +57,7 @@ class FeatureLoss:
         return [str(one) for one in names]
 
     def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:  # noqa: ARG002 (for those that need it)
-        """Build what is learnt with the student to make a pair comparable, or nothing.
+        """Build what is learned with the student to make a pair comparable, or nothing.
 
         Args:
             student: ``(C, H, W)`` of the student's map.
@@ -98,7 +98,7 @@ class Projection(nn.Conv2d):
 @LOSSES.register("hint")
 @dataclass(frozen=True)
 class Hint(FeatureLoss):
-    r"""Mean squared difference of the maps, after a learnt 1x1 convolution :math:`r` where the widths differ.
+    r"""Mean squared difference of the maps, after a learned 1x1 convolution :math:`r` where the widths differ.
 
     .. math:: \frac{1}{BCHW} \sum_{bchw} \big(r(F_b) - G_b\big)_{chw}^2
 
@@ -116,7 +116,7 @@ class Hint(FeatureLoss):
     Source: Romero et al. (2014), section 2.2, https://arxiv.org/abs/1412.6550
     """
 
-    formula: ClassVar[str] = "mean over b, c, h, w of (r(F_b) - G_b)²; r: learnt 1x1 convolution where widths differ"
+    formula: ClassVar[str] = "mean over b, c, h, w of (r(F_b) - G_b)²; r: learned 1x1 convolution where widths differ"
     source: ClassVar[str] = "Romero et al. 2014 (FitNets), section 2.2"
     paper: ClassVar[str] = "ce=1 hint=100"
 
@@ -201,7 +201,7 @@ class VariationalInformation(FeatureLoss):
         \frac{1}{BCHW} \sum_{bchw} \tfrac12 \Big( \log \sigma_c^2 + \frac{(G_b - \mu(F_b))_{chw}^2}{\sigma_c^2} \Big)
 
     It is a bound, but for constants, on the information that the two maps share. The mean :math:`\mu` is three 1x1
-    convolutions with ReLU between, and the variance one number a channel; both are learnt with the student. The larger
+    convolutions with ReLU between, and the variance one number a channel; both are learned with the student. The larger
     map is pooled to the size of the smaller one.
 
     Args:
@@ -222,7 +222,7 @@ class VariationalInformation(FeatureLoss):
 
     variance: float = 5.0
 
-    formula: ClassVar[str] = "mean over b, c, h, w of (log σ_c² + (G_b - μ(F_b))²/σ_c²)/2; μ, σ: learnt"
+    formula: ClassVar[str] = "mean over b, c, h, w of (log σ_c² + (G_b - μ(F_b))²/σ_c²)/2; μ, σ: learned"
     source: ClassVar[str] = "Ahn et al. 2019 (VID), section 3"
     fixed: ClassVar[tuple[str, ...]] = (*FeatureLoss.fixed, "variance")
     paper: ClassVar[str] = "ce=1 vid=1"

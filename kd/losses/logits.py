@@ -18,7 +18,7 @@ class LogitMSE:
 
     .. math:: \frac{1}{BC} \sum_{b=1}^{B} \sum_{c=1}^{C} (z_{bc} - v_{bc})^2
 
-    It is what the softened divergence tends to at high temperature, but for a factor: for centred logits,
+    It is what the softened divergence tends to at high temperature, but for a factor: for centerd logits,
     :class:`SoftenedKL` tends to one half of it.
 
     Shape:

@@ -42,10 +42,10 @@ class Term:
         loss: The loss: ``(student logits, teacher logits, labels)`` to a scalar, or one on features or on gradients.
         needs_teacher: Whether it looks at the teacher.
         needs_labels: Whether it looks at the labels.
-        standardize: Whether it sees the logits of student and teacher standardised, see :func:`standardized`.
+        standardize: Whether it sees the logits of student and teacher standardized, see :func:`standardized`.
         scheduled: Hyperparameters of the loss that change over the epochs.
         pairs: Of a loss on features, the maps that it compares.
-        adapters: What is learnt with the student to make them comparable, for each pair; ``None`` where nothing is.
+        adapters: What is learned with the student to make them comparable, for each pair; ``None`` where nothing is.
     """
 
     name: str
@@ -175,7 +175,7 @@ class Objective:
         return Objective(tuple(term.at(epoch, epochs) for term in self.terms))
 
     def __call__(
-        self, student: Outputs, teacher: Outputs | None, labels: Tensor, *, labelled: Tensor | None = None
+        self, student: Outputs, teacher: Outputs | None, labels: Tensor, *, labeled: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the sum.
 
@@ -183,7 +183,7 @@ class Objective:
             student: The student's outputs, logits ``(B, C)``.
             teacher: The teacher's, or ``None`` where no term needs them.
             labels: ``(B,)``, integers; or ``(B, C)``, probabilities, if all terms that look at them take these.
-            labelled: ``(B,)``, true where the image has a label; the terms that look at labels are given these images
+            labeled: ``(B,)``, true where the image has a label; the terms that look at labels are given these images
                 alone, and are their mean. ``None``: all have one.
 
         Returns:
@@ -202,7 +202,7 @@ class Objective:
         if teacher is None:
             teacher = Outputs(student_logits)
         teacher = replace(teacher, logits=teacher.logits.detach().float())
-        rows = None if labelled is None else labelled.nonzero().squeeze(1)
+        rows = None if labeled is None else labeled.nonzero().squeeze(1)
         values: dict[str, Tensor] = {}
         with torch.autocast(student_logits.device.type, enabled=False):
             for term in self.terms:
@@ -223,7 +223,7 @@ def standardized(logits: Tensor) -> Tensor:
 
     .. math:: \frac{z_{bc} - \bar z_b}{\mathrm{std}(z_b)}
 
-    A loss on standardised logits does not change when the teacher's are scaled by a positive factor and shifted, so
+    A loss on standardized logits does not change when the teacher's are scaled by a positive factor and shifted, so
     that a student need not reach the size of the teacher's logits.
 
     Args:
@@ -231,6 +231,6 @@ def standardized(logits: Tensor) -> Tensor:
 
     Source: Sun et al. (2024), section 4, https://arxiv.org/abs/2403.01427
     """
-    centred = logits - logits.mean(dim=1, keepdim=True)
+    centerd = logits - logits.mean(dim=1, keepdim=True)
     # The root of a sum with something in it, for the sake of the gradient where all logits are equal.
-    return centred * (centred.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1) + 1e-14).rsqrt()
+    return centerd * (centerd.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1) + 1e-14).rsqrt()

@@ -98,5 +98,5 @@ class MultiLevel(Softened):
 
 def _correlation(one: Tensor, other: Tensor) -> Tensor:
     """Return Pearson's correlation of two matrices, row by row, in the mean over the rows."""
-    centred = [matrix - matrix.mean(dim=1, keepdim=True) for matrix in (one, other)]
-    return F.cosine_similarity(centred[0], centred[1], dim=1).mean()
+    centerd = [matrix - matrix.mean(dim=1, keepdim=True) for matrix in (one, other)]
+    return F.cosine_similarity(centerd[0], centerd[1], dim=1).mean()

@@ -106,7 +106,7 @@ class RelationalKD(FeatureLoss):
 @LOSSES.register("pkt")
 @dataclass(frozen=True)
 class ProbabilisticTransfer(FeatureLoss):
-    r"""Divergence of how probable each image's neighbours are.
+    r"""Divergence of how probable each image's neighbors are.
 
     .. math::
         \frac1B \sum_{i} \sum_{j} q_{ij} \log \frac{q_{ij}}{p_{ij}}, \quad
@@ -133,10 +133,10 @@ class ProbabilisticTransfer(FeatureLoss):
 
     def compare(self, student: Tensor, teacher: Tensor, adapter: None) -> Tensor:  # noqa: ARG002 (one signature)
         """Return the divergence."""
-        log_p, log_q = (self._neighbours(one.mean(dim=(2, 3))) for one in (student, teacher))
+        log_p, log_q = (self._neighbors(one.mean(dim=(2, 3))) for one in (student, teacher))
         return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 
-    def _neighbours(self, rows: Tensor) -> Tensor:
+    def _neighbors(self, rows: Tensor) -> Tensor:
         directions = units(rows)
         # Opposite directions would have the logarithm of nothing.
         weights = (1 + directions @ directions.T).clamp(min=_LEAST)
@@ -152,7 +152,8 @@ class ContrastiveRepresentation(FeatureLoss):
         -\frac1B \sum_{i} \log
         \frac{\exp(\langle s_i, t_i \rangle / \tau)}{\sum_j \exp(\langle s_i, t_j \rangle / \tau)}
 
-    where :math:`s, t` are the means of the maps over their pixels, through a learnt linear layer each, at length 1. The
+    where :math:`s, t` are the means of the maps over their pixels, through a learned linear layer each, at length 1.
+    The
     negatives are the other images of the batch, whatever their class; the paper draws them from a memory of the whole
     data set, of other classes, and so can take many more.
 
@@ -177,7 +178,7 @@ class ContrastiveRepresentation(FeatureLoss):
     tau: float = 0.07
     width: int = 128
 
-    formula: ClassVar[str] = "mean over i of -log softmax_j(⟨s_i, t_j⟩/τ)[i]; s, t: learnt projections at length 1"
+    formula: ClassVar[str] = "mean over i of -log softmax_j(⟨s_i, t_j⟩/τ)[i]; s, t: learned projections at length 1"
     source: ClassVar[str] = "Tian, Krishnan & Isola 2019 (CRD), in-batch negatives"
     fixed: ClassVar[tuple[str, ...]] = (*FeatureLoss.fixed, "width")
     paper: ClassVar[str] = "ce=1 crd=0.8"

@@ -20,7 +20,7 @@ class DecoupledKD(Softened):
         + \beta \underbrace{\mathrm{KL}\big(\hat q \,\|\, \hat p\big)}_{\text{NCKD}}
 
     with :math:`q = \sigma(v_b/T)`, :math:`p = \sigma(z_b/T)`, and :math:`\hat q, \hat p` what is left of them without
-    the class of the label, normalised. In :class:`SoftenedKL` the second part has the weight :math:`1 - q_y`, and so
+    the class of the label, normalized. In :class:`SoftenedKL` the second part has the weight :math:`1 - q_y`, and so
     hardly counts where the teacher is sure: per image, KL = TCKD + (1 - q_y) NCKD.
 
     Args:
@@ -66,13 +66,13 @@ class DecoupledKD(Softened):
 @LOSSES.register("nkd")
 @dataclass(frozen=True)
 class NormalizedKD(Softened):
-    r"""Normalised distillation: cross-entropies of the target, and of the others among themselves.
+    r"""Normalized distillation: cross-entropies of the target, and of the others among themselves.
 
     .. math::
         -\frac{1}{B} \sum_b q_y \log p_y + \gamma T^2 \sum_{c \ne y} \hat q_c \log \hat p_c
 
     with :math:`q = \sigma(v_b)`, :math:`p = \sigma(z_b)`, and :math:`\hat q, \hat p` the softened predictions at
-    temperature T without the class of the label, normalised.
+    temperature T without the class of the label, normalized.
 
     Args:
         gamma: Weight of the others.

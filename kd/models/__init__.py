@@ -1,6 +1,6 @@
 """Building a network by name, and reading one from a checkpoint."""
 
-from kd.models.catalogue import SMALL, build_classifier, parameters_by_name, torchvision_names, usual_size
+from kd.models.catalog import SMALL, build_classifier, parameters_by_name, torchvision_names, usual_size
 from kd.models.checkpoint import (
     CLASSIFIER_KEY,
     STATE_PREFIX,
@@ -11,11 +11,10 @@ from kd.models.checkpoint import (
     read_plain,
 )
 from kd.models.classifier import Classifier, Description, Normalization
-from kd.models.cost import is_depthwise, multiply_adds
+from kd.models.cost import CLASSIC, is_depthwise, measure_cost, measure_cost_by_name, multiply_adds
 from kd.models.ensemble import Ensemble
 from kd.models.features import FeatureReader, Survey, as_map, survey
 from kd.models.memory import can_step, free_memory, largest_batch, training_bytes
-from kd.models.price import CLASSIC, price, price_by_name
 
 __all__ = [
     "CLASSIC",
@@ -37,10 +36,10 @@ __all__ = [
     "largest_batch",
     "load_classifier",
     "load_weights",
+    "measure_cost",
+    "measure_cost_by_name",
     "multiply_adds",
     "parameters_by_name",
-    "price",
-    "price_by_name",
     "read_description",
     "read_plain",
     "survey",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd.errors import UserError
-from kd.models.catalogue import build_classifier
+from kd.models.catalog import build_classifier
 from kd.models.classifier import Classifier, Description
 from kd.registry import is_own_code, parse_choice
 

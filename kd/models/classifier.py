@@ -1,4 +1,4 @@
-"""A classifier as it is trained, saved and shipped: a network with the normalisation that it wants in front."""
+"""A classifier as it is trained, saved and shipped: a network with the normalization that it wants in front."""
 
 import math
 import types
@@ -96,16 +96,16 @@ class Normalization(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise a batch."""
+        """Normalize a batch."""
         normalized: Tensor = (images.to(self.mean.dtype) - self.mean) / self.std
         return normalized
 
 
 class Classifier(nn.Module):
-    """A network behind its own normalisation.
+    """A network behind its own normalization.
 
     Args:
-        network: Takes normalised images ``(B, 3, S, S)``, gives logits ``(B, C)``.
+        network: Takes normalized images ``(B, 3, S, S)``, gives logits ``(B, C)``.
         description: What it is.
 
     Shape:

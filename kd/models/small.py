@@ -61,7 +61,7 @@ def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: 
 
 
 def convnet(num_classes: int, image_size: int, *, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequential:  # noqa: ARG001
-    """Build 3x3 convolutions with batch normalisation, ReLU and 2x2 max pooling, then the mean of the map, and a layer.
+    """Build 3x3 convolutions with batch normalization, ReLU and 2x2 max pooling, then the mean of the map, and a layer.
 
     Args:
         num_classes: Number of classes C.

@@ -6,7 +6,7 @@ from kd.data import ImageData, Splits, matched, validation_images
 from kd.errors import UserError
 from kd.models import load_classifier
 from kd.pipeline.workers import default_workers
-from kd.training import Answers, Hardware, evaluate
+from kd.training import Hardware, PredictionRecorder, evaluate
 
 
 def evaluate_checkpoint(
@@ -58,6 +58,6 @@ def evaluate_checkpoint(
         num_workers=default_workers(chosen.accelerator) if num_workers is None else num_workers,
         resize=description.resize,
     )
-    return evaluate(classifier, data, hardware=chosen, answers=None if keep is None else Answers(keep)) | {
-        "images": float(len(images))
-    }
+    return evaluate(
+        classifier, data, hardware=chosen, predictions=None if keep is None else PredictionRecorder(keep)
+    ) | {"images": float(len(images))}

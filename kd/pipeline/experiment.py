@@ -18,7 +18,7 @@ from kd.pipeline.teaching import Teacher, Teachers, measured
 from kd.preflight import Finding, refuse
 from kd.randomness import seeded
 from kd.settings import Settings
-from kd.sources import CONFIG_FILE, write_config
+from kd.settings.sources import CONFIG_FILE, write_config
 from kd.training import (
     ClassifierModule,
     Compute,
@@ -102,7 +102,7 @@ class Pipeline:
         uses_objective = phases.distill or bool(self.distills and models.assistants)
         if uses_objective and not self.made.objective.needs_teacher:
             raise UserError(
-                f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distil, as no term looks "
+                f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distill, as no term looks "
                 "at the teacher; add one such as kl=0.9, or use --baseline"
             )
         if settings.optimization.ema is not None and settings.machine.precision in ("bf16-true", "16-true"):
@@ -147,10 +147,10 @@ class Pipeline:
             if self.baseline:
                 self._train_baseline(seed)
             if teacher is not None and phases.distill:
-                self._distil("distilled", made.student(seed), teacher, made.objective, seed=seed)
+                self._distill("distilled", made.student(seed), teacher, made.objective, seed=seed)
             for written, objective in made.compared.items():
                 if teacher is not None:
-                    self._distil("compared", made.student(seed), teacher, objective, seed=seed, written=written)
+                    self._distill("compared", made.student(seed), teacher, objective, seed=seed, written=written)
         self.journal.add_earlier_runs(teacher.checkpoints if teacher is not None else self.teachers.trained)
         experiment = self.journal.experiment
         experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
@@ -185,10 +185,10 @@ class Pipeline:
                     module.rehearse()
 
     def _assist(self, teacher: Teacher, number: int, name: str) -> Teacher:
-        """Distil an assistant, which then teaches."""
+        """Distill an assistant, which then teaches."""
         seed = self.settings.phases.seed
         untrained = self.made.assistant(name, seed)
-        run = self._distil(f"assistant/{number}-{slug(name)}", untrained, teacher, self.made.objective, seed=seed)
+        run = self._distill(f"assistant/{number}-{slug(name)}", untrained, teacher, self.made.objective, seed=seed)
         assistant = load_classifier(run.checkpoint, architecture=run.model) if run.checkpoint else untrained
         checkpoints = (run.checkpoint,) if run.checkpoint else ()
         return measured(self.made, self.journal, "assistant", assistant, phase=run.phase, checkpoints=checkpoints)
@@ -204,7 +204,7 @@ class Pipeline:
         )
         self.journal.train("baseline", module, self.made.student_data(seed))
 
-    def _distil(
+    def _distill(
         self,
         phase: str,
         student: Classifier,
@@ -216,7 +216,7 @@ class Pipeline:
     ) -> Run:
         data = self.made.student_data(seed, objective)
         compute = self.made.teacher_compute(teacher.network)
-        self.journal.say_once(f"{teacher.network.description.architecture} answers in {compute}.")
+        self.journal.say_once(f"{teacher.network.description.architecture} predictions in {compute}.")
         module = DistillationModule(
             teacher=FrozenTeacher(teacher.network, compute=compute, compiled=self.made.hardware.compile),
             student=student,
@@ -227,7 +227,7 @@ class Pipeline:
             teacher_decisions=teacher.decisions,
             mixing=self.made.mixing,
             ema=self.settings.optimization.ema,
-            has_unlabelled=data.has_unlabelled,
+            has_unlabeled=data.has_unlabeled,
             open_store=self._store_of(teacher.network, data, compute),
         )
         run = self.journal.train(phase, module, data, teacher=teacher, written=written)

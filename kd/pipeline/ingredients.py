@@ -18,7 +18,7 @@ from kd.data import (
     BROKEN,
     Batches,
     ImageData,
-    LabelledImages,
+    LabeledImages,
     Mixing,
     Oddity,
     ShardData,
@@ -29,7 +29,7 @@ from kd.data import (
     examine,
     load_splits,
     plain_view,
-    read_unlabelled,
+    read_unlabeled,
     without_broken,
 )
 from kd.errors import UserError
@@ -63,12 +63,12 @@ class Ingredients:
         findings: What is odd about the image files.
         splits: The images.
         statistics: Mean and standard deviation of the training images' channels, for networks without their own.
-        objective: What the distilled student minimises.
+        objective: What the distilled student minimizes.
         compared: The objectives to compare, as they are written.
         batch_size: Images in a batch, on each device.
         workers: Processes that load images.
         stored: The images by the size of their views, from the stores of decoded ones.
-        unlabelled: Images without labels to distil on besides.
+        unlabeled: Images without labels to distill on besides.
         mixing: Mixes the images of the student's batches, or ``None``.
     """
 
@@ -85,7 +85,7 @@ class Ingredients:
     batch_size: int
     workers: int
     stored: dict[int, Splits]
-    unlabelled: LabelledImages | None
+    unlabeled: LabeledImages | None
     mixing: Mixing | None
 
     @classmethod
@@ -112,15 +112,15 @@ class Ingredients:
         if isinstance(splits, ShardedSplits):
             check_streaming(wanted)
         console = console or Console()
-        unlabelled = None if wanted.unlabeled_data is None else read_unlabelled(wanted.unlabeled_data)
+        unlabeled = None if wanted.unlabeled_data is None else read_unlabeled(wanted.unlabeled_data)
         skips = wanted.on_bad_image == "skip"
-        found = [oddity for one in (splits.train, splits.val, unlabelled) if one for oddity in _examined(one)]
+        found = [oddity for one in (splits.train, splits.val, unlabeled) if one for oddity in _examined(one)]
         findings = check_files(found, skips_broken=skips)
         broken = [one for one in found if one.kind == BROKEN]
         if skips:
             train, val = (without_broken(one, broken) for one in (splits.train, splits.val))
             splits = replace(splits, train=train, val=val)
-            unlabelled = unlabelled and without_broken(unlabelled, broken)
+            unlabeled = unlabeled and without_broken(unlabeled, broken)
         # Before they are decoded into a store.
         refuse(findings, strict=False)
         sizes = {wanted.image_size, *settings.models.teacher_image_size}
@@ -131,9 +131,9 @@ class Ingredients:
             for size in sizes
         }
         splits = stored[wanted.image_size]
-        if unlabelled is not None:
-            unlabelled = store_images(
-                unlabelled,
+        if unlabeled is not None:
+            unlabeled = store_images(
+                unlabeled,
                 image_size=wanted.image_size,
                 augment=wanted.augment,
                 where=wanted.image_cache,
@@ -172,7 +172,7 @@ class Ingredients:
             batch_size=_UNDECIDED if wanted.batch_size == "auto" else wanted.batch_size,
             workers=workers,
             stored=stored,
-            unlabelled=unlabelled,
+            unlabeled=unlabeled,
             mixing=Mixing(mixup=wanted.mixup, cutmix=wanted.cutmix, num_classes=classes)
             if wanted.mixup or wanted.cutmix
             else None,
@@ -203,15 +203,15 @@ class Ingredients:
 
         Args:
             seed: The seed.
-            objective: What it minimises when it is distilled; then there are the images without labels, too. Without a
+            objective: What it minimizes when it is distilled; then there are the images without labels, too. Without a
                 term that looks at labels, those of the training images are hidden.
         """
         wanted = self.settings.data
         which: dict[str, Any] = {"period": wanted.views, "train_fraction": wanted.train_fraction}
         if objective is not None:
             which |= {
-                "unlabelled": self.unlabelled,
-                "unlabelled_rest": wanted.unlabeled_rest,
+                "unlabeled": self.unlabeled,
+                "unlabeled_rest": wanted.unlabeled_rest,
                 "reads_labels": objective.needs_labels,
             }
         return self._data(seed, wanted.image_size, **which)
@@ -243,7 +243,7 @@ class Ingredients:
         return self.hardware.compute_for(network, trains=False)
 
     def recipe(self, learning_rate: float | None = None) -> Recipe:
-        """Say how to optimise, with the student's learning rate or another."""
+        """Say how to optimize, with the student's learning rate or another."""
         wanted = self.settings.optimization
         return Recipe(
             optimizer=wanted.optimizer,
@@ -300,7 +300,7 @@ class Ingredients:
         return classifier
 
     def _try_one_image(self, classifier: Classifier) -> None:
-        """Refuse a network whose batch normalisation would see a single number of each channel."""
+        """Refuse a network whose batch normalization would see a single number of each channel."""
         size = classifier.description.image_size
         try:
             copy.deepcopy(classifier).train()(torch.zeros(1, 3, size, size))
@@ -321,7 +321,7 @@ def forget_left_out(folder: Path) -> None:
     (folder / LEFT_OUT_FILE).unlink(missing_ok=True)
 
 
-def _examined(images: LabelledImages) -> list[Oddity]:
+def _examined(images: LabeledImages) -> list[Oddity]:
     return examine(images, cache=cache_dir() / "examined")
 
 

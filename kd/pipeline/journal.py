@@ -42,7 +42,7 @@ class Taught(Protocol):
         """Where the weights come from."""
 
     @property
-    def answers(self) -> str | None:
+    def predictions(self) -> str | None:
         """The file of what was said of the validation images."""
 
 
@@ -158,7 +158,7 @@ class Journal:
             "image_size": data.image_size,
             "recipe": relevant,
             "objective": written,
-            "teacher_answers": None if teacher is None else teacher.answers,
+            "teacher_predictions": None if teacher is None else teacher.predictions,
         }
         self.experiment.runs.setdefault(phase, []).append(facts)
         if run.folder is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kd.errors import UserError
 from kd.settings import Settings
-from kd.sources import CONFIG_FILE, write_config
+from kd.settings.sources import CONFIG_FILE, write_config
 from kd.training import Compute
 
 METRICS_FILE = "metrics.json"

@@ -1,10 +1,10 @@
 """What the settings ask for that streams of images can't give."""
 
 from kd.errors import UserError
-from kd.settings import Data
+from kd.settings import DataSettings
 
 
-def check_streaming(wanted: Data) -> None:
+def check_streaming(wanted: DataSettings) -> None:
     """Refuse what takes images that are at hand one by one.
 
     Raises:

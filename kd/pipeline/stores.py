@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
-from kd.data import ImageData, LabelledImages, Room, Splits, cache_dir, decoded, short_side
+from kd.data import ImageData, LabeledImages, Room, Splits, cache_dir, decoded, short_side
 from kd.errors import UserError
 from kd.models import Classifier, Ensemble
 from kd.training import Compute, LogitStore, digest_of_weights
@@ -40,8 +40,8 @@ def store_splits(splits: Splits, *, image_size: int, augment: str, where: str, c
 
 
 def store_images(
-    images: LabelledImages, *, image_size: int, augment: str, where: str, console: Console
-) -> LabelledImages:
+    images: LabeledImages, *, image_size: int, augment: str, where: str, console: Console
+) -> LabeledImages:
     """Return the same images, read from a store of decoded ones; arguments and errors as of :func:`store_splits`."""
     if where == NONE:
         return images

@@ -1,4 +1,4 @@
-"""Finding the teacher to distil, and refusing a wrong one."""
+"""Finding the teacher to distill, and refusing a wrong one."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence

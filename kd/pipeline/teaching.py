@@ -22,7 +22,7 @@ from kd.pipeline.teacher import (
     load_teacher,
 )
 from kd.preflight import Finding, check_accuracy, refuse
-from kd.training import Answers, ClassifierModule, Run, evaluate
+from kd.training import ClassifierModule, PredictionRecorder, Run, evaluate
 
 _CHECKED_IMAGES = 512
 
@@ -35,14 +35,14 @@ class Teacher:
         network: The network.
         checkpoints: Where its weights come from; none in a trial run.
         accuracy: On the student's validation images, a fraction of 1.
-        answers: The file of what it said of each of them, or ``None``.
+        predictions: The file of what it said of each of them, or ``None``.
         decisions: The classes that it decided for, ``(N,)`` in their order, or ``None``.
     """
 
     network: Classifier | Ensemble
     checkpoints: tuple[str, ...]
     accuracy: float
-    answers: str | None = None
+    predictions: str | None = None
     decisions: Tensor | None = None
 
 
@@ -138,7 +138,7 @@ class Teachers:
         """Ask the teachers that were found about some validation images, and compare with what they are said to know.
 
         Raises:
-            UserError: If one of them has learnt nothing.
+            UserError: If one of them has learned nothing.
         """
         made, found = self.made, list[Finding]()
         batches = -(-_CHECKED_IMAGES // made.batch_size)
@@ -187,7 +187,7 @@ class Teachers:
                 runs[phase] = [facts | {"val_acc": accuracy, "best_val_acc": accuracy} for facts in runs[phase]]
         for (one, teacher), known in zip(self.found, measured_ones, strict=False):
             phase = _phase_of(teacher, several=self.several)
-            facts = one.facts(teacher, known.accuracy) | {"phase": phase, "validation": known.answers}
+            facts = one.facts(teacher, known.accuracy) | {"phase": phase, "validation": known.predictions}
             runs.setdefault(phase, []).append(facts)
         if not self.several:
             return measured_ones[0]
@@ -204,7 +204,7 @@ class Teachers:
                 "val_acc": together.accuracy,
                 "best_val_acc": together.accuracy,
                 "checkpoint": None,
-                "validation": together.answers,
+                "validation": together.predictions,
             }
         ]
         return together
@@ -234,7 +234,7 @@ def measured(
     phase: str,
     checkpoints: tuple[str, ...],
 ) -> Teacher:
-    """Measure who teaches on the student's validation images, say it, and refuse one that has learnt nothing.
+    """Measure who teaches on the student's validation images, say it, and refuse one that has learned nothing.
 
     Args:
         made: The parts of the experiment.
@@ -255,8 +255,8 @@ def measured(
     # As it will be asked: an ensemble shows each member the images at its own size.
     answering = network if isinstance(network, Ensemble) else Ensemble([network])
     data = made.student_data(made.settings.phases.seed)
-    answers = Answers(_place_of_answers(made, phase, checkpoints) if journal.experiment.kept else None)
-    accuracy = evaluate(answering, data, hardware=hardware, answers=answers)["val/acc"]
+    predictions = PredictionRecorder(_place_of_answers(made, phase, checkpoints) if journal.experiment.kept else None)
+    accuracy = evaluate(answering, data, hardware=hardware, predictions=predictions)["val/acc"]
     name = network.description.architecture
     journal.say(f"The {what}, {name}, is right on {accuracy:.1%} of the validation images.")
     found = []
@@ -264,12 +264,12 @@ def measured(
         said = accuracy_in(Path(checkpoints[0]))
         found = check_accuracy(said=said, measured=accuracy, images=len(made.splits.val), whose=f"the {what}")
     _heed(made, journal, what, accuracy, found)
-    kept = None if answers.path is None else str(answers.path)
-    return Teacher(network, checkpoints, accuracy, kept, answers.decisions)
+    kept = None if predictions.path is None else str(predictions.path)
+    return Teacher(network, checkpoints, accuracy, kept, predictions.decisions)
 
 
 def _heed(made: Ingredients, journal: Journal, what: str, accuracy: float, found: Sequence[Finding]) -> list[Finding]:
-    """Say what was found about who teaches, and refuse one that has learnt nothing; return all that was found."""
+    """Say what was found about who teaches, and refuse one that has learned nothing; return all that was found."""
     labels = made.splits.val.labels
     for finding in found:
         journal.say(str(finding))
@@ -282,7 +282,7 @@ def _heed(made: Ingredients, journal: Journal, what: str, accuracy: float, found
     )
     if not (made.settings.machine.fast_dev_run or made.settings.phases.allow_weak_teacher):
         raise UserError(
-            f"{words}; train it longer (its last layer may still be as it was drawn at random), or distil it all "
+            f"{words}; train it longer (its last layer may still be as it was drawn at random), or distill it all "
             "the same with --allow_weak_teacher"
         )
     weak = Finding("warning", f"{words}.")
@@ -291,9 +291,9 @@ def _heed(made: Ingredients, journal: Journal, what: str, accuracy: float, found
 
 
 def _place_of_answers(made: Ingredients, phase: str, checkpoints: tuple[str, ...]) -> Path:
-    """Say where the answers of a teacher are kept: another teacher's do not take their place."""
+    """Say where the predictions of a teacher are kept: another teacher's do not take their place."""
     digest = hashlib.blake2b("\0".join(checkpoints).encode(), digest_size=4).hexdigest()
-    return made.folder / "answers" / f"{slug(phase)}-{digest}.npz"
+    return made.folder / "predictions" / f"{slug(phase)}-{digest}.npz"
 
 
 def _phase_of(teacher: Classifier, *, several: bool) -> str:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kd.report.formatting import BEYOND_NOISE, share
 from kd.report.verdict import LEVEL, paired
-from kd.report.words import BEYOND_NOISE, share
 
 
 def compare_objectives(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kd.data import load_splits, plain_view
 from kd.errors import UserError
 from kd.report.figures import Picture, soft_targets
-from kd.report.measures import Answers
+from kd.report.measures import Predictions
 
 TEMPERATURES = (1, 2, 5, 10)
 _SHOWN = 4
@@ -27,14 +27,14 @@ class Examples:
 
     Args:
         classes: Names of the classes.
-        teacher: The teacher's answers, or ``None``.
+        teacher: The teacher's predictions, or ``None``.
         student: The distilled student's of the first seed, or of whoever there is.
         pixels: The view of the image of a key, ``None`` where the images can't be read.
     """
 
     classes: tuple[str, ...]
-    teacher: Answers | None
-    student: Answers
+    teacher: Predictions | None
+    student: Predictions
     pixels: Callable[[str], Pixels] | None
 
     def draw(self) -> Picture | None:
@@ -77,7 +77,7 @@ class Examples:
 
 
 def soft_target_examples(folder: Path, summary: Mapping[str, Any]) -> Examples | None:
-    """Gather what was said of the validation images; ``None`` where no answers are kept.
+    """Gather what was said of the validation images; ``None`` where no predictions are kept.
 
     Args:
         folder: The experiment's folder.
@@ -89,15 +89,15 @@ def soft_target_examples(folder: Path, summary: Mapping[str, Any]) -> Examples |
         student = _read(folder, runs[0].get("validation")) if runs else None
         if student is None:
             continue
-        teacher = _read(folder, runs[0].get("teacher_answers"))
+        teacher = _read(folder, runs[0].get("teacher_predictions"))
         if teacher is not None and not np.array_equal(teacher.keys, student.keys):
             teacher = None
         return Examples(student.classes, teacher, student, _pixels_of(folder))
     return None
 
 
-def _read(folder: Path, path: str | None) -> Answers | None:
-    return None if path is None else Answers.read(folder / path)
+def _read(folder: Path, path: str | None) -> Predictions | None:
+    return None if path is None else Predictions.read(folder / path)
 
 
 def _pixels_of(folder: Path) -> Callable[[str], Pixels] | None:

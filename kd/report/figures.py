@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG that takes the page's own colour, and as PNG."""
+"""The pictures of a report, as SVG that takes the page's own color, and as PNG."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kd.report.measures import BINS
 
-# Text and lines are drawn in it, and take the page's colour: the same picture is read in light and in dark.
+# Text and lines are drawn in it, and take the page's color: the same picture is read in light and in dark.
 _INK = "#123456"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -33,7 +33,7 @@ _STYLE: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "legend.frameon": False,
 }
-COLOURS = {
+COLORS = {
     "teacher": "#8a6fd1",
     "assistant": "#c77dba",
     "student alone": "#e08a3c",
@@ -63,7 +63,7 @@ class Picture:
         self._figure = figure
 
     def svg(self) -> str:
-        """Return it as an SVG element that grows and shrinks with the page and has its colour."""
+        """Return it as an SVG element that grows and shrinks with the page and has its color."""
         text = io.StringIO()
         with mpl.rc_context(_STYLE):
             self._figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -90,14 +90,14 @@ def curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Pi
 
     def draw(axes: Axes) -> None:
         for number, (title, runs) in enumerate(histories.items()):
-            colour = _colour(title, number)
+            color = _color(title, number)
             for run in runs:
-                axes.plot(*_points(run, "val/acc"), color=colour, alpha=0.35 if len(runs) > 1 else 1, linewidth=1.2)
+                axes.plot(*_points(run, "val/acc"), color=color, alpha=0.35 if len(runs) > 1 else 1, linewidth=1.2)
             if len(runs) > 1:
                 longest = min(len(run) for run in runs)
                 mean = np.mean([[one.get("val/acc") or np.nan for one in run[:longest]] for run in runs], axis=0)
-                axes.plot(range(1, longest + 1), 100 * mean, color=colour, linewidth=2.2)
-            axes.plot([], [], color=colour, label=short(title, 2 * _WIDE), linewidth=2.2)
+                axes.plot(range(1, longest + 1), 100 * mean, color=color, linewidth=2.2)
+            axes.plot([], [], color=color, label=short(title, 2 * _WIDE), linewidth=2.2)
         axes.set(xlabel="epoch", ylabel="accuracy on validation images, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend_below(axes)
@@ -124,7 +124,7 @@ def terms(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Pic
         axes[0].set(xlabel="epoch", title="terms, unweighted", yscale="log")
         axes[0].legend(fontsize=7)
         for number, (label, epochs, values) in enumerate(rates):
-            axes[1].plot(epochs, values, label=label, color=_colour(label, number))
+            axes[1].plot(epochs, values, label=label, color=_color(label, number))
         axes[1].set(xlabel="epoch", title="learning rate")
         for one in axes:
             one.grid(visible=True)
@@ -152,7 +152,7 @@ def by_class(classes: Sequence[str], accuracies: Mapping[str, Sequence[float | N
         gained = distilled[order] >= alone[order]
         axes.hlines(rows, 100 * alone[order], 100 * distilled[order], color=np.where(gained, "#2a9d8f", "#c0504d"))
         for title, values, marker in (("student alone", alone, "o"), ("student distilled", distilled, "D")):
-            axes.scatter(100 * values[order], rows, label=title, color=_colour(title, 0), marker=marker, zorder=3, s=22)
+            axes.scatter(100 * values[order], rows, label=title, color=_color(title, 0), marker=marker, zorder=3, s=22)
         axes.set_yticks(rows, [short(classes[index]) for index in order])
         axes.set(xlabel="accuracy on validation images, %")
         _legend_below(axes)
@@ -172,7 +172,7 @@ def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture | No
             known = [(place, row) for place, row in enumerate(some) if row["count"]]
             places = [(place + 0.5) / BINS for place, _ in known]
             one.plot([0, 1], [0, 1], linestyle=":", color=_INK, linewidth=1)
-            one.bar(places, [row["accuracy"] for _, row in known], 0.9 / BINS, color=_colour(title, number), alpha=0.8)
+            one.bar(places, [row["accuracy"] for _, row in known], 0.9 / BINS, color=_color(title, number), alpha=0.8)
             one.plot(
                 [row["confidence"] for _, row in known],
                 [row["accuracy"] for _, row in known],
@@ -209,7 +209,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]], title: st
         if len(classes) <= 12:  # noqa: PLR2004 (more numbers could not be read)
             for row, column in np.ndindex(*parts.shape):
                 if parts[row, column] >= 1:
-                    ink = "black" if parts[row, column] > 60 else "white"  # noqa: PLR2004 (of the colour map)
+                    ink = "black" if parts[row, column] > 60 else "white"  # noqa: PLR2004 (of the color map)
                     axes.text(column, row, f"{parts[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=7)
         axes.grid(visible=False)
         axes.figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
@@ -261,10 +261,10 @@ def soft_targets(
     return panels(name, title, alt, draw, (7.2, 1.9 * len(images)))
 
 
-def _shade(said_by: str, place: int) -> Any:  # noqa: ANN401 (matplotlib's colours are of many forms)
+def _shade(said_by: str, place: int) -> Any:  # noqa: ANN401 (matplotlib's colors are of many forms)
     if said_by.startswith("teacher"):
         return mpl.colormaps["Purples"](0.95 - 0.2 * place)
-    return _colour(said_by, place)
+    return _color(said_by, place)
 
 
 def drawn(
@@ -301,10 +301,10 @@ def _points(run: Sequence[Mapping[str, Any]], name: str, *, factor: float = 100)
     return [float(epoch) for epoch, _ in known], [factor * float(value) for _, value in known]
 
 
-def _colour(title: str, number: int) -> str:
-    for words, colour in COLOURS.items():
+def _color(title: str, number: int) -> str:
+    for words, color in COLORS.items():
         if title.startswith(words):
-            return colour
+            return color
     return _OTHERS[number % len(_OTHERS)]
 
 

@@ -1,4 +1,4 @@
-"""What a network's answers are worth: accuracy, calibration, likeness to a teacher; from logits, with numpy alone."""
+"""Accuracy, calibration and agreement with a teacher, computed from stored logits with numpy alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a network said of each validation image.
 
     Args:
@@ -33,7 +33,7 @@ class Answers:
     classes: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: str | Path | None) -> "Answers | None":
+    def read(cls, path: str | Path | None) -> "Predictions | None":
         """Read them from a file; ``None`` where there is none, or none that is whole."""
         if path is None:
             return None
@@ -62,14 +62,14 @@ class Answers:
         return np.asarray(softmax(self.logits / temperature, axis=1))
 
 
-def measure(answers: Answers) -> dict[str, Any]:
-    r"""Measure answers by themselves.
+def measure(predictions: Predictions) -> dict[str, Any]:
+    r"""Measure predictions by themselves.
 
     The expected calibration error is :math:`\sum_m \frac{|B_m|}{N} |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|` over
     bins of equal width of the confidence, the probability of the class decided for.
 
     Args:
-        answers: The answers.
+        predictions: The predictions.
 
     Returns:
         ``accuracy``; ``top5`` (``None`` for five classes or fewer); ``nll``, the mean negative log-likelihood of the
@@ -79,10 +79,10 @@ def measure(answers: Answers) -> dict[str, Any]:
 
     Source: Guo et al. (2017), section 2, https://arxiv.org/abs/1706.04599 (calibration)
     """
-    labels, decisions, count = answers.labels, answers.decisions, len(answers.classes)
+    labels, decisions, count = predictions.labels, predictions.decisions, len(predictions.classes)
     right = decisions == labels
-    log = np.asarray(log_softmax(answers.logits, axis=1))
-    confidence = answers.probabilities().max(axis=1)
+    log = np.asarray(log_softmax(predictions.logits, axis=1))
+    confidence = predictions.probabilities().max(axis=1)
     which = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins = [
         {
@@ -98,19 +98,19 @@ def measure(answers: Answers) -> dict[str, Any]:
     confusion = np.zeros((count, count), dtype=int)
     np.add.at(confusion, (labels, decisions), 1)
     # As many classes as would have to be named until the label was.
-    rank = (answers.logits > np.take_along_axis(answers.logits, labels[:, None], axis=1)).sum(axis=1)
+    rank = (predictions.logits > np.take_along_axis(predictions.logits, labels[:, None], axis=1)).sum(axis=1)
     return {
         "accuracy": float(right.mean()),
         "top5": float((rank < TOP).mean()) if count > TOP else None,
         "nll": float(-np.take_along_axis(log, labels[:, None], axis=1).mean()),
-        "ece": float(error / len(answers)),
+        "ece": float(error / len(predictions)),
         "bins": bins,
         "per_class": [float(right[labels == one].mean()) if (labels == one).any() else None for one in range(count)],
         "confusion": confusion.tolist(),
     }
 
 
-def compare(student: Answers, teacher: Answers) -> dict[str, float] | None:
+def compare(student: Predictions, teacher: Predictions) -> dict[str, float] | None:
     """Measure how alike a student and its teacher are, on the same images.
 
     Returns:

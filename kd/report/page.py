@@ -15,9 +15,9 @@ from kd.report import figures
 from kd.report.events import write_events
 from kd.report.examples import soft_target_examples
 from kd.report.figures import Picture
+from kd.report.formatting import BEYOND_NOISE, mean_of, measured_with, share, sizes
 from kd.report.summary import title_of
 from kd.report.verdict import gain_in_points, gain_sentence
-from kd.report.words import BEYOND_NOISE, mean_of, measured_with, share, sizes
 
 PAGE = "report.html"
 PICTURES = "figures"
@@ -155,7 +155,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
         "outcome": "gained" if low > 0 else "lost" if high < 0 else "",
         "objective": _size_kept(distilled),
         "brief": _brief(summary),
-        "tables": [table for table in (_accuracies(summary), _prices(summary), _objectives(summary)) if table],
+        "tables": [table for table in (_accuracies(summary), _costs(summary), _objectives(summary)) if table],
         "pictures": pictures,
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
@@ -235,23 +235,23 @@ def _accuracies(summary: Mapping[str, Any]) -> Table:
     return Table(heads, rows, note)
 
 
-def _prices(summary: Mapping[str, Any]) -> Table | None:
+def _costs(summary: Mapping[str, Any]) -> Table | None:
     rows, phases = [], dict(summary["phases"])
-    if summary["compared"] and summary["compared"][0].get("price"):
+    if summary["compared"] and summary["compared"][0].get("cost"):
         phases["distilled"] = summary["compared"][0]
     for phase, facts in phases.items():
-        price, kept = facts.get("price"), facts.get("kept") or {}
-        if price is None:
+        cost, kept = facts.get("cost"), facts.get("kept") or {}
+        if cost is None:
             continue
         speeds = [
-            f"{speed['latency_ms']:.1f} ms, {speed['images_per_second']:,.0f}/s" for speed in price["speed"].values()
+            f"{speed['latency_ms']:.1f} ms, {speed['images_per_second']:,.0f}/s" for speed in cost["speed"].values()
         ]
         rows.append(
             [
                 (title_of(phase, phases), facts.get("model", "")),
-                f"{price['parameters']:,}",
-                f"{price['multiply_adds'] / _MILLION:,.1f} M",
-                sizes(price),
+                f"{cost['parameters']:,}",
+                f"{cost['multiply_adds'] / _MILLION:,.1f} M",
+                sizes(cost),
                 *speeds,
                 "" if kept.get("val_acc_mean") is None else f"{kept['val_acc_mean']:.1%}",
                 "" if kept.get("parameters") is None else f"{kept['parameters']:.1%}",
@@ -259,8 +259,8 @@ def _prices(summary: Mapping[str, Any]) -> Table | None:
         )
     if not rows:
         return None
-    devices = next(list(facts["price"]["speed"]) for facts in phases.values() if facts.get("price"))
-    first = next(facts["price"] for facts in phases.values() if facts.get("price"))
+    devices = next(list(facts["cost"]["speed"]) for facts in phases.values() if facts.get("cost"))
+    first = next(facts["cost"] for facts in phases.values() if facts.get("cost"))
     heads = ["network", "parameters", "multiply-adds", "MB in float32 / 16 / int8"]
     heads += [f"{device.upper()}: one image, many" for device in devices]
     heads += ["of the teacher's accuracy", "of its parameters"]

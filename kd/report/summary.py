@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.report.comparison import compare_objectives
-from kd.report.measures import Answers, compare, measure, together
+from kd.report.measures import Predictions, compare, measure, together
 from kd.report.verdict import paired
 
 _ORDER = ("teacher", "assistant", "baseline", "distilled")
@@ -27,7 +27,7 @@ _RUN_KEYS = (
     "checkpoint",
     "history",
 )
-_ANSWER_KEYS = ("validation", "teacher_answers")
+_ANSWER_KEYS = ("validation", "teacher_predictions")
 _TITLES = {
     "teacher": "teacher",
     "assistant": "assistant",
@@ -36,26 +36,26 @@ _TITLES = {
 }
 
 
-def summarise(
-    runs: Runs, *, data: str, folder: Path | None = None, prices: Mapping[str, Mapping[str, Any]] | None = None
+def summarize(
+    runs: Runs, *, data: str, folder: Path | None = None, costs: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
     """Put the runs of an experiment together.
 
     Args:
         runs: By phase, what each training came to.
         data: Name of the data set.
-        folder: The experiment's folder, from which the files of answers are named.
-        prices: By phase, what :func:`kd.models.price` measured of its network.
+        folder: The experiment's folder, from which the files of predictions are named.
+        costs: By phase, what :func:`kd.models.measure_cost` measured of its network.
 
     Returns:
         ``phases`` (``teacher``, or ``teacher/NAME`` for each of several and ``teacher`` for what they answer together;
         ``assistant/NUMBER-NAME``; ``baseline``; ``distilled``), each with its runs and the mean and standard deviation
-        of ``val_acc`` (the sample's, over n - 1; ``None`` for one run), ``measured``, what the answers of all its runs
-        are worth (see :func:`kd.report.measures.together`; ``None`` where they are not kept), its ``price``, and
+        of ``val_acc`` (the sample's, over n - 1; ``None`` for one run), ``measured``, the measures of all its runs
+        are worth (see :func:`kd.report.measures.together`; ``None`` where they are not kept), its ``cost``, and
         ``kept``, the shares of the teacher's accuracy and parameters; ``gain``: what distillation gained over the
         baseline of the same seeds, paired, as mean, standard deviation and 95 % interval of the mean in fractions of 1,
         ``None`` where there is no pair; and ``compared``, the objectives that were compared, best first, each with what
-        its answers are worth and its own ``gain`` over the baseline.
+        its predictions are worth and its own ``gain`` over the baseline.
     """
     phases: dict[str, Any] = {}
     for phase in sorted(runs, key=_place):
@@ -70,7 +70,7 @@ def summarise(
             "val_acc_mean": mean,
             "val_acc_std": std,
             "measured": _measured(runs[phase]),
-            "price": (prices or {}).get(phase),
+            "cost": (costs or {}).get(phase),
         }
     if "teacher" in phases:
         for facts in phases.values():
@@ -82,7 +82,7 @@ def summarise(
     rows = compare_objectives(compared)
     for row in rows:
         row["measured"] = _measured([run for run in runs["compared"] if run["objective"] == row["objective"]])
-        row["price"] = (prices or {}).get("compared")
+        row["cost"] = (costs or {}).get("compared")
         row["gain"] = gain_over(runs.get("baseline", []), row["runs"])
     gain = gain_over(runs.get("baseline", []), runs.get("distilled", []))
     return {"data": data, "phases": phases, "gain": gain, "compared": rows}
@@ -146,15 +146,15 @@ def _from(folder: Path | None, path: str | None) -> str | None:
 
 
 def _measured(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Measure the answers of a phase's runs; ``None`` where not all of them are kept."""
+    """Measure the predictions of a phase's runs; ``None`` where not all of them are kept."""
     facts = []
     # Of all seeds it is the same teacher, as a rule.
-    teachers = {path: Answers.read(path) for path in {run.get("teacher_answers") for run in runs}}
+    teachers = {path: Predictions.read(path) for path in {run.get("teacher_predictions") for run in runs}}
     for run in runs:
-        answers, teacher = Answers.read(run.get("validation")), teachers[run.get("teacher_answers")]
-        if answers is None:
+        predictions, teacher = Predictions.read(run.get("validation")), teachers[run.get("teacher_predictions")]
+        if predictions is None:
             return None
-        facts.append(measure(answers) | ((compare(answers, teacher) if teacher is not None else None) or {}))
+        facts.append(measure(predictions) | ((compare(predictions, teacher) if teacher is not None else None) or {}))
     return together(facts)
 
 

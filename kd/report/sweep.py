@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from kd.errors import UserError
-from kd.report.figures import COLOURS, Picture, drawn, panels, short
+from kd.report.figures import COLORS, Picture, drawn, panels, short
 from kd.report.page import PICTURES, Table, environment, placed, write_text
 
 PAGE = "sweep.html"
 FINISHED, PRUNED = "finished", "pruned"
-_COLOURS = {FINISHED: COLOURS["student distilled"], PRUNED: COLOURS["student alone"]}
+_COLORS = {FINISHED: COLORS["student distilled"], PRUNED: COLORS["student alone"]}
 _COLUMNS = 3
 _MOST_NAMED = 8
 
@@ -118,12 +118,12 @@ def _over_trials(sweep: Mapping[str, Any]) -> Picture | None:
         return None
 
     def draw(axes: Axes) -> None:
-        for state, colour in _COLOURS.items():
+        for state, color in _COLORS.items():
             some = [one for one in known if one["state"] == state]
             places, values = [one["number"] for one in some], [100 * one["val_acc"] for one in some]
-            axes.scatter(places, values, color=colour, label=state, s=18, zorder=3)
+            axes.scatter(places, values, color=color, label=state, s=18, zorder=3)
         best = [max(100 * one["val_acc"] for one in finished[: count + 1]) for count in range(len(finished))]
-        axes.step([one["number"] for one in finished], best, where="post", color=_COLOURS[FINISHED], label="the best")
+        axes.step([one["number"] for one in finished], best, where="post", color=_COLORS[FINISHED], label="the best")
         axes.set(xlabel="trial", ylabel="accuracy on validation images, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8)
@@ -156,10 +156,10 @@ def _scatter(axes: Axes, trials: Sequence[Mapping[str, Any]], name: str) -> None
     is_number = all(isinstance(one, int | float) for one in values)
     options = [] if is_number else sorted(set(map(str, values)))
     places = values if is_number else [options.index(str(one)) for one in values]
-    for state, colour in _COLOURS.items():
+    for state, color in _COLORS.items():
         some = [place for place, one in enumerate(trials) if one["state"] == state]
         axes.scatter(
-            [places[one] for one in some], [100 * trials[one]["val_acc"] for one in some], color=colour, s=14, zorder=3
+            [places[one] for one in some], [100 * trials[one]["val_acc"] for one in some], color=color, s=14, zorder=3
         )
     if is_number and values and min(values) > 0 and max(values) / min(values) > 30:  # noqa: PLR2004 (on a plain scale most would lie on one spot)
         axes.set_xscale("log")
@@ -178,9 +178,9 @@ def _over_epochs(sweep: Mapping[str, Any]) -> Picture | None:
     def draw(axes: Axes) -> None:
         for one in reversed(known):
             is_best = one["number"] == sweep["best"]
-            colour = _COLOURS.get(one["state"], "#999999")
+            color = _COLORS.get(one["state"], "#999999")
             accuracies = [100 * accuracy for accuracy in one["epochs"]]
-            (line,) = axes.plot(range(1, len(accuracies) + 1), accuracies, ".-", color=colour)
+            (line,) = axes.plot(range(1, len(accuracies) + 1), accuracies, ".-", color=color)
             line.set(alpha=1.0 if is_best else 0.45, linewidth=2.2 if is_best else 1)
         axes.set(xlabel="epoch", ylabel="accuracy on validation images, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,15 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.report.comparison import print_comparison
+from kd.report.formatting import cost_cells, cost_headings, mean_of, measured_with, share
 from kd.report.summary import title_of
-from kd.report.words import mean_of, measured_with, price_cells, price_headings, share
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print the phases of a summary as a table, and the objectives that were compared as another.
 
     Args:
-        summary: As :func:`kd.report.summary.summarise` made it.
+        summary: As :func:`kd.report.summary.summarize` made it.
         console: Where to.
     """
     table = Table(
@@ -46,18 +46,18 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         print_comparison(summary["compared"], console)
 
 
-def print_prices(prices: Sequence[Mapping[str, Any]], console: Console) -> None:
+def print_costs(costs: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print what networks cost to run.
 
     Args:
-        prices: As :func:`kd.models.price_by_name` returned them, at least one.
+        costs: As :func:`kd.models.measure_cost_by_name` returned them, at least one.
         console: Where to.
     """
     table = Table(title="What networks cost", title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     table.add_column("network", overflow="fold")
-    for heading in price_headings(prices[0])[1:]:
+    for heading in cost_headings(costs[0])[1:]:
         table.add_column(heading, justify="right")
-    for price in prices:
-        table.add_row(*map(escape, price_cells(price)))
+    for cost in costs:
+        table.add_row(*map(escape, cost_cells(cost)))
     console.print(table)
-    console.print(measured_with(prices[0]), highlight=False, soft_wrap=True)
+    console.print(measured_with(costs[0]), highlight=False, soft_wrap=True)

@@ -61,7 +61,7 @@ def gain_in_points(gain: Mapping[str, Any] | None) -> str:
     """Write a gain over the baseline in points, with its interval where there is one; nothing where there is no gain.
 
     Args:
-        gain: As :func:`kd.report.summary.summarise` made it.
+        gain: As :func:`kd.report.summary.summarize` made it.
     """
     if gain is None:
         return ""
@@ -73,7 +73,7 @@ def gain_sentence(summary: Mapping[str, Any]) -> str:
     """Say what distillation gained over the student alone, in points of accuracy (hundredths of all images).
 
     Args:
-        summary: As :func:`kd.report.summary.summarise` made it.
+        summary: As :func:`kd.report.summary.summarize` made it.
     """
     gain = summary["gain"]
     if gain is None and summary["compared"]:

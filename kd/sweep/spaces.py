@@ -34,7 +34,7 @@ class Range:
         low: The least.
         high: The greatest.
         log: Whether 1 to 10 is as likely as 10 to 100.
-        step: The distance between neighbours; ``None``: any number in between.
+        step: The distance between neighbors; ``None``: any number in between.
         whole: Whether they are whole numbers.
     """
 

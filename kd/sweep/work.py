@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kd.errors import Interrupted, NotFiniteError, UserError
 from kd.pipeline import Experiment, find_teachers, run_experiment
-from kd.report import summarise, write_summary
+from kd.report import summarize, write_summary
 from kd.sweep.plan import Plan
 from kd.sweep.study import Pulse, Study
 from kd.training import Interruption
@@ -133,7 +133,7 @@ def _run(trial: optuna.Trial, study: Study, console: Console) -> None:
             values = {name: space.suggest(trial, name) for name, space in plan.spaces.items()}
             trial.set_user_attr(VALUES, values)
             _say(console, f"Trial {number}: {shown(trial.params)}")
-            done = _distil(values, trial, study)
+            done = _distill(values, trial, study)
             state, accuracy = TrialState.COMPLETE, statistics.fmean(run["val_acc"] for run in done.runs["distilled"])
             words = f"{accuracy:.2%}"
         except optuna.TrialPruned as pruned:
@@ -152,8 +152,8 @@ def _run(trial: optuna.Trial, study: Study, console: Console) -> None:
     _say(console, f"Trial {number}: {words}")
 
 
-def _distil(values: Mapping[str, Any], trial: optuna.Trial, study: Study) -> Experiment:
-    """Distil with the values that a trial draws, in a folder of its own."""
+def _distill(values: Mapping[str, Any], trial: optuna.Trial, study: Study) -> Experiment:
+    """Distill with the values that a trial draws, in a folder of its own."""
     plan, number = study.plan, str(trial.number)
     home = plan.folder / TRIALS
     settings = plan.settings(
@@ -180,7 +180,7 @@ def _distil(values: Mapping[str, Any], trial: optuna.Trial, study: Study) -> Exp
     with Path(home / number / _LOG).open("a", encoding="utf-8") as log:
         done = run_experiment(settings, console=Console(file=log, width=120), on_epoch=report)
     trial.set_user_attr(BEST, statistics.fmean(run["best_val_acc"] for run in done.runs["distilled"]))
-    write_summary(summarise(done.runs, data=done.data, folder=done.folder), done.folder)
+    write_summary(summarize(done.runs, data=done.data, folder=done.folder), done.folder)
     return done
 
 

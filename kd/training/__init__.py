@@ -1,6 +1,5 @@
 """The two LightningModules, the frozen teacher, optimizers and schedules, callbacks, and a training run."""
 
-from kd.training.answers import Answers
 from kd.training.callbacks import Throughput, TrainingImages, draw_views
 from kd.training.checkpoints import Persistence
 from kd.training.compute import Compute, fastest, keep_large_blocks, why_not_compiled
@@ -10,12 +9,12 @@ from kd.training.interruption import Interruption
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 from kd.training.outputs import LogitStore, digest_of_weights
+from kd.training.predictions import PredictionRecorder
 from kd.training.progress import PhaseProgress
 from kd.training.run import Run, evaluate, train
 from kd.training.teacher import FrozenTeacher
 
 __all__ = [
-    "Answers",
     "ClassifierModule",
     "Compute",
     "DistillationModule",
@@ -25,6 +24,7 @@ __all__ = [
     "LogitStore",
     "Persistence",
     "PhaseProgress",
+    "PredictionRecorder",
     "Recipe",
     "Run",
     "Throughput",

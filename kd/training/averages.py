@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class RunningMeans:
-    """Means of tensors by name, without a synchronisation with the device until they are taken."""
+    """Means of tensors by name, without a synchronization with the device until they are taken."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

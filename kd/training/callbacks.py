@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-from kd.data import UNLABELLED, Batches
+from kd.data import UNLABELED, Batches
 
 
 class Throughput(Callback):
@@ -161,7 +161,7 @@ def _captioned(pixels: Tensor, label: int, classes: tuple[str, ...], scale: int)
     picture = to_pil_image(pixels.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
     tile = Image.new("RGB", (picture.width, picture.height + 18), "white")
     tile.paste(picture)
-    name = "(no label)" if label == UNLABELLED else classes[label]
+    name = "(no label)" if label == UNLABELED else classes[label]
     ImageDraw.Draw(tile).text((3, picture.height + 1), name, fill="black", font=font)
     drawn: Tensor = pil_to_tensor(tile)
     return drawn

@@ -1,4 +1,4 @@
-"""The module that distils: the same training step, with a teacher's answers."""
+"""The module that distills: the same training step, with a teacher's answers."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ class DistillationModule(ClassifierModule):
     Args:
         teacher: Who answers.
         student: Who learns.
-        objective: What the student minimises.
+        objective: What the student minimizes.
         recipe: How.
         seed: What the randomness of each step hangs on.
         teacher_acc: The teacher's accuracy on the validation images, to be drawn beside the student's.
@@ -33,7 +33,7 @@ class DistillationModule(ClassifierModule):
             where that is known; ``None``: it is asked at the first validation.
         mixing: Mixes the images of a batch; the teacher sees the mixture too.
         ema: Decay of an average of the student's weights, as of :class:`ClassifierModule`.
-        has_unlabelled: Whether some of the images have no label.
+        has_unlabeled: Whether some of the images have no label.
         open_store: Opens the store where the teacher's logits are read, and written where they are not there, for
             ``rank`` of ``world_size`` processes; ``None``: the teacher is always asked. Nothing is stored where the
             images are mixed, or features or gradients are compared.
@@ -54,7 +54,7 @@ class DistillationModule(ClassifierModule):
         teacher_decisions: Tensor | None = None,
         mixing: Mixing | None = None,
         ema: float | None = None,
-        has_unlabelled: bool = False,
+        has_unlabeled: bool = False,
         open_store: Callable[[int, int], LogitStore | None] | None = None,
     ) -> None:
         objective, ours, theirs = _bound(objective, student=student, teacher=teacher, seed=seed)
@@ -65,7 +65,7 @@ class DistillationModule(ClassifierModule):
             seed=seed,
             mixing=mixing,
             ema=ema,
-            has_unlabelled=has_unlabelled,
+            has_unlabeled=has_unlabeled,
         )
         self.adapters = nn.ModuleList(
             adapter for term in objective.feature_terms for adapter in term.adapters if adapter is not None

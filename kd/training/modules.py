@@ -45,13 +45,13 @@ class ClassifierModule(LightningModule):
 
     Args:
         model: The classifier to train; several that answer as one can be measured.
-        objective: What to minimise.
+        objective: What to minimize.
         recipe: How.
         seed: What the randomness of each step (dropout, mixing) hangs on.
         mixing: Mixes the images of a batch, or ``None``.
         ema: Decay of an exponential moving average of the weights, from 0 to 1: this average is what is validated and
             shipped. In the first steps the decay is smaller, so that the first weights do not linger. ``None``: none.
-        has_unlabelled: Whether some of the images have no label (-1).
+        has_unlabeled: Whether some of the images have no label (-1).
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class ClassifierModule(LightningModule):
         seed: int = 0,
         mixing: Mixing | None = None,
         ema: float | None = None,
-        has_unlabelled: bool = False,
+        has_unlabeled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.mixing = mixing
-        self.has_unlabelled = has_unlabelled
+        self.has_unlabeled = has_unlabeled
         self.average: AveragedModel | None = None
         if ema is not None:
             self.average = average_of_weights(model, ema)
@@ -128,14 +128,14 @@ class ClassifierModule(LightningModule):
         with self._differentiable():
             teacher = self.teacher_outputs(images)
             student = self.student_outputs(images, teacher)
-        labelled = None
-        if self.has_unlabelled:
-            labelled = labels >= 0 if labels.ndim == 1 else labels.sum(dim=1) > 0
-        total, terms = self._objective_now(student, teacher, labels, labelled=labelled)
+        labeled = None
+        if self.has_unlabeled:
+            labeled = labels >= 0 if labels.ndim == 1 else labels.sum(dim=1) > 0
+        total, terms = self._objective_now(student, teacher, labels, labeled=labeled)
         with torch.no_grad():
             decisions = labels if labels.ndim == 1 else labels.argmax(dim=1)
             correct = (student.logits.argmax(dim=1) == decisions).float()
-            known = correct if labelled is None else correct[labelled]
+            known = correct if labeled is None else correct[labeled]
         self.last_terms = {"loss": total.detach()} | terms
         share = self._share(batch_idx)
         self._means.add(self.last_terms | ({"acc": known.mean()} if len(known) else {}), share=share)

@@ -12,13 +12,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is optimised.
+    """How a network is optimized.
 
     Args:
         optimizer: ``sgd`` or ``adamw``.
         learning_rate: Its peak.
         momentum: Of sgd; the first beta of adamw.
-        weight_decay: Of weights; biases and the scales of normalisation layers have none.
+        weight_decay: Of weights; biases and the scales of normalization layers have none.
         schedule: ``cosine`` (to zero at the last step) or ``constant``, after the warm-up.
         warmup_epochs: Epochs over which the learning rate rises linearly.
 

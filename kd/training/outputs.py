@@ -89,7 +89,7 @@ class LogitStore:
         """Put the logits ``(B, C)`` of a batch of images into the store, unless the disk is too full.
 
         Returns:
-            What is to be learnt from: the logits that were given or, where the K largest are kept, what these tell.
+            What is to be learned from: the logits that were given or, where the K largest are kept, what these tell.
         """
         if self.top is None:
             kept, told = logits.detach().float(), logits

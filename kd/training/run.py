@@ -13,13 +13,13 @@ from rich.console import Console
 
 from kd.data import Batches
 from kd.models import Classifier, Ensemble
-from kd.training.answers import VALIDATION_FILE, Answers
 from kd.training.callbacks import EachEpoch, StopAfter, Throughput, TrainingImages
 from kd.training.checkpoints import BEST_CHECKPOINT, LastCheckpoint, Persistence
 from kd.training.failures import in_plain_words
 from kd.training.hardware import Hardware, build_trainer, quiet_lightning
 from kd.training.health import StopAtNonFinite
 from kd.training.modules import ClassifierModule
+from kd.training.predictions import VALIDATION_FILE, PredictionRecorder
 from kd.training.progress import PhaseProgress
 
 
@@ -130,7 +130,7 @@ def train(
         enable_version_counter=False,
     )
     module.max_steps = max_steps
-    throughput, answers = Throughput(), Answers()
+    throughput, predictions = Throughput(), PredictionRecorder()
     progress = PhaseProgress(title or phase, console=console)
     compute = hardware.compute_for(module.model, trains=True)
     if compute.channels_last:
@@ -147,7 +147,7 @@ def train(
             *([] if max_steps is None else [StopAfter(max_steps)]),
             TrainingImages(),
             progress,
-            answers,
+            predictions,
             *([] if on_epoch is None else [EachEpoch(on_epoch)]),
             *([] if hardware.fast_dev_run else [best, LastCheckpoint(persistence)]),
         ],
@@ -160,8 +160,8 @@ def train(
     with quiet_lightning(), in_plain_words(batch_size=data.batch_size), persistence.interruption.waiting():
         trainer.fit(module, datamodule=data, ckpt_path=persistence.checkpoint)
     # Not Lightning's figures: where a training was resumed at its end there are none.
-    metrics = answers.history[-1]
-    accuracies = [epoch["val/acc"] or 0.0 for epoch in answers.history]
+    metrics = predictions.history[-1]
+    accuracies = [epoch["val/acc"] or 0.0 for epoch in predictions.history]
     kept = Path(logger.log_dir) / VALIDATION_FILE
     run = Run(
         phase=phase,
@@ -179,7 +179,7 @@ def train(
         checkpoint=best.best_model_path or None,
         folder=None if hardware.fast_dev_run else trainer.log_dir,
         validation=str(kept) if kept.is_file() else None,
-        history=tuple(answers.history),
+        history=tuple(predictions.history),
     )
     if not hardware.fast_dev_run:
         # The HPARAMS tab reads the last value of a curve: here that of the last epoch, at the step where it stands.
@@ -191,7 +191,11 @@ def train(
 
 
 def evaluate(
-    classifier: Classifier | Ensemble, data: Batches, *, hardware: Hardware, answers: Answers | None = None
+    classifier: Classifier | Ensemble,
+    data: Batches,
+    *,
+    hardware: Hardware,
+    predictions: PredictionRecorder | None = None,
 ) -> dict[str, float]:
     """Measure a classifier on the validation images.
 
@@ -199,7 +203,7 @@ def evaluate(
         classifier: The classifier; it is left in evaluation mode.
         data: The images.
         hardware: Where it runs.
-        answers: Keeps what it said of each image, or ``None``.
+        predictions: Keeps what it said of each image, or ``None``.
 
     Returns:
         ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5``; accuracies are fractions of 1.
@@ -210,7 +214,7 @@ def evaluate(
         replace(hardware, precision=compute.precision),
         logger=False,
         enable_checkpointing=False,
-        callbacks=[] if answers is None else [answers],
+        callbacks=[] if predictions is None else [predictions],
     )
     with quiet_lightning(), in_plain_words():
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kd.data import UNLABELLED, ImageData, read_splits, read_unlabelled
+from kd.data import UNLABELED, ImageData, read_splits, read_unlabeled
 from kd.errors import UserError
 from kd.training import draw_views
 from tests.conftest import MakeFolder
@@ -59,7 +59,7 @@ def training_labels(data: ImageData) -> dict[str, int]:
     return {images.keys[index]: images.labels[index] for index in data.train_indices}
 
 
-def unlabelled_folder(tmp_path: Path) -> Path:
+def unlabeled_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "more"
     for name in ("a.png", "deep/er/b.png", "deep/c.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,37 +67,37 @@ def unlabelled_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_images_without_labels_follow_the_labelled_ones(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_images_without_labels_follow_the_labeled_ones(make_folder: MakeFolder, tmp_path: Path) -> None:
     splits = read_splits(make_folder(train=4))
-    data = ImageData(splits, image_size=8, batch_size=4, unlabelled=read_unlabelled(unlabelled_folder(tmp_path)))
-    assert data.has_unlabelled
+    data = ImageData(splits, image_size=8, batch_size=4, unlabeled=read_unlabeled(unlabeled_folder(tmp_path)))
+    assert data.has_unlabeled
     known = training_labels(ImageData(splits, image_size=8))
-    more = {f"unlabeled/{name}": UNLABELLED for name in ("a.png", "deep/c.png", "deep/er/b.png")}
+    more = {f"unlabeled/{name}": UNLABELED for name in ("a.png", "deep/c.png", "deep/er/b.png")}
     assert training_labels(data) == known | more
     batches = list(data.train_dataloader())
     labels = torch.cat([labels for _, labels in batches])
     assert sorted(labels.tolist()) == [-1] * 3 + sorted(splits.train.labels)
     pixels = torch.cat([images for images, _ in batches])
-    assert (pixels[labels == UNLABELLED][:, 1] > 150).all()
+    assert (pixels[labels == UNLABELED][:, 1] > 150).all()
 
 
 def test_what_the_fraction_leaves_out_may_stay_without_its_labels(make_folder: MakeFolder) -> None:
     splits = read_splits(make_folder(train=8))
     kept = training_labels(ImageData(splits, image_size=8, train_fraction=0.25, seed=3))
-    whole = training_labels(ImageData(splits, image_size=8, train_fraction=0.25, seed=3, unlabelled_rest=True))
+    whole = training_labels(ImageData(splits, image_size=8, train_fraction=0.25, seed=3, unlabeled_rest=True))
     assert len(kept) == 6
     assert len(whole) == 24
-    assert {key: label for key, label in whole.items() if label != UNLABELLED} == kept
+    assert {key: label for key, label in whole.items() if label != UNLABELED} == kept
 
 
 def test_labels_can_be_hidden_all_of_them(make_folder: MakeFolder, tmp_path: Path) -> None:
     splits = read_splits(make_folder(train=8))
-    more = read_unlabelled(unlabelled_folder(tmp_path))
-    data = ImageData(splits, image_size=8, train_fraction=0.5, reads_labels=False, unlabelled=more)
-    assert list(training_labels(data).values()) == [UNLABELLED] * (12 + 3)
+    more = read_unlabeled(unlabeled_folder(tmp_path))
+    data = ImageData(splits, image_size=8, train_fraction=0.5, reads_labels=False, unlabeled=more)
+    assert list(training_labels(data).values()) == [UNLABELED] * (12 + 3)
     # Those of the validation images are measured with.
     assert sorted(torch.cat([labels for _, labels in data.val_dataloader()]).tolist()) == list(splits.val.labels)
-    assert not ImageData(splits, image_size=8).has_unlabelled
+    assert not ImageData(splits, image_size=8).has_unlabeled
 
 
 def test_a_picture_of_an_image_without_a_label_says_so(make_folder: MakeFolder) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kd.data import ImageData, LabelledImages, Room, Splits, decoded, plain_view, read_folder
+from kd.data import ImageData, LabeledImages, Room, Splits, decoded, plain_view, read_folder
 from kd.data.folders import load_image
 from kd.errors import UserError
 from tests.conftest import write_pictures
@@ -81,7 +81,7 @@ def test_without_room_or_files_the_images_stay_as_they_are(folder: Path, tmp_pat
     assert decoded(files, 16, tmp_path / "stores", room=Room(memory=0.0)) is files
     assert not (tmp_path / "stores").exists()
     assert decoded(files, 16, tmp_path / "stores", room=Room()) is not files
-    in_memory = LabelledImages(("a", "b"), [0], ["0"], lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8))
+    in_memory = LabeledImages(("a", "b"), [0], ["0"], lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8))
     assert decoded(in_memory, 16, tmp_path / "stores") is in_memory
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kd.data import load_image, read_folder, read_splits, read_unlabelled
+from kd.data import load_image, read_folder, read_splits, read_unlabeled
 from kd.errors import UserError
 from tests.conftest import MakeFolder
 
@@ -78,14 +78,14 @@ def test_a_folder_that_is_not_as_it_should_be_is_refused_with_the_path(
 
 
 def test_every_kind_of_image_becomes_three_channels_of_bytes(tmp_path: Path) -> None:
-    grey = Image.fromarray(np.full((4, 6), 100, dtype=np.uint8))
+    gray = Image.fromarray(np.full((4, 6), 100, dtype=np.uint8))
     for name, image in {
-        "grey.png": grey,
-        "palette.png": grey.convert("RGB").quantize(4),
-        "alpha.png": grey.convert("RGBA"),
-        "cmyk.jpg": grey.convert("RGB").convert("CMYK"),
-        "bits.bmp": grey,
-        "web.webp": grey.convert("RGB"),
+        "gray.png": gray,
+        "palette.png": gray.convert("RGB").quantize(4),
+        "alpha.png": gray.convert("RGBA"),
+        "cmyk.jpg": gray.convert("RGB").convert("CMYK"),
+        "bits.bmp": gray,
+        "web.webp": gray.convert("RGB"),
         "deep.png": Image.fromarray(np.full((4, 6), 100 * 256 + 7, dtype=np.uint16)),
     }.items():
         image.save(tmp_path / name)
@@ -110,16 +110,16 @@ def test_an_image_that_breaks_off_is_named(tmp_path: Path) -> None:
         load_image(tmp_path / "half.png")
 
 
-def test_an_unlabelled_folder_must_hold_images_and_nothing_else(tmp_path: Path) -> None:
+def test_an_unlabeled_folder_must_hold_images_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "more"
     with pytest.raises(UserError, match=r"--unlabeled_data .*more: there is no such folder"):
-        read_unlabelled(folder)
+        read_unlabeled(folder)
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / ".hidden").touch()
     with pytest.raises(UserError, match=r"--unlabeled_data .*more: this folder holds no images"):
-        read_unlabelled(folder)
+        read_unlabeled(folder)
     (folder / "deep" / "notes.txt").write_text("none")
     with pytest.raises(
         UserError, match=r"--unlabeled_data .*more: .*notes.txt: this file is no image .*; it holds images alone"
     ):
-        read_unlabelled(folder)
+        read_unlabeled(folder)

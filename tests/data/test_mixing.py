@@ -12,7 +12,7 @@ LABELS = torch.tensor([0, 1, 2, 0])
 def test_labels_are_mixed_as_the_images_are() -> None:
     torch.manual_seed(0)
     images, labels = Mixing(mixup=1.0, num_classes=3)(IMAGES, LABELS)
-    # Each image is one grey; each mixture is of an image and its neighbour, at one weight for the batch.
+    # Each image is one gray; each mixture is of an image and its neighbor, at one weight for the batch.
     weight = ((images[1, 0, 0, 0] - IMAGES[0, 0, 0, 0]) / 0.25).item()
     assert 0 < weight < 1
     torch.testing.assert_close(images, weight * IMAGES + (1 - weight) * IMAGES.roll(1, 0))

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kd.data import ImageData, LabelledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
-from kd.data.lanes import LANES, Lanes
+from kd.data import ImageData, LabeledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
 from kd.data.samples import stream
 from kd.data.streams import StreamedBatches
+from kd.data.substreams import LANES, Lanes
 from kd.errors import UserError
 from tests.conftest import MakeFolder
 
@@ -59,9 +59,9 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
             archive.addfile(facts, io.BytesIO(content))
 
 
-def png(colour: tuple[int, int, int] = (200, 0, 0)) -> bytes:
+def png(color: tuple[int, int, int] = (200, 0, 0)) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (12, 10), colour).save(file, "png")
+    Image.new("RGB", (12, 10), color).save(file, "png")
     return file.getvalue()
 
 
@@ -109,7 +109,7 @@ def test_what_is_there_is_not_written_over(photos: Path, sharded: Path) -> None:
 
 
 def test_images_without_files_are_refused(tmp_path: Path) -> None:
-    images = LabelledImages(classes=("a", "b"), labels=[0], keys=["1"], load=lambda _: torch.zeros(3, 2, 2))
+    images = LabeledImages(classes=("a", "b"), labels=[0], keys=["1"], load=lambda _: torch.zeros(3, 2, 2))
     with pytest.raises(UserError, match="are no files"):
         write_shards(Splits("drawn", images, images), tmp_path / "out")
 
@@ -229,7 +229,7 @@ def test_each_validation_image_counts_once_at_the_place_that_is_said(sharded: Pa
 
 def test_labels_can_be_hidden(sharded: Path) -> None:
     data = ShardData(splits_in(sharded), image_size=8, reads_labels=False)
-    assert data.has_unlabelled
+    assert data.has_unlabeled
     assert set(torch.cat([labels for _, labels in data.train_dataloader()]).tolist()) == {-1}
     assert -1 not in torch.cat([labels for _, labels in data.val_dataloader()])
 

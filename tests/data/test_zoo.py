@@ -308,7 +308,7 @@ ZOO = {
     "newline": Beast(
         renamed("ant", "two\nlines"), "{root}/train/two\\nlines: this name holds characters that can't be shown"
     ),
-    "colours": Beast(renamed("ant", "\x1b[31mred"), "{root}/train/\\x1b[31mred: this name holds characters that"),
+    "colors": Beast(renamed("ant", "\x1b[31mred"), "{root}/train/\\x1b[31mred: this name holds characters that"),
     "newline in a file": Beast(
         put("a\nb.png", encoded(noise(8, 8, 3), "PNG")), "{root}/train/ant/a\\nb.png: this name"
     ),
@@ -347,7 +347,7 @@ ZOO = {
         "one image is enormous, and slow to decode ({root}/train/ant/big.png: 8000 x 8000 pixels)",
         "Warning",
     ),
-    "CMYK": Beast(put("x.jpg", encoded(RGB.convert("CMYK"), "JPEG")), "in printing colours (CMYK)", "Warning"),
+    "CMYK": Beast(put("x.jpg", encoded(RGB.convert("CMYK"), "JPEG")), "in printing colors (CMYK)", "Warning"),
     "16 bits": Beast(
         put("x.png", encoded(Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)), "PNG")),
         "one image is of 16 bits a pixel ({root}/train/ant/x.png: of its 16 bits the upper 8 are taken)",

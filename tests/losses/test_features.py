@@ -114,7 +114,7 @@ def angles(features: Array) -> Array:
     return found
 
 
-def neighbours(features: Array) -> Array:
+def neighbors(features: Array) -> Array:
     weights = 2 - distance.squareform(distance.pdist(features, "cosine"))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
@@ -137,7 +137,7 @@ FORMULAS: dict[str, Callable[[Array, Array, Weights], float]] = {
     "rkd": lambda f, g, w: (
         2 * huber(distances(pooled(f)), distances(pooled(g))) + 3 * huber(angles(pooled(f)), angles(pooled(g)))
     ),
-    "pkt": lambda f, g, w: special.rel_entr(neighbours(pooled(g)), neighbours(pooled(f))).sum(axis=1).mean(),
+    "pkt": lambda f, g, w: special.rel_entr(neighbors(pooled(g)), neighbors(pooled(f))).sum(axis=1).mean(),
     "crd": lambda f, g, w: contrast(pooled(f), pooled(g), w),
 }
 
@@ -224,8 +224,8 @@ def test_a_loss_and_its_gradient_are_finite_at_extreme_features(name: str, scale
 def test_five_steps_lower_a_loss(name: str) -> None:
     student, teacher = maps()
     adapter = adapter_of(EXAMPLES[name], student, teacher)
-    learnt = [student.requires_grad_(), *([] if adapter is None else adapter.parameters())]
-    optimizer = torch.optim.Adam(learnt, lr=0.01)
+    learned = [student.requires_grad_(), *([] if adapter is None else adapter.parameters())]
+    optimizer = torch.optim.Adam(learned, lr=0.01)
     values = []
     for _ in range(6):
         optimizer.zero_grad()
@@ -297,7 +297,7 @@ def test_a_map_of_one_pixel_has_no_attention() -> None:
         ("crd(tau=0)=1", "tau must be above 0, and is 0"),
         ("crd(width=1.5)=1", "width must be a whole number above 0, and is 1.5"),
         ("jacobian(normalize=2)=1", "normalize is True or False, and not 2"),
-        ("hint(standardize=True)=1", "hint looks at no teacher's logits; there is nothing to standardise"),
+        ("hint(standardize=True)=1", "hint looks at no teacher's logits; there is nothing to standardize"),
     ],
 )
 def test_a_hyperparameter_that_makes_no_sense_is_a_clean_error(written: str, words: str) -> None:
@@ -324,7 +324,7 @@ def test_jacobian_matching_is_its_formula() -> None:
     assert values == pytest.approx(expected)
 
 
-def test_normalised_gradients_differ_by_two_minus_twice_their_cosine() -> None:
+def test_normalized_gradients_differ_by_two_minus_twice_their_cosine() -> None:
     student, teacher = gradients()
     cosines = torch.cosine_similarity(student.flatten(1), teacher.flatten(1))
     loss = JacobianMatching()

@@ -223,12 +223,12 @@ def test_the_direction_of_logits_is_all_that_cosine_sees() -> None:
     assert CosineDistance()(-teacher, teacher, labels).item() == pytest.approx(2)
 
 
-def test_kl_at_high_temperature_is_half_the_mse_of_centred_logits() -> None:
+def test_kl_at_high_temperature_is_half_the_mse_of_centerd_logits() -> None:
     student, teacher, labels = batch()
-    centred = [logits - logits.mean(dim=1, keepdim=True) for logits in (student, teacher)]
+    centerd = [logits - logits.mean(dim=1, keepdim=True) for logits in (student, teacher)]
     # Hinton et al. (2015), section 2.1; the MSE divides by C, as the softened divergence does in the limit.
     kl = SoftenedKL(temperature=1e4)(student, teacher, labels)
-    torch.testing.assert_close(kl, LogitMSE()(centred[0], centred[1], labels) / 2, rtol=1e-3, atol=0)
+    torch.testing.assert_close(kl, LogitMSE()(centerd[0], centerd[1], labels) / 2, rtol=1e-3, atol=0)
 
 
 def test_kl_does_not_see_a_constant_added_to_all_logits() -> None:

@@ -146,7 +146,7 @@ def test_whether_a_teacher_is_needed_hangs_on_the_weights() -> None:
         ("kl(temperature=cosine(8, much))=1", "key=value pairs|it takes numbers"),
         ("kl(temperature=4=1", "a term is written name=weight"),
         ("kl(standardize=2)=1", "standardize is True or False, not 2"),
-        ("ce(standardize=True)=1", "ce looks at no teacher's logits; there is nothing to standardise"),
+        ("ce(standardize=True)=1", "ce looks at no teacher's logits; there is nothing to standardize"),
     ],
 )
 def test_an_objective_that_makes_no_sense_is_a_clean_error(terms: str, words: str) -> None:
@@ -158,7 +158,7 @@ ON_LOGITS = [name for name, loss in LOSSES.items() if loss.needs_teacher and cal
 
 
 @pytest.mark.parametrize("name", ON_LOGITS)
-def test_a_standardised_loss_does_not_see_the_teachers_scale_and_shift(name: str) -> None:
+def test_a_standardized_loss_does_not_see_the_teachers_scale_and_shift(name: str) -> None:
     student, teacher = (outputs(seed).logits.double() for seed in (0, 1))
     term = build_objective(f"{name}(standardize=True)").terms[0]
     value = term(Outputs(student), Outputs(teacher), LABELS)
@@ -166,13 +166,13 @@ def test_a_standardised_loss_does_not_see_the_teachers_scale_and_shift(name: str
     torch.testing.assert_close(term(Outputs(2 * student + 5), Outputs(teacher), LABELS), value)
 
 
-def test_standardised_logits_are_those_of_scipy() -> None:
+def test_standardized_logits_are_those_of_scipy() -> None:
     logits = outputs(0).logits.double()
     expected = stats.zscore(logits.numpy(), axis=1, ddof=1)
     torch.testing.assert_close(standardized(logits), torch.from_numpy(expected))
 
 
-def test_equal_logits_can_be_standardised() -> None:
+def test_equal_logits_can_be_standardized() -> None:
     logits = torch.ones(2, 5, requires_grad=True)
     value = standardized(logits)
     value.sum().backward()

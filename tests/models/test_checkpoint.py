@@ -23,7 +23,7 @@ def convnet(architecture: str = "convnet(widths=[4, 6])") -> Classifier:
 
 def test_a_classifier_comes_back_as_it_was_in_evaluation_mode(tmp_path: Path) -> None:
     classifier = convnet()
-    classifier(torch.rand(8, 3, 16, 16))  # moves the statistics of batch normalisation
+    classifier(torch.rand(8, 3, 16, 16))  # moves the statistics of batch normalization
     path = save(classifier, tmp_path / "c.ckpt")
     again = load_classifier(path)
     images = torch.rand(2, 3, 16, 16)

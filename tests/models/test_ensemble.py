@@ -73,8 +73,8 @@ def test_images_are_resized_as_a_photograph_is() -> None:
     assert resized(IMAGES, 8) is IMAGES
     smaller = resized(IMAGES, 4)
     torch.testing.assert_close(smaller.mean(), IMAGES.mean(), rtol=0.02, atol=0)
-    grey = torch.full((1, 3, 8, 8), 0.25)
-    torch.testing.assert_close(resized(grey, 5), torch.full((1, 3, 5, 5), 0.25))
+    gray = torch.full((1, 3, 8, 8), 0.25)
+    torch.testing.assert_close(resized(gray, 5), torch.full((1, 3, 5, 5), 0.25))
 
 
 def test_it_describes_itself() -> None:

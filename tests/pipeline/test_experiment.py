@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kd.errors import UserError
 from kd.pipeline import Experiment, check_experiment, evaluate_checkpoint, run_experiment
-from kd.sources import resolve
+from kd.settings.sources import resolve
 from kd.training import Hardware
 from tests.conftest import MakeFolder
 
@@ -74,7 +74,7 @@ def test_baseline_and_distilled_of_one_seed_start_from_the_same_weights_and_see_
     make_folder: MakeFolder,
 ) -> None:
     # With a learning rate that changes nothing, what is left is what they started from, and the statistics of batch
-    # normalisation are those of the images that they met, in the order that they met them.
+    # normalization are those of the images that they met, in the order that they met them.
     still = ["--learning_rate", "1e-30", "--teacher_learning_rate", "0.02", "--weight_decay", "0"]
     done, _ = run(make_folder(train=12), "--train_teacher", "--baseline", "--distill", "--seeds", "2", *still)
     alone, distilled = done.runs["baseline"], done.runs["distilled"]
@@ -192,7 +192,7 @@ def test_the_teachers_twins_are_the_teachers_alone(make_folder: MakeFolder) -> N
     assert done.runs["baseline"][0]["steps"] == 5
 
 
-def test_a_teacher_that_has_learnt_nothing_is_refused_unless_allowed(make_folder: MakeFolder) -> None:
+def test_a_teacher_that_has_learned_nothing_is_refused_unless_allowed(make_folder: MakeFolder) -> None:
     folder = make_folder(train=12)
     weak = ["--train_teacher", "--distill", "--teacher_learning_rate", "1e-30", "--max_epochs", "1"]
     with pytest.raises(UserError, match=r"is no better than chance: .* would be right on 33.3%; train it longer"):
@@ -231,8 +231,8 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
     ("flags", "words"),
     [
         ("--distill", "--distill: there is no teacher: under logs no finished"),
-        ("--distill --loss ce=1", "--distill --loss ce=1: there is nothing to distil"),
-        ("--distill --loss ce=1 kl=0", "there is nothing to distil"),
+        ("--distill --loss ce=1", "--distill --loss ce=1: there is nothing to distill"),
+        ("--distill --loss ce=1 kl=0", "there is nothing to distill"),
         ("--train_teacher --teacher_checkpoint x.ckpt", "which one is meant"),
         ("--name ../x", "--name ../x: this is no name for a folder"),
         ("--precision 12-true", "--precision 12-true"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-# Without batch normalisation, whose means are those of each process's own images; 1,437 images, an odd number.
+# Without batch normalization, whose means are those of each process's own images; 1,437 images, an odd number.
 DIGITS = (
     "--dataset digits --image_size 8 --teacher_model mlp --student_model linear --learning_rate 0.01 --accelerator cpu"
 )

@@ -9,7 +9,7 @@ from PIL import Image
 
 from kd.errors import UserError
 from kd.models import load_classifier
-from kd.report import summarise
+from kd.report import summarize
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run, weights
 
@@ -35,7 +35,7 @@ def test_several_teachers_are_trained_measured_and_answer_as_one(make_folder: Ma
     assert done.runs["distilled"][0]["recipe"]["teacher"] == [
         str(Path(done.runs[phase][0]["checkpoint"]).resolve()) for phase in members
     ]
-    summary = json.loads(json.dumps(summarise(done.runs, data=done.data)))
+    summary = json.loads(json.dumps(summarize(done.runs, data=done.data)))
     assert summary["phases"]["teacher"]["model"] == "convnet(widths=[6]) + convnet(widths=[4])"
     # A later call finds them both, each by its network.
     again, output = run(folder, "--distill", *TWO, "--name", "again")
@@ -92,7 +92,7 @@ def test_assistants_are_distilled_one_from_the_other(make_folder: MakeFolder) ->
     assert done.runs[names[0]][0]["agreement"] is not None
     # Born again: the same network, another teacher, other weights.
     assert not torch.equal(*(weights(done.runs[phase][0])["model.network.0.weight"] for phase in names))
-    assert list(json.loads(json.dumps(summarise(done.runs, data=done.data)))["phases"]) == [
+    assert list(json.loads(json.dumps(summarize(done.runs, data=done.data)))["phases"]) == [
         "teacher",
         *names,
         "baseline",
@@ -201,7 +201,7 @@ def test_baseline_and_distilled_meet_the_same_mixtures(make_folder: MakeFolder) 
     folder = make_folder(train=12)
     done, _ = run(folder, "--train_teacher", "--baseline", "--distill", *still, *mixed)
     plain, _ = run(folder, "--baseline", *still)
-    # The statistics of batch normalisation are those of the mixtures.
+    # The statistics of batch normalization are those of the mixtures.
     torch.testing.assert_close(
         weights(done.runs["baseline"][0]), weights(done.runs["distilled"][0]), rtol=0, atol=1e-25
     )

@@ -10,22 +10,22 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from kd.report.measures import Answers, compare, measure, together
-from kd.training.answers import write_answers
+from kd.report.measures import Predictions, compare, measure, together
+from kd.training.predictions import write_predictions
 
 CLASSES = tuple("abcdefg")
 
 
-def answers(seed: int, count: int = 300, classes: tuple[str, ...] = CLASSES) -> Answers:
+def predictions(seed: int, count: int = 300, classes: tuple[str, ...] = CLASSES) -> Predictions:
     generator = np.random.default_rng(seed)
     labels = np.random.default_rng(9).integers(0, len(classes), count)
     logits = 2 * generator.normal(size=(count, len(classes)))
     logits[np.arange(count), labels] += 1.5
-    return Answers(logits, labels, np.array([f"{index}.png" for index in range(count)]), classes)
+    return Predictions(logits, labels, np.array([f"{index}.png" for index in range(count)]), classes)
 
 
 def test_numbers_are_those_of_other_libraries() -> None:
-    one = answers(0)
+    one = predictions(0)
     known, probabilities = measure(one), one.probabilities()
     assert known["accuracy"] == pytest.approx(accuracy_score(one.labels, one.decisions))
     assert known["top5"] == pytest.approx(top_k_accuracy_score(one.labels, probabilities, k=5))
@@ -40,7 +40,7 @@ def test_numbers_are_those_of_other_libraries() -> None:
 
 
 def test_likeness_to_a_teacher_is_torchs_divergence() -> None:
-    student, teacher = answers(0), answers(1)
+    student, teacher = predictions(0), predictions(1)
     known = compare(student, teacher)
     assert known is not None
     ours, theirs = (F.log_softmax(torch.tensor(one.logits), dim=1) for one in (student, teacher))
@@ -51,20 +51,20 @@ def test_likeness_to_a_teacher_is_torchs_divergence() -> None:
 
 
 def test_answers_to_other_images_are_not_compared() -> None:
-    assert compare(answers(0), answers(1, count=299)) is None
-    assert compare(answers(0), answers(1, classes=tuple("abcdefh"))) is None
+    assert compare(predictions(0), predictions(1, count=299)) is None
+    assert compare(predictions(0), predictions(1, classes=tuple("abcdefh"))) is None
 
 
 def test_few_classes_have_no_top_five_and_missing_ones_no_accuracy() -> None:
-    few = answers(0, classes=tuple("abc"))
+    few = predictions(0, classes=tuple("abc"))
     assert measure(few)["top5"] is None
     kept = few.labels != 1
-    some = Answers(few.logits[kept], few.labels[kept], few.keys[kept], few.classes)
+    some = Predictions(few.logits[kept], few.labels[kept], few.keys[kept], few.classes)
     assert [one is None for one in measure(some)["per_class"]] == [False, True, False]
 
 
 def test_seeds_are_put_together() -> None:
-    runs: list[Any] = [measure(answers(seed)) for seed in range(3)]
+    runs: list[Any] = [measure(predictions(seed)) for seed in range(3)]
     facts = together(runs)
     accuracies = [run["accuracy"] for run in runs]
     assert facts["accuracy"] == pytest.approx({"mean": np.mean(accuracies), "std": np.std(accuracies, ddof=1)})
@@ -76,20 +76,20 @@ def test_seeds_are_put_together() -> None:
 
 
 def test_extreme_logits_stay_finite() -> None:
-    one = answers(0)
-    extreme = Answers(1e4 * np.sign(one.logits), one.labels, one.keys, one.classes)
+    one = predictions(0)
+    extreme = Predictions(1e4 * np.sign(one.logits), one.labels, one.keys, one.classes)
     assert np.isfinite([measure(extreme)[name] for name in ("accuracy", "nll", "ece")]).all()
 
 
 def test_answers_are_read_as_plain_arrays(tmp_path: Path) -> None:
-    one = answers(0)
+    one = predictions(0)
     arrays = {"logits": one.logits, "labels": one.labels, "keys": one.keys, "classes": np.array(one.classes)}
-    write_answers(arrays, tmp_path / "some" / "answers.npz")
-    again = Answers.read(tmp_path / "some" / "answers.npz")
+    write_predictions(arrays, tmp_path / "some" / "predictions.npz")
+    again = Predictions.read(tmp_path / "some" / "predictions.npz")
     assert again is not None
     np.testing.assert_array_equal(again.logits, one.logits)
     assert again.classes == CLASSES
     np.savez(tmp_path / "pickle.npz", logits=np.array([print], dtype=object), labels=one.labels)
     (tmp_path / "half.npz").write_bytes(b"PK\x03\x04")
-    assert [Answers.read(tmp_path / name) for name in ("pickle.npz", "half.npz", "none.npz")] == [None] * 3
-    assert Answers.read(None) is None
+    assert [Predictions.read(tmp_path / name) for name in ("pickle.npz", "half.npz", "none.npz")] == [None] * 3
+    assert Predictions.read(None) is None

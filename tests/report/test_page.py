@@ -13,9 +13,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd.cli import main
-from kd.pipeline import measure_prices
-from kd.report import measured_with, read_summary, summarise, write_report, write_summary
-from kd.training.answers import write_answers
+from kd.pipeline import measure_costs
+from kd.report import measured_with, read_summary, summarize, write_report, write_summary
+from kd.training.predictions import write_predictions
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run
 
@@ -33,7 +33,7 @@ def planted(folder: Path, *, gain: float = 0.1, seeds: int = 3, classes: tuple[s
         logits = generator.normal(size=(300, len(classes)))
         logits[np.arange(300), np.where(right, labels, (labels + 1) % len(classes))] += 4
         path = folder / phase / f"{seed}.npz"
-        write_answers({"logits": logits, "labels": labels, "keys": keys, "classes": np.array(classes)}, path)
+        write_predictions({"logits": logits, "labels": labels, "keys": keys, "classes": np.array(classes)}, path)
         history = [
             {"epoch": epoch, "val/acc": accuracy - 0.1 / epoch, "train/ce": 1 / epoch, "lr": 0.1 / epoch}
             for epoch in (1, 2)
@@ -48,7 +48,7 @@ def planted(folder: Path, *, gain: float = 0.1, seeds: int = 3, classes: tuple[s
             "seconds": 3.0,
             "history": history,
             "validation": str(path),
-            "teacher_answers": str(folder / "teacher" / "0.npz"),
+            "teacher_predictions": str(folder / "teacher" / "0.npz"),
         }
 
     runs = {
@@ -56,7 +56,7 @@ def planted(folder: Path, *, gain: float = 0.1, seeds: int = 3, classes: tuple[s
         "baseline": [one("baseline", seed, 0.6) for seed in range(seeds)],
         "distilled": [one("distilled", seed, 0.6 + gain) for seed in range(seeds)],
     }
-    price = {
+    cost = {
         "parameters": 1000,
         "multiply_adds": 5_000_000,
         "megabytes": {"float32": 0.004, "float16": 0.002, "int8": 0.001},
@@ -64,7 +64,7 @@ def planted(folder: Path, *, gain: float = 0.1, seeds: int = 3, classes: tuple[s
         "threads": 2,
         "machine": "x86_64",
     }
-    summary = summarise(runs, data="photos", folder=folder, prices=dict.fromkeys(runs, price))
+    summary = summarize(runs, data="photos", folder=folder, costs=dict.fromkeys(runs, cost))
     write_summary(summary, folder)
     return summary
 
@@ -157,12 +157,12 @@ def test_a_folder_without_a_summary_is_refused(
 def test_an_experiment_is_made_into_a_page_with_its_images(make_folder: MakeFolder) -> None:
     folder = make_folder(train=12, size=(40, 40))
     done, _ = run(folder, "--train_teacher", "--baseline", "--distill", "--name", "page")
-    prices = measure_prices(done)
-    assert set(prices) == {"teacher", "baseline", "distilled"}
-    student = prices["distilled"]
+    costs = measure_costs(done)
+    assert set(costs) == {"teacher", "baseline", "distilled"}
+    student = costs["distilled"]
     assert student["megabytes"]["float32"] == pytest.approx(4 * student["megabytes"]["int8"])
     assert min(student["speed"]["cpu"].values()) > 0
-    write_summary(summarise(done.runs, data=done.data, folder=done.folder, prices=prices), done.folder)
+    write_summary(summarize(done.runs, data=done.data, folder=done.folder, costs=costs), done.folder)
     summary = read_summary(done.folder)
     distilled = summary["phases"]["distilled"]
     assert distilled["measured"]["accuracy"]["mean"] == pytest.approx(distilled["val_acc_mean"])
@@ -211,7 +211,7 @@ def test_a_browser_shows_the_page_without_complaint(tmp_path: Path, chromium: st
 
 def test_a_summary_without_answers_is_still_a_page(tmp_path: Path) -> None:
     runs = {"baseline": [{"seed": 0, "model": "simple", "parameters": 9, "val_acc": 0.5, "best_val_acc": 0.5}]}
-    write_summary(summarise(runs, data="photos"), tmp_path)
+    write_summary(summarize(runs, data="photos"), tmp_path)
     text = write_report([tmp_path]).read_text(encoding="utf-8")
     assert "50.00%" in text
     assert "<svg" not in text

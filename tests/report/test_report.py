@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kd.report import gain_sentence, print_summary, summarise, write_summary
+from kd.report import gain_sentence, print_summary, summarize, write_summary
 
 
 def one(seed: int | None, val_acc: float, **more: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def printed(summary: dict[str, Any]) -> str:
 
 
 def test_phases_are_put_together_and_the_gain_is_paired_by_seed() -> None:
-    summary = summarise({"distilled": DISTILLED, "teacher": [one(0, 0.97)], "baseline": ALONE}, data="photos")
+    summary = summarize({"distilled": DISTILLED, "teacher": [one(0, 0.97)], "baseline": ALONE}, data="photos")
     assert list(summary["phases"]) == ["teacher", "baseline", "distilled"]
     baseline = summary["phases"]["baseline"]
     assert baseline["val_acc_mean"] == pytest.approx(0.80)
@@ -60,13 +60,13 @@ def test_phases_are_put_together_and_the_gain_is_paired_by_seed() -> None:
 
 
 def test_only_seeds_of_both_are_paired() -> None:
-    summary = summarise({"baseline": ALONE[:1], "distilled": DISTILLED}, data="photos")
+    summary = summarize({"baseline": ALONE[:1], "distilled": DISTILLED}, data="photos")
     assert [run["seed"] for run in summary["gain"]["runs"]] == [0]
     assert summary["gain"]["std"] is None
 
 
 def test_the_summary_is_written_whole(tmp_path: Path) -> None:
-    summary = summarise({"baseline": ALONE}, data="photos")
+    summary = summarize({"baseline": ALONE}, data="photos")
     folder = tmp_path / "experiment"
     folder.mkdir()
     path = write_summary(summary, folder)
@@ -75,7 +75,7 @@ def test_the_summary_is_written_whole(tmp_path: Path) -> None:
 
 
 def test_the_table_fits_a_terminal_and_says_what_was_measured() -> None:
-    text = printed(summarise({"teacher": [one(0, 0.97)], "baseline": ALONE, "distilled": DISTILLED}, data="photos"))
+    text = printed(summarize({"teacher": [one(0, 0.97)], "baseline": ALONE, "distilled": DISTILLED}, data="photos"))
     lines = text.splitlines()
     assert all(len(line) <= 80 for line in lines[:-1])
     row = next(line for line in lines if line.startswith(" student alone"))
@@ -103,7 +103,7 @@ def test_the_table_fits_a_terminal_and_says_what_was_measured() -> None:
     ],
 )
 def test_the_gain_is_said_as_it_is(runs: dict[str, list[dict[str, Any]]], words: str) -> None:
-    assert words in gain_sentence(summarise(runs, data="photos"))
+    assert words in gain_sentence(summarize(runs, data="photos"))
 
 
 def test_several_teachers_and_assistants_have_a_row_each() -> None:
@@ -115,7 +115,7 @@ def test_several_teachers_and_assistants_have_a_row_each() -> None:
         "assistant/2-resnet18": [one(0, 0.91, model="resnet18")],
         "assistant/1-resnet34": [one(0, 0.92, model="resnet34")],
     }
-    summary = summarise(runs, data="photos")
+    summary = summarize(runs, data="photos")
     assert list(summary["phases"]) == [
         *("teacher/densenet121", "teacher/resnet50", "teacher"),
         *("assistant/1-resnet34", "assistant/2-resnet18", "distilled"),
@@ -131,7 +131,7 @@ def test_several_teachers_and_assistants_have_a_row_each() -> None:
 
 def test_each_compared_objective_is_held_against_the_student_alone() -> None:
     compared = [run | {"objective": "kl"} for run in DISTILLED] + [run | {"objective": "mse"} for run in ALONE]
-    summary = summarise({"baseline": ALONE, "compared": compared}, data="photos")
+    summary = summarize({"baseline": ALONE, "compared": compared}, data="photos")
     gains = {row["objective"]: row["gain"] for row in summary["compared"]}
     assert gains["kl"]["mean"] == pytest.approx(0.03)
     assert gains["mse"]["mean"] == 0
@@ -141,5 +141,5 @@ def test_each_compared_objective_is_held_against_the_student_alone() -> None:
         "at 83.00%: +3.00 points over the student alone, no gain beyond the noise between seeds (-6.48 to +12.48"
         in text
     )
-    without = printed(summarise({"compared": compared}, data="photos"))
+    without = printed(summarize({"compared": compared}, data="photos"))
     assert "alone" not in without

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kd.report import gain_sentence, summarise
+from kd.report import gain_sentence, summarize
 from kd.report.verdict import paired
 
 ALONE = (0.70, 0.72, 0.71)
@@ -17,7 +17,7 @@ def sentence(distilled: tuple[float, ...], alone: tuple[float, ...] = ALONE) -> 
             for seed, accuracy in enumerate(accuracies)
         ]
 
-    return gain_sentence(summarise({"baseline": runs(alone), "distilled": runs(distilled)}, data="photos"))
+    return gain_sentence(summarize({"baseline": runs(alone), "distilled": runs(distilled)}, data="photos"))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_of_several_objectives_the_best_is_named_and_its_gain_widened() -> None:
             {"seed": seed, "model": "simple", "parameters": 9, "val_acc": accuracy}
             for seed, accuracy in enumerate(ALONE[: len(objectives[0])])
         ]
-        return gain_sentence(summarise({"baseline": alone, "compared": runs}, data="photos"))
+        return gain_sentence(summarize({"baseline": alone, "compared": runs}, data="photos"))
 
     # Gains of 2, 3 and 4 points: 1 over the root of 3, times Student's t for 2 degrees of freedom, 4.303 and 6.205.
     gains = (0.72, 0.75, 0.75)

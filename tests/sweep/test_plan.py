@@ -127,7 +127,7 @@ def test_a_mistake_ends_in_status_2_and_one_message_before_anything_runs(
             "--student_model lineer: there is no network 'lineer'; did you mean 'linear'?",
         ),
         ("loss: ['ce=1 kll=1']", "--loss: there is no loss 'kll'; did you mean 'kl'?"),
-        ("loss: [ce]", "there is nothing to distil"),
+        ("loss: [ce]", "there is nothing to distill"),
     ],
 )
 def test_a_choice_that_no_network_or_loss_is_called_is_refused_before_anything_runs(

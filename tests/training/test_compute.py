@@ -61,7 +61,7 @@ def test_what_is_asked_for_is_what_is_computed_in() -> None:
     assert Hardware(accelerator="cpu", channels_last="true").compute_for(network("linear"), trains=True).channels_last
 
 
-def test_a_teacher_answers_in_its_own_precision_whatever_the_student_is_in() -> None:
+def test_a_teacher_predictions_in_its_own_precision_whatever_the_student_is_in() -> None:
     classifier = network("resnet18").eval()
     images = torch.rand(2, 3, 64, 64)
     half = Hardware(accelerator="cpu", precision="bf16-mixed").compute_for(classifier, trains=False)

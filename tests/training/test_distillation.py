@@ -193,7 +193,7 @@ def test_the_teacher_sees_the_mixture_that_the_student_sees(make_folder: MakeFol
 
 
 def test_terms_that_look_at_labels_are_the_mean_over_those_that_have_one() -> None:
-    one = module("ce=0.5 kl=1 dkd=1", has_unlabelled=True)
+    one = module("ce=0.5 kl=1 dkd=1", has_unlabeled=True)
     images, labels = torch.rand(6, 3, SIZE, SIZE), torch.tensor([0, -1, 2, -1, -1, 1])
     one.eval()
     total = one.training_step((images, labels), 0)
@@ -212,20 +212,20 @@ def test_terms_that_look_at_labels_are_the_mean_over_those_that_have_one() -> No
 
 
 def test_a_batch_without_any_label_trains_on_the_teacher_alone() -> None:
-    one = module("ce=0.5 kl=1", has_unlabelled=True)
+    one = module("ce=0.5 kl=1", has_unlabeled=True)
     images, labels = torch.rand(4, 3, SIZE, SIZE), torch.full((4,), -1)
     total = one.training_step((images, labels), 0)
     total.backward()
     sums, counts = one._means.take(["ce", "kl", "loss", "acc"], device=torch.device("cpu"))
     assert counts.tolist() == [0, 1, 1, 0]
     torch.testing.assert_close(sums[1], sums[2])
-    alone = module("ce=1", has_unlabelled=True)
+    alone = module("ce=1", has_unlabeled=True)
     assert alone.training_step((images, labels), 0).item() == 0
 
 
 def test_the_last_layer_has_a_gradient_even_where_no_term_in_sight_looks_at_it() -> None:
     # DDP waits for one of each parameter.
-    one = module("ce=1 hint=1", has_unlabelled=True)
+    one = module("ce=1 hint=1", has_unlabeled=True)
     one.training_step((torch.rand(4, 3, SIZE, SIZE), torch.full((4,), -1)), 0).backward()
     assert all(parameter.grad is not None for parameter in one.parameters() if parameter.requires_grad)
 
@@ -234,7 +234,7 @@ def test_without_a_term_that_looks_at_labels_they_do_not_matter(make_folder: Mak
     states = []
     for index, hidden in enumerate((True, False)):
         images = data(make_folder, reads_labels=not hidden)
-        one = module("kl=1", has_unlabelled=images.has_unlabelled)
+        one = module("kl=1", has_unlabeled=images.has_unlabeled)
         run = fit(one, images, tmp_path / str(index))
         states.append(one.model.state_dict())
         assert ("train/acc" in one.train_metrics) is not hidden

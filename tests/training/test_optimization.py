@@ -11,7 +11,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
 
 
-def test_biases_and_normalisation_have_no_weight_decay() -> None:
+def test_biases_and_normalization_have_no_weight_decay() -> None:
     optimizer = Recipe(weight_decay=0.3).build_optimizer(network())
     decays = {tuple(one.shape): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
     assert decays == {(4, 3, 3, 3): 0.3, (2, 4): 0.3, (4,): 0.0, (2,): 0.0}

@@ -10,11 +10,11 @@ from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier, load_classifier
 from kd.training import (
-    Answers,
     ClassifierModule,
     DistillationModule,
     FrozenTeacher,
     Hardware,
+    PredictionRecorder,
     Recipe,
     Run,
     evaluate,
@@ -109,16 +109,16 @@ def test_a_teacher_whose_decisions_are_known_is_not_asked_for_them_again(
 ) -> None:
     data = images(make_folder(), batch_size=4)
     classes = data.splits.classes
-    student, answers = network(classes, "linear", seed=1), Answers()
+    student, predictions = network(classes, "linear", seed=1), PredictionRecorder()
     # What the student itself decides for is what it must agree with, whoever the teacher is.
-    evaluate(student, data, hardware=CPU, answers=answers)
-    assert answers.path is None
+    evaluate(student, data, hardware=CPU, predictions=predictions)
+    assert predictions.path is None
     module = DistillationModule(
         teacher=FrozenTeacher(network(classes)),
         student=student.train(),
         objective=build_objective("kl"),
         recipe=Recipe(learning_rate=1e-12),
-        teacher_decisions=answers.decisions,
+        teacher_decisions=predictions.decisions,
     )
     run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
     assert run.agreement == 1

@@ -1,0 +1,241 @@
+"""A student in a file: the same answers as its checkpoint, in every format, and where nothing but onnxruntime is."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from kd import load_student
+from kd.cli import main
+from kd.data import load_image, plain_view
+from kd.deploy import FORMATS, open_student
+from kd.deploy.export import export_student, splits_of
+from kd.errors import UserError
+from kd.models import load_classifier
+from kd.pixels import decode, square
+from tests.conftest import MakeFolder
+from tests.pipeline.test_experiment import run
+
+
+@pytest.fixture
+def checkpoint(make_folder: MakeFolder) -> Path:
+    done, _ = run(make_folder(train=12), "--train_teacher", "--distill", "--name", "shipped")
+    return Path(done.runs["distilled"][0]["checkpoint"])
+
+
+def exported(checkpoint: Path, output: str, *flags: str) -> int:
+    return main(["export", str(checkpoint), "--output", output, *flags])
+
+
+@pytest.mark.parametrize("file_format", list(FORMATS))
+def test_an_exported_file_answers_as_its_checkpoint(checkpoint: Path, tmp_path: Path, file_format: str) -> None:
+    file = tmp_path / "ship" / f"student{FORMATS[file_format]}"
+    (done,) = export_student(
+        checkpoint, file, file_format=file_format, splits=splits_of(checkpoint, dataset=None, data_dir=None)
+    )
+    assert done.difference <= 1e-4
+    assert (done.agreement, done.accuracy) == (1.0, done.checkpoint_accuracy)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    student = open_student(file)
+    classifier = load_classifier(checkpoint)
+    assert student.about["classes"] == list(classifier.description.classes)
+    assert student.about["mean"] == pytest.approx(classifier.description.mean)
+    # Any number of images at once.
+    for count in (1, 2, 5):
+        images = torch.rand(count, 3, *2 * [classifier.description.image_size])
+        with torch.no_grad():
+            expected = classifier(images).numpy()
+        np.testing.assert_allclose(student.logits(images.numpy()), expected, atol=1e-5)
+
+
+def test_a_card_says_what_the_file_is(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exported(checkpoint, str(tmp_path / "student.onnx"), "--quantize", "int8") == 0
+    out = capsys.readouterr().out
+    assert "student.int8.onnx" in out
+    card = (tmp_path / "student.md").read_text(encoding="utf-8")
+    for words in ("distilled", "`ce=0.1` `kl=0.9`", "kd predict student.onnx", "student.int8.onnx", "ant, bee"):
+        assert words in card
+    assert f"{len(onnx.load(tmp_path / 'student.onnx').SerializeToString()) / 1e6:.2f} MB" in card
+
+
+def test_a_quantized_file_decides_nearly_alike(checkpoint: Path, tmp_path: Path) -> None:
+    whole, small = export_student(
+        checkpoint,
+        tmp_path / "student.onnx",
+        file_format="onnx",
+        splits=splits_of(checkpoint, dataset=None, data_dir=None),
+        quantize="int8",
+    )
+    assert small.path == tmp_path / "student.int8.onnx"
+    assert (whole.quantized, small.quantized) == (None, "int8")
+    assert small.agreement >= 0.8
+    kinds = {one.op_type for one in onnx.load(small.path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_a_file_that_differs_is_refused_and_not_kept(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd.deploy.export.LARGEST_DIFFERENCE", -1.0)
+    with pytest.raises(UserError, match=r"its logits differ from the checkpoint's by up to .* it was not kept"):
+        export_student(
+            checkpoint,
+            tmp_path / "out" / "student.pt2",
+            file_format="torch",
+            splits=splits_of(checkpoint, dataset=None, data_dir=None),
+        )
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("output", "flags", "words"),
+    [
+        ("student.pt", (), "a file of --format onnx ends in .onnx"),
+        ("student.pt2", ("--format", "torch", "--quantize", "int8"), "quantized files are ONNX files"),
+        ("student.onnx", ("--data_dir", "nowhere"), "nowhere"),
+        ("student.onnx", ("--dataset", "digits"), "its classes are not those of digits"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_written(
+    checkpoint: Path,
+    tmp_path: Path,
+    output: str,
+    flags: tuple[str, ...],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exported(checkpoint, str(tmp_path / output), *flags) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / output).exists()
+
+
+def test_a_checkpoint_without_its_folder_needs_images(checkpoint: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copy(checkpoint, tmp_path / "alone.ckpt"))
+    with pytest.raises(UserError, match=r"there is no config\.yaml; say --data_dir"):
+        splits_of(alone, dataset=None, data_dir=None)
+    assert len(splits_of(alone, dataset=None, data_dir=str(tmp_path / "photos")).val) > 0
+
+
+def test_squares_are_those_that_students_are_validated_on(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for width, height in ((60, 40), (40, 61), (33, 33), (20, 90)):
+        file = tmp_path / f"{width}.png"
+        coarse = Image.fromarray(generator.integers(0, 255, (6, 9, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(file)
+        for resize in ("crop", "squash"):
+            seen = plain_view(28, resize)(load_image(file)).float() / 255
+            assert np.abs(square(decode(file), 28, resize) - seen.numpy()).max() <= 2.01 / 255
+
+
+def test_predictions_are_those_of_the_checkpoint(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(checkpoint, str(tmp_path / "student.onnx"))
+    capsys.readouterr()
+    photos = str(tmp_path / "photos" / "val")
+    answers = []
+    for student in (str(checkpoint), str(tmp_path / "student.onnx")):
+        assert main(["predict", student, photos, "--json", "--top", "2"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert [row["class"] for row in answers[0]] == [row["class"] for row in answers[1]]
+    files = sorted((tmp_path / "photos" / "val").rglob("*.png"))
+    assert [row["image"] for row in answers[0]] == list(map(str, files))
+    network, transform = load_student(checkpoint)
+    with torch.no_grad():
+        probabilities = network(transform(files[0])[None]).softmax(dim=1)[0]
+    first = answers[0][0]
+    assert list(first["top"].values()) == pytest.approx(probabilities.topk(2).values.tolist(), abs=1e-5)
+    assert first["class"] == transform.classes[int(probabilities.argmax())]  # type: ignore[attr-defined]
+    assert not network.training
+
+
+@pytest.mark.parametrize("file_format", list(FORMATS))
+def test_an_exported_file_is_measured_as_its_checkpoint(
+    checkpoint: Path, tmp_path: Path, file_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / f"student{FORMATS[file_format]}")
+    exported(checkpoint, file, "--format", file_format)
+    capsys.readouterr()
+    tables = []
+    for student in (str(checkpoint), file):
+        assert main(["evaluate", student, "--data_dir", str(tmp_path / "photos")]) == 0
+        tables.append(capsys.readouterr().out.splitlines())
+    rows = [[line for line in lines if "accuracy" in line or "worst" in line] for lines in tables]
+    assert len(rows[0]) == 2
+    assert [row.split() for row in rows[0]] == [row.split() for row in rows[1]]
+
+
+def test_a_broken_image_is_named_and_the_others_are_answered(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(tmp_path / "photos" / "val" / "ant", folder)
+    (folder / "broken.png").write_bytes(b"\x89PNG and no more")
+    (folder / "notes.txt").write_text("no image", encoding="utf-8")
+    assert main(["predict", str(checkpoint), str(folder), "--csv", "--top", "2", "--batch_size", "2"]) == 1
+    out, err = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == 5
+    assert list(rows[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
+    assert err.startswith(f"error: {folder / 'broken.png'}: this image can't be decoded")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["nowhere.onnx", "."], "there is no such file"),
+        (["{}", "nowhere"], "there is no such image or folder"),
+        (["{}", "empty"], "no image is there"),
+        (["broken.onnx", "."], "onnxruntime can't read it"),
+        (["broken.pt2", "."], "torch.export can't read it"),
+        (["broken.safetensors", "."], "this is no safetensors file"),
+        (["foreign.onnx", "."], "this file was not made by `kd export`"),
+    ],
+)
+def test_a_mistake_in_predicting_is_said(
+    checkpoint: Path, line: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    for name in ("broken.onnx", "broken.pt2", "broken.safetensors"):
+        Path(name).write_bytes(b"not what its name says")
+    node = onnx.helper.make_node("Identity", ["images"], ["logits"])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 3]) for name in ("images", "logits")]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), "foreign.onnx"
+    )
+    assert main(["predict", *(part.format(checkpoint) for part in line)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_onnx_file_is_no_module(checkpoint: Path, tmp_path: Path) -> None:
+    exported(checkpoint, str(tmp_path / "student.onnx"))
+    with pytest.raises(UserError, match=r"an ONNX file is no torch\.nn\.Module"):
+        load_student(tmp_path / "student.onnx")
+
+
+def test_an_onnx_file_is_run_without_the_packages_of_training(checkpoint: Path, tmp_path: Path) -> None:
+    exported(checkpoint, str(tmp_path / "student.onnx"))
+    hidden = "import sys\nfor name in ('torch', 'torchvision', 'pytorch_lightning', 'rich', 'tyro', 'cv2', 'yaml'):\n"
+    hidden += "    sys.modules[name] = None\nfrom kd.__main__ import main\nsys.exit(main())"
+    line = [sys.executable, "-c", hidden, "predict", "student.onnx", str(tmp_path / "photos" / "val"), "--json"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)) == 15
+
+
+def test_a_wrong_number_is_refused_by_the_parser(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(checkpoint), ".", "--top", "0"])
+    assert stop.value.code == 2
+    assert "must be at least 1, and is 0" in capsys.readouterr().err
