@@ -9,8 +9,8 @@ from torch import nn
 
 from benchmarks.plain import both, distance
 from kd.data import RandomPlacement, cache_dir, cut, decoded, read_folder, short_side
+from kd.models import keep_large_blocks
 from kd.models.small import Layers
-from kd.training import keep_large_blocks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

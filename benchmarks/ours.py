@@ -14,17 +14,10 @@ from benchmarks.limit import MEAN, STD
 from benchmarks.plain import distance
 from kd.data import ImageData, LabeledImages, Splits, cache_dir, decoded, read_folder, short_side
 from kd.losses import build_objective
-from kd.models import build_classifier
+from kd.models import build_classifier, keep_large_blocks
 from kd.pipeline.stores import logit_store
-from kd.training import (
-    DistillationModule,
-    FrozenTeacher,
-    Hardware,
-    Throughput,
-    build_trainer,
-    keep_large_blocks,
-    quiet_lightning,
-)
+from kd.teachers import FrozenTeacher
+from kd.training import DistillationModule, Hardware, Throughput, build_trainer, quiet_lightning
 
 _TINY = 6400
 """Images of the tiny network's epoch, a hundred batches: a shorter epoch's beginning and end would be what is seen."""

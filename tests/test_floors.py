@@ -1,24 +1,24 @@
-"""The house plan: an import may only point to a lower floor, and rooms of one floor do not import each other."""
+"""The layers of the architecture: imports point down only, and packages on one layer don't import each other."""
 
 import ast
 from pathlib import Path
 
-# From the ground up. The first three are the plan's ground floor, in the order in which they stand on each other.
-PLAN = (
-    {"errors"},
-    {"registry", "randomness", "settings", "pixels"},
-    {"sources"},
+# From the bottom up. The first three are layer 0, in the order in which they build on each other.
+LAYERS = (
+    {"errors", "files"},
+    {"registry", "randomness", "console", "pixels"},
+    {"settings"},
     {"losses", "models", "data"},
-    {"training", "preflight"},
-    {"pipeline", "report", "shipping"},
-    # The search runs experiments, and reports on them.
+    {"teachers"},
+    {"training", "preflight", "report"},
+    {"pipeline", "deploy"},
     {"sweep"},
     {"cli"},
 )
-FLOORS = {room: floor for floor, rooms in enumerate(PLAN) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
 
-def _imported_rooms(file: Path) -> set[str]:
+def _imported_packages(file: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -28,19 +28,19 @@ def _imported_rooms(file: Path) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("kd.")}
 
 
-def test_imports_point_to_lower_floors(repository: Path) -> None:
+def test_imports_point_to_lower_layers(repository: Path) -> None:
     files = [
-        file for file in (repository / "kd").rglob("*.py") if file.parent != repository / "kd" or file.stem in FLOORS
+        file for file in (repository / "kd").rglob("*.py") if file.parent != repository / "kd" or file.stem in LAYER_OF
     ]
     assert len(files) > 20
     for file in files:
-        room = file.relative_to(repository / "kd").parts[0].removesuffix(".py")
-        for other in _imported_rooms(file) - {room}:
-            assert FLOORS[other] < FLOORS[room], f"{file} imports kd.{other}"
+        package = file.relative_to(repository / "kd").parts[0].removesuffix(".py")
+        for imported in _imported_packages(file) - {package}:
+            assert LAYER_OF[imported] < LAYER_OF[package], f"{file} imports kd.{imported}"
 
 
-def test_every_room_has_its_floor(repository: Path) -> None:
-    rooms = {
+def test_every_package_has_its_layer(repository: Path) -> None:
+    packages = {
         path.stem for path in (repository / "kd").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert rooms - {"__init__", "__main__"} == set(FLOORS)
+    assert packages - {"__init__", "__main__"} == set(LAYER_OF)

@@ -11,6 +11,7 @@ from kd.models.checkpoint import (
     read_plain,
 )
 from kd.models.classifier import Classifier, Description, Normalization
+from kd.models.compute import Compute, fastest, keep_large_blocks, multiplies_bfloat16, why_not_compiled
 from kd.models.cost import CLASSIC, is_depthwise, measure_cost, measure_cost_by_name, multiply_adds
 from kd.models.ensemble import Ensemble
 from kd.models.features import FeatureReader, Survey, as_map, survey
@@ -22,6 +23,7 @@ __all__ = [
     "SMALL",
     "STATE_PREFIX",
     "Classifier",
+    "Compute",
     "Description",
     "Ensemble",
     "FeatureReader",
@@ -31,13 +33,16 @@ __all__ = [
     "as_map",
     "build_classifier",
     "can_step",
+    "fastest",
     "free_memory",
     "is_depthwise",
+    "keep_large_blocks",
     "largest_batch",
     "load_classifier",
     "load_weights",
     "measure_cost",
     "measure_cost_by_name",
+    "multiplies_bfloat16",
     "multiply_adds",
     "parameters_by_name",
     "read_description",
@@ -46,4 +51,5 @@ __all__ = [
     "torchvision_names",
     "training_bytes",
     "usual_size",
+    "why_not_compiled",
 ]

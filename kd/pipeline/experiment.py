@@ -9,7 +9,7 @@ from rich.console import Console
 from kd.data import Batches, ImageData
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
-from kd.models import Classifier, Ensemble, load_classifier
+from kd.models import Classifier, Compute, Ensemble, load_classifier
 from kd.pipeline.checking import findings_of
 from kd.pipeline.ingredients import Ingredients, forget_left_out, slug
 from kd.pipeline.journal import Experiment, Journal, OnEpoch
@@ -19,15 +19,8 @@ from kd.preflight import Finding, refuse
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.settings.sources import CONFIG_FILE, write_config
-from kd.training import (
-    ClassifierModule,
-    Compute,
-    DistillationModule,
-    FrozenTeacher,
-    LogitStore,
-    Run,
-    build_trainer,
-)
+from kd.teachers import FrozenTeacher, LogitStore
+from kd.training import ClassifierModule, DistillationModule, Run, build_trainer
 
 
 def run_experiment(

@@ -34,14 +34,14 @@ from kd.data import (
 )
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
-from kd.models import Classifier, Ensemble, build_classifier, largest_batch
+from kd.models import Classifier, Compute, Ensemble, build_classifier, largest_batch, why_not_compiled
 from kd.pipeline.sharded import check_streaming
 from kd.pipeline.stores import store_images, store_splits
 from kd.pipeline.workers import default_workers
 from kd.preflight import Finding, check_files, refuse
 from kd.randomness import seeded
 from kd.settings import Settings
-from kd.training import Compute, Hardware, Recipe, why_not_compiled
+from kd.training import Hardware, Recipe
 
 LEFT_OUT_FILE = "left-out.txt"
 _MOST_IMAGES = 512

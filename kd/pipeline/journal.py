@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from kd.data import Batches
+from kd.models import Compute
 from kd.pipeline.ingredients import LEFT_OUT_FILE, Ingredients, slug
 from kd.pipeline.records import (
     Facts,
@@ -21,7 +22,7 @@ from kd.pipeline.records import (
     write_facts,
 )
 from kd.pipeline.teacher import given_teacher
-from kd.training import ClassifierModule, Compute, Interruption, Persistence, Run, train
+from kd.training import ClassifierModule, Interruption, Persistence, Run, train
 
 _TITLES = {
     "teacher": "Teacher",

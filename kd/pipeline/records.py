@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
+from kd.models import Compute
 from kd.settings import Settings
 from kd.settings.sources import CONFIG_FILE, write_config
-from kd.training import Compute
 
 METRICS_FILE = "metrics.json"
 _BEGUN_FILE = "begun.json"

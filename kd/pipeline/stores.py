@@ -13,8 +13,8 @@ from rich.progress import Progress
 
 from kd.data import ImageData, LabeledImages, Room, Splits, cache_dir, decoded, short_side
 from kd.errors import UserError
-from kd.models import Classifier, Ensemble
-from kd.training import Compute, LogitStore, digest_of_weights
+from kd.models import Classifier, Compute, Ensemble
+from kd.teachers import LogitStore, digest_of_weights
 
 NONE, AUTO = "none", "auto"
 

@@ -10,11 +10,10 @@ from kd.data import Batches, Mixing
 from kd.losses import Objective, Outputs
 from kd.models import Classifier, FeatureReader, survey
 from kd.randomness import seeded
+from kd.teachers import FrozenTeacher, LogitStore
 from kd.training.features import choose_pairs
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
-from kd.training.outputs import LogitStore
-from kd.training.teacher import FrozenTeacher
 
 
 class DistillationModule(ClassifierModule):

@@ -12,9 +12,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 
 from kd.errors import UserError
-from kd.models import Classifier, Ensemble
+from kd.models import Classifier, Compute, Ensemble, fastest, keep_large_blocks
 from kd.training.checkpoints import DurableCheckpointIO
-from kd.training.compute import Compute, fastest, keep_large_blocks
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tests.pipeline.test_experiment import run, weights
 
 KILLED = """
 import os, signal, sys
-from kd.training import LogitStore
+from kd.teachers import LogitStore
 from kd.cli import experiment
 plain = LogitStore.write
 def write(self, *given):

@@ -12,7 +12,8 @@ from kd.data import ImageData, Mixing, read_splits
 from kd.errors import UserError
 from kd.losses import LOSSES, build_objective
 from kd.models import Classifier, Ensemble, build_classifier, load_classifier
-from kd.training import DistillationModule, FrozenTeacher, Hardware, Recipe, Run, build_trainer, train
+from kd.teachers import FrozenTeacher
+from kd.training import DistillationModule, Hardware, Recipe, Run, build_trainer, train
 from tests.conftest import CLASSES, MakeFolder
 
 SIZE = 16

@@ -16,7 +16,8 @@ from kd.data import Batches, ImageData, Mixing, ShardData, ShardedSplits, load_s
 from kd.errors import Interrupted, UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier
-from kd.training import DistillationModule, FrozenTeacher, Hardware, Interruption, Persistence, Recipe, Run, train
+from kd.teachers import FrozenTeacher
+from kd.training import DistillationModule, Hardware, Interruption, Persistence, Recipe, Run, train
 from kd.training.modules import Batch, ClassifierModule
 from tests.conftest import MakeFolder
 

@@ -9,17 +9,8 @@ from kd.data import ImageData, read_splits
 from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier, load_classifier
-from kd.training import (
-    ClassifierModule,
-    DistillationModule,
-    FrozenTeacher,
-    Hardware,
-    PredictionRecorder,
-    Recipe,
-    Run,
-    evaluate,
-    train,
-)
+from kd.teachers import FrozenTeacher
+from kd.training import ClassifierModule, DistillationModule, Hardware, PredictionRecorder, Recipe, Run, evaluate, train
 from tests.conftest import MakeFolder
 
 CPU = Hardware(accelerator="cpu", precision="32-true")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd.training import LogitStore, digest_of_weights
+from kd.teachers import LogitStore, digest_of_weights
 
 KEY: dict[str, Any] = {"teacher": "a", "views": ["crop", 0]}
 

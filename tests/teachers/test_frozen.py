@@ -9,7 +9,8 @@ from torch import Tensor
 from kd.data import ImageData, read_splits
 from kd.losses import Outputs, build_objective
 from kd.models import Classifier, build_classifier
-from kd.training import DistillationModule, FrozenTeacher, Hardware, train
+from kd.teachers import FrozenTeacher
+from kd.training import DistillationModule, Hardware, train
 from tests.conftest import CLASSES, MakeFolder
 
 SIZE = 16

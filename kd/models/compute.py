@@ -1,4 +1,4 @@
-"""In which precision and layout a network computes fastest on this machine, at the same accuracy; and its memory."""
+"""The precision and memory layout in which a network runs fastest on this machine at the same accuracy."""
 
 import ctypes
 import platform
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kd.models import Classifier, Ensemble, is_depthwise, multiply_adds
+from kd.models.classifier import Classifier
+from kd.models.cost import is_depthwise, multiply_adds
+from kd.models.ensemble import Ensemble
 
 _SMALL = 20_000_000
 """Multiply-adds an image under which nothing is to be won; the arithmetic is not what such a network waits for."""

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.losses import Outputs
-from kd.models import Classifier, Ensemble, FeatureReader, Survey, survey
+from kd.models import Classifier, Compute, Ensemble, FeatureReader, Survey, survey
 from kd.models.ensemble import resized
-from kd.training.compute import Compute
 
 
 class FrozenTeacher:

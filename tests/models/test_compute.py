@@ -5,8 +5,17 @@ import platform
 import pytest
 import torch
 
-from kd.models import Classifier, build_classifier, is_depthwise, multiply_adds
-from kd.training import FrozenTeacher, Hardware, fastest, keep_large_blocks, why_not_compiled
+from kd.models import (
+    Classifier,
+    build_classifier,
+    fastest,
+    is_depthwise,
+    keep_large_blocks,
+    multiply_adds,
+    why_not_compiled,
+)
+from kd.teachers import FrozenTeacher
+from kd.training import Hardware
 
 
 def network(architecture: str, size: int = 64) -> Classifier:
@@ -39,7 +48,7 @@ def test_depthwise_networks_are_told_from_dense_and_grouped_ones(architecture: s
 def test_a_cpu_computes_each_network_in_what_suits_it(
     architecture: str, trains: bool, bfloat16: bool, expected: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kd.training.compute.multiplies_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr("kd.models.compute.multiplies_bfloat16", lambda: bfloat16)
     chosen = fastest(network(architecture, 96), accelerator="cpu", trains=trains)
     assert (chosen.precision, chosen.channels_last) == expected
     assert chosen.why in str(chosen)
