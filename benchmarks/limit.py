@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.plain import both, distance
-from kd.data import RandomPlacement, cache_dir, cut, decoded, read_folder, short_side
+from kd.data import RandomResizedCrop, cache_decoded, cache_dir, crop_image, read_folder, short_side
 from kd.models import keep_large_blocks
 from kd.models.small import Layers
 
@@ -40,8 +40,8 @@ def steps(
     """
     keep_large_blocks()
     torch.set_float32_matmul_precision("high")
-    images = decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
-    view = RandomPlacement(image_size)
+    images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
+    view = RandomResizedCrop(image_size)
     mean, std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (MEAN, STD))
     classes = len(images.classes)
     teacher, student = (
@@ -55,7 +55,7 @@ def steps(
             pixels = np.empty((len(indices), image_size, image_size, 3), dtype=np.uint8)
             for place, index in zip(pixels, indices.tolist(), strict=True):
                 image = images.load(index)
-                cut(image, view.draw(*image.shape[1:]), out=place)
+                crop_image(image, view.draw(*image.shape[1:]), out=place)
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float().div_(255).sub_(mean).div_(std)
             labels = torch.tensor([images.labels[index] for index in indices.tolist()], device=device)
             if stored:

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from benchmarks.limit import MEAN, STD
 from benchmarks.plain import distance
-from kd.data import ImageData, LabeledImages, Splits, cache_dir, decoded, read_folder, short_side
+from kd.data import ImageData, LabeledImages, Splits, cache_decoded, cache_dir, read_folder, short_side
 from kd.losses import build_objective
 from kd.models import build_classifier, keep_large_blocks
 from kd.pipeline.stores import logit_store
@@ -62,7 +62,7 @@ def train(
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     accelerator = "gpu" if device == "cuda" else device
-    images = decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
+    images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
     splits = Splits("benchmark", train=images, val=images)
     data = ImageData(
         splits,
@@ -103,7 +103,7 @@ def train(
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
     """Load for ever, from the store of decoded images; each batch ends with a yield."""
     keep_large_blocks()
-    images = decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
+    images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
     data = ImageData(Splits("benchmark", train=images, val=images), image_size=image_size, batch_size=batch_size)
     data.channels_last = True
     while True:

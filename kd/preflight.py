@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kd.data import BROKEN, Oddity, Splits, in_both
+from kd.data import BROKEN, FileFinding, Splits, find_duplicates
 from kd.errors import UserError
 from kd.losses import Objective
 from kd.models import Classifier, Ensemble, free_memory, training_bytes, usual_size
@@ -54,11 +54,11 @@ class Finding:
         return f"{self.level.capitalize()}: {self.text}"
 
 
-def check_files(oddities: Sequence[Oddity], *, skips_broken: bool) -> list[Finding]:
+def check_files(oddities: Sequence[FileFinding], *, skips_broken: bool) -> list[Finding]:
     """Say what was found in the image files.
 
     Args:
-        oddities: As :func:`kd.data.examination.examine` returned them.
+        oddities: As :func:`kd.data.image_check.check_images` returned them.
         skips_broken: Whether broken files are left out.
     """
     found: list[Finding] = []
@@ -83,7 +83,7 @@ def check_files(oddities: Sequence[Oddity], *, skips_broken: bool) -> list[Findi
 def check_splits(splits: Splits, *, batch_size: int) -> list[Finding]:
     """Look for validation images that were trained on, and for classes with very few images."""
     found: list[Finding] = []
-    pairs = in_both(splits.train, splits.val)
+    pairs = find_duplicates(splits.train, splits.val)
     if pairs:
         some = _some([f"{val} is {train}" for train, val in pairs])
         stand = "stands" if len(pairs) == 1 else "stand"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd import preflight
 from kd.cli import experiment
-from kd.data import BROKEN, LabeledImages, Oddity, Splits, examine, in_both, read_splits, without_broken
+from kd.data import BROKEN, FileFinding, LabeledImages, Splits, check_images, drop_broken, find_duplicates, read_splits
 from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier, can_step, free_memory, largest_batch, training_bytes
@@ -39,7 +39,7 @@ def test_the_same_image_in_both_is_found_by_its_content(make_folder: MakeFolder)
     twin = folder / "val" / "bee" / "twin.png"
     twin.write_bytes((folder / "train" / "ant" / "3.png").read_bytes())
     splits = read_splits(folder)
-    assert in_both(splits.train, splits.val) == [(folder / "train" / "ant" / "3.png", twin)]
+    assert find_duplicates(splits.train, splits.val) == [(folder / "train" / "ant" / "3.png", twin)]
     (told,) = [text for text in _texts(preflight.check_splits(splits, batch_size=8), "warning") if "stands in" in text]
     assert told.startswith("1 of 16 validation images stands in the training images, too")
     assert str(twin) in told
@@ -121,18 +121,18 @@ def test_files_are_examined_and_remembered(make_folder: MakeFolder, tmp_path: Pa
     inks = folder / "train" / "bee" / "inks.jpg"
     Image.new("CMYK", (20, 16)).save(inks)
     train = read_splits(folder).train
-    found = examine(train, cache=tmp_path / "examined")
+    found = check_images(train, cache=tmp_path / "examined")
     assert [(one.kind, one.path) for one in found] == [(BROKEN, str(broken)), ("cmyk", str(inks))]
-    assert examine(train, cache=tmp_path / "examined") == found
+    assert check_images(train, cache=tmp_path / "examined") == found
     (kept,) = (tmp_path / "examined").iterdir()
     kept.write_text("[[1]]")
-    assert examine(train, cache=tmp_path / "examined") == found
-    fewer = without_broken(train, found[:1])
+    assert check_images(train, cache=tmp_path / "examined") == found
+    fewer = drop_broken(train, found[:1])
     assert len(fewer) == len(train) - 1
     assert "ant/2.png" not in fewer.keys
     torch.testing.assert_close(fewer.load(2), train.load(3), rtol=0, atol=0)
     with pytest.raises(UserError, match="of the class 'ant' no image is left"):
-        without_broken(train, [Oddity(BROKEN, str(path), "") for path in train.files if "ant" in str(path)])
+        drop_broken(train, [FileFinding(BROKEN, str(path), "") for path in train.files if "ant" in str(path)])
 
 
 def test_errors_stop_and_warnings_stop_where_that_is_asked_for() -> None:

@@ -1,21 +1,21 @@
 """Folders and named data sets, views, and the LightningDataModule."""
 
 from kd.data.batches import Batches
+from kd.data.crops import RandomResizedCrop, ResizedCrop, crop_batch, crop_image
 from kd.data.datamodule import ImageData
 from kd.data.datasets import DATASETS, cache_dir, load_splits, validation_images
-from kd.data.decoded import Room, decoded
-from kd.data.examination import BROKEN, Oddity, examine, in_both, without_broken
+from kd.data.decode_cache import CacheLimits, cache_decoded
 from kd.data.folders import load_image, read_folder, read_splits, read_unlabeled
-from kd.data.geometry import Placement, RandomPlacement, cut, cut_batch
+from kd.data.image_check import BROKEN, FileFinding, check_images, drop_broken, find_duplicates
 from kd.data.images import (
     UNLABELED,
     LabeledImages,
     Splits,
     channel_statistics,
+    concatenate,
     hide_labels,
-    joined,
     keep_fraction,
-    matched,
+    match_classes,
 )
 from kd.data.mixing import Mixing
 from kd.data.sharding import write_shards
@@ -29,31 +29,32 @@ __all__ = [
     "DATASETS",
     "UNLABELED",
     "Batches",
+    "CacheLimits",
     "EpochSampler",
+    "FileFinding",
     "ImageData",
     "LabeledImages",
     "Mixing",
-    "Oddity",
-    "Placement",
-    "RandomPlacement",
-    "Room",
+    "RandomResizedCrop",
+    "ResizedCrop",
     "ShardData",
     "ShardedSplits",
     "Splits",
     "Views",
+    "cache_decoded",
     "cache_dir",
     "channel_statistics",
-    "cut",
-    "cut_batch",
-    "decoded",
-    "examine",
+    "check_images",
+    "concatenate",
+    "crop_batch",
+    "crop_image",
+    "drop_broken",
+    "find_duplicates",
     "hide_labels",
-    "in_both",
-    "joined",
     "keep_fraction",
     "load_image",
     "load_splits",
-    "matched",
+    "match_classes",
     "plain_view",
     "read_folder",
     "read_shards",
@@ -62,6 +63,5 @@ __all__ = [
     "short_side",
     "training_view",
     "validation_images",
-    "without_broken",
     "write_shards",
 ]

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from kd.data.batches import Batches
-from kd.data.deferred_crops import Uncut, UncutViews, can_be_cut_later, resident_pixels
-from kd.data.images import LabeledImages, Splits, hide_labels, joined, keep_fraction
+from kd.data.deferred_crops import DeferredCropDataset, DeferredCrops, can_defer_crops, resident_pixels
+from kd.data.images import LabeledImages, Splits, concatenate, hide_labels, keep_fraction
 from kd.data.views import EpochSampler, Views, plain_view, training_view
 from kd.randomness import derive_seed
 
@@ -69,7 +69,7 @@ class ImageData(Batches):
         self.augment = augment
         self.resize = resize
         # Views of images that were made smaller are others than those of the files.
-        self.is_decoded = splits.train.is_decoded
+        self.cached_side = splits.train.cached_side
         view_seed = None if augment == "none" else seed
         kept = keep_fraction(splits.train, train_fraction, seed=seed)
         everything = range(len(splits.train))
@@ -81,10 +81,10 @@ class ImageData(Batches):
             images = hide_labels(images, sorted(set(everything) - set(kept)))
         if unlabeled is not None:
             self.train_indices += range(len(images), len(images) + len(unlabeled))
-            images = joined(images, unlabeled)
+            images = concatenate(images, unlabeled)
         self.train_views = Views(images, training_view(augment, image_size, resize), seed=view_seed, left_out=left_out)
         self.val_views = Views(splits.val, plain_view(image_size, resize), seed=None)
-        self.on_device = on_device and can_be_cut_later(self.train_views)
+        self.on_device = on_device and can_defer_crops(self.train_views)
         self._resident: Tensor | None = None
 
     @property
@@ -111,7 +111,7 @@ class ImageData(Batches):
             return self._loader(self.train_views, **self._batched(sampler, drop_last=drop_last))
         if self.trainer is not None:
             self._resident = resident_pixels(self.train_views, self.trainer.strategy.root_device)
-        uncut = UncutViews(self.train_views, resident=self._resident is not None)
+        uncut = DeferredCropDataset(self.train_views, resident=self._resident is not None)
         return self._loader(uncut, **self._batched(sampler, drop_last=drop_last))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -132,8 +132,8 @@ class ImageData(Batches):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401 (Lightning's)
         """Turn bytes into numbers in [0, 1] on the device, and cut views out where that is yet to be done."""
         images, labels = batch
-        if isinstance(images, Uncut):
-            views = images.cut(self._resident)
+        if isinstance(images, DeferredCrops):
+            views = images.crop(self._resident)
             return views if self.channels_last else views.contiguous(), labels
         return super().on_after_batch_transfer(batch, dataloader_idx)
 

@@ -30,7 +30,7 @@ class LabeledImages:
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
         files: The file of each image, where each has one.
         fingerprint: What changes when any of the images does; ``None``: that can't be told.
-        is_decoded: The longest short side of what was made smaller when it was decoded into a store, or ``None``.
+        cached_side: The longest short side of what was made smaller when it was decoded into a store, or ``None``.
     """
 
     classes: tuple[str, ...]
@@ -39,13 +39,13 @@ class LabeledImages:
     load: Callable[[int], Tensor]
     files: Sequence[Path] = ()
     fingerprint: str | None = None
-    is_decoded: int | None = None
+    cached_side: int | None = None
 
     def __len__(self) -> int:
         """Count the images."""
         return len(self.labels)
 
-    def chosen(self, indices: Sequence[int]) -> "LabeledImages":
+    def subset(self, indices: Sequence[int]) -> "LabeledImages":
         """Return some of the images."""
         files = [self.files[index] for index in indices] if self.files else ()
         keys = [self.keys[index] for index in indices]
@@ -67,7 +67,7 @@ def hide_labels(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
     return replace(images, labels=labels)
 
 
-def joined(first: LabeledImages, second: LabeledImages) -> LabeledImages:
+def concatenate(first: LabeledImages, second: LabeledImages) -> LabeledImages:
     """Return the images of both, with the classes of the first; the indices of the second follow on."""
     return LabeledImages(
         classes=first.classes,
@@ -75,7 +75,7 @@ def joined(first: LabeledImages, second: LabeledImages) -> LabeledImages:
         keys=[*first.keys, *second.keys],
         load=partial(_load_either, first, second),
         files=[*first.files, *second.files],
-        is_decoded=first.is_decoded if second.is_decoded is not None or not second.files else None,
+        cached_side=first.cached_side if second.cached_side is not None or not second.files else None,
         fingerprint=None
         if None in (first.fingerprint, second.fingerprint)
         else f"{first.fingerprint} {second.fingerprint}",
@@ -130,13 +130,13 @@ class Splits:
         return [counts[label] for label in range(len(self.classes))]
 
 
-def matched(images: LabeledImages, classes: Sequence[str], *, whose: str) -> LabeledImages:
+def match_classes(images: LabeledImages, classes: Sequence[str], *, network: str) -> LabeledImages:
     """Return the same images with the labels that a network has for their classes, which are matched by name.
 
     Args:
         images: The images; their classes may be in another order, or some of the network's.
         classes: The network's.
-        whose: What network that is, for the message.
+        network: What network that is, for the message.
 
     Raises:
         UserError: If the images have a class that the network has not.
@@ -145,7 +145,7 @@ def matched(images: LabeledImages, classes: Sequence[str], *, whose: str) -> Lab
     unknown = [name for name in images.classes if name not in places]
     if unknown:
         some = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
-        raise UserError(f"{whose} was trained for other classes: only the images have {some}")
+        raise UserError(f"{network} was trained for other classes: only the images have {some}")
     names = [places[name] for name in images.classes]
     labels = [UNLABELED if label == UNLABELED else names[label] for label in images.labels]
     return replace(images, classes=tuple(classes), labels=labels)

@@ -61,7 +61,7 @@ class Sample(NamedTuple):
     encoded: bytes
     url: str
 
-    def decoded(self) -> Tensor:
+    def decode(self) -> Tensor:
         """Decode it: ``(3, H, W)``, uint8.
 
         Raises:
@@ -88,7 +88,7 @@ class Member(NamedTuple):
     begin: int
 
 
-def the_library() -> Any:  # noqa: ANN401 (a module without types)
+def import_webdataset() -> Any:  # noqa: ANN401 (a module without types)
     """Return webdataset, which is imported where it is asked for alone.
 
     Raises:
@@ -133,7 +133,7 @@ def stream(shard: Shard, first: int, last: int, *, classes: int) -> Iterator[Sam
 @contextmanager
 def _opened(url: str, offset: int) -> Iterator[Iterator[dict[str, Any]]]:
     """Open an archive and group its files to samples, as they come; from some byte on, if it is a file."""
-    library = the_library()
+    library = import_webdataset()
     opened = library.gopen(url)
     try:
         if offset:
@@ -153,7 +153,7 @@ def members(path: Path, *, classes: int) -> list[Member]:
     Raises:
         UserError: If it can't be read, or a sample is incomplete.
     """
-    library, found = the_library(), list[Member]()
+    library, found = import_webdataset(), list[Member]()
     key, parts, label = "", dict[str, Any](), b""
     try:
         with tarfile.open(path, "r:") as archive:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kd.data.images import LabeledImages, Splits
-from kd.data.samples import LABEL, the_library
+from kd.data.samples import LABEL, import_webdataset
 from kd.data.shard_index import INDEX_FILE, describe, write_index
 from kd.data.shards import CLASSES_FILE
 from kd.errors import UserError
@@ -40,7 +40,7 @@ def write_shards(
     Raises:
         UserError: If the folder is there already, the images have no files, or it can't be written.
     """
-    the_library()
+    import_webdataset()
     if per_shard < 1:
         raise UserError(f"--per_shard must be at least 1, and is {per_shard}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -87,7 +87,7 @@ def _write(images: LabeledImages, folder: Path, *, per_shard: int, seed: int, co
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(derive_seed(seed, "shards", folder.name))
     taken: set[str] = set()
-    with the_library().ShardWriter(
+    with import_webdataset().ShardWriter(
         f"{str(folder).replace('%', '%%')}/%06d.tar",
         maxcount=per_shard,
         maxsize=float("inf"),

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from kd.data.images import LabeledImages, Splits
-from kd.data.samples import Member, Sample, Shard, members, stream, the_library
+from kd.data.samples import Member, Sample, Shard, import_webdataset, members, stream
 from kd.data.shard_index import counted
 from kd.errors import UserError
 
@@ -110,7 +110,7 @@ class ShardReader:
         there = _members(shard.url, len(self.shards.classes))[index - self._ends[which] + shard.images]
         with Path(shard.url).open("rb") as file:
             file.seek(there.offset)
-            return Sample(there.key, there.label, file.read(there.size), shard.url).decoded()
+            return Sample(there.key, there.label, file.read(there.size), shard.url).decode()
 
 
 @lru_cache(maxsize=4096)
@@ -119,7 +119,7 @@ def _members(path: str, classes: int) -> list[Member]:
 
 
 def _read_classes(data_dir: str | Path) -> tuple[Path, tuple[str, ...]]:
-    the_library()
+    import_webdataset()
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"--data_dir {data_dir}: there is no such folder")
@@ -151,7 +151,7 @@ def _expanded(root: Path, pattern: str, flag: str) -> dict[str, str]:
             raise UserError(f"{place}: there are no shards (*.tar) in this folder, which {flag} names")
         return {f"{pattern.rstrip('/')}/{path.name}": str(path.absolute()) for path in found}
     try:
-        expanded: list[str] = the_library().shardlists.expand_urls(pattern)
+        expanded: list[str] = import_webdataset().shardlists.expand_urls(pattern)
     except (ValueError, AssertionError) as error:
         raise UserError(f"{flag} {pattern}: this pattern makes no list of shards: {error}") from None
     if "://" in pattern or pattern.startswith("pipe:"):
@@ -190,7 +190,7 @@ def _sample_of(shards: Shards) -> LabeledImages:
 
 
 def _decoded_at(samples: Sequence[Sample], index: int) -> Tensor:
-    return samples[index].decoded()
+    return samples[index].decode()
 
 
 def _images_of(shards: Shards) -> LabeledImages:

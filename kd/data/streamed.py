@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from kd.data.batches import Batches, shares
 from kd.data.shards import ShardedSplits
 from kd.data.streams import BatchNumbers, StreamedBatches
-from kd.data.substreams import Lanes, workers_of_lanes
+from kd.data.substreams import Substreams, usable_workers
 from kd.data.views import plain_view, training_view
 
 
@@ -53,7 +53,7 @@ class ShardData(Batches):
             splits,
             image_size=image_size,
             batch_size=batch_size,
-            num_workers=workers_of_lanes(num_workers),
+            num_workers=usable_workers(num_workers),
             seed=seed,
             period=period,
             has_unlabeled=not reads_labels,
@@ -98,14 +98,14 @@ class ShardData(Batches):
         views, labels = self._train_batches(self._train_lanes(*self._place()))[0, 0]
         return list(zip(views[:count], labels[:count].tolist(), strict=True))
 
-    def _train_lanes(self, rank: int, world_size: int) -> Lanes:
+    def _train_lanes(self, rank: int, world_size: int) -> Substreams:
         counts, drop_last = self._counts(world_size)
         if self.batch_size > 1:
-            return Lanes(sum(counts[:rank]), counts[rank], self.batch_size, drop_last)
+            return Substreams(sum(counts[:rank]), counts[rank], self.batch_size, drop_last)
         # A batch of one image can't count for less: where they do not come out even, the first ones are given again.
         even = math.ceil(self.train_count / world_size)
-        return Lanes(rank * even, even, 1)
+        return Substreams(rank * even, even, 1)
 
-    def _val_lanes(self, rank: int, world_size: int) -> Lanes:
+    def _val_lanes(self, rank: int, world_size: int) -> Substreams:
         counts = shares(len(self.val_shards), world_size)
-        return Lanes(sum(counts[:rank]), counts[rank], self.batch_size)
+        return Substreams(sum(counts[:rank]), counts[rank], self.batch_size)

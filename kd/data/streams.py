@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from kd.data.images import UNLABELED, LabeledImages
-from kd.data.samples import Sample, stream, the_library
+from kd.data.samples import Sample, import_webdataset, stream
 from kd.data.shards import Shards
-from kd.data.substreams import LANES, Lanes, pieces
+from kd.data.substreams import SUBSTREAMS, Substreams, shard_ranges
 from kd.data.views import View, Views
 from kd.randomness import derive_seed
 
@@ -40,7 +40,7 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self,
         shards: Shards,
-        lanes: Lanes,
+        lanes: Substreams,
         *,
         view: View,
         order_seed: int | None = None,
@@ -76,14 +76,14 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def samples(self, epoch: int, batch: int) -> list[Sample]:
         """Return the samples of a batch, as they are encoded."""
-        lane, before = batch % LANES, self.lanes.before(batch)
+        lane, before = batch % SUBSTREAMS, self.lanes.before(batch)
         known = self._open.pop(lane, None)
         if known is None or (known.epoch, known.given) != (epoch, before):
             # Another epoch, or one that is resumed: what was given before is read past, and not decoded.
             known = _Lane(epoch, before, islice(self._lane(epoch, lane), before, None))
         size = self.lanes.size(batch)
         samples = list(islice(known.samples, size))
-        if batch + LANES < self.lanes.batches:
+        if batch + SUBSTREAMS < self.lanes.batches:
             self._open[lane] = known._replace(given=before + size)
         return samples
 
@@ -94,9 +94,9 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
         if self.order_seed is None:
             return samples
         # By webdataset: the next one is drawn from a buffer, which is filled up again.
-        size = _BUFFER // LANES
+        size = _BUFFER // SUBSTREAMS
         generator = random.Random(derive_seed(self.order_seed, "buffer", epoch, begin))  # noqa: S311 (no secret)
-        shuffled: Iterator[Sample] = iter(the_library().shuffle(size, initial=size, rng=generator)(samples))
+        shuffled: Iterator[Sample] = iter(import_webdataset().shuffle(size, initial=size, rng=generator)(samples))
         return shuffled
 
     def _line(self, epoch: int, begin: int, end: int) -> Iterator[Sample]:
@@ -105,7 +105,7 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
         if self.order_seed is not None:
             generator = torch.Generator().manual_seed(derive_seed(self.order_seed, "shards", epoch))
             entries = tuple(entries[index] for index in torch.randperm(len(entries), generator=generator).tolist())
-        for number, first, last in pieces([one.images for one in entries], begin, end):
+        for number, first, last in shard_ranges([one.images for one in entries], begin, end):
             yield from stream(entries[number], first, last, classes=len(self.shards.classes))
 
 
@@ -152,4 +152,4 @@ class BatchNumbers(Sampler[tuple[int, int]]):
 
 
 def _decoded_at(samples: list[Sample], index: int) -> Tensor:
-    return samples[index].decoded()
+    return samples[index].decode()

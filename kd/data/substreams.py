@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-LANES = 8
+SUBSTREAMS = 8
 """Streams that a process reads side by side, however many workers share them out: the order is the same for any."""
 
 
 @dataclass(frozen=True)
-class Lanes:
+class Substreams:
     """A process's part of an epoch: a piece of the line of all images, in lanes that take turns at giving a batch.
 
-    Each lane reads a piece of its own from end to end, and batch ``i`` comes from lane ``i % LANES``.
+    Each lane reads a piece of its own from end to end, and batch ``i`` comes from lane ``i % SUBSTREAMS``.
 
     Args:
         start: Where on the line the part begins.
@@ -41,32 +41,32 @@ class Lanes:
 
     def before(self, batch: int) -> int:
         """Return how many images its lane gave before a batch."""
-        return batch // LANES * self.batch_size
+        return batch // SUBSTREAMS * self.batch_size
 
     def _length(self, lane: int) -> int:
-        turns = len(range(lane, self.batches, LANES))
-        has_last = bool(self.batches) and (self.batches - 1) % LANES == lane
+        turns = len(range(lane, self.batches, SUBSTREAMS))
+        has_last = bool(self.batches) and (self.batches - 1) % SUBSTREAMS == lane
         return turns * self.batch_size - (self.batch_size - self.size(self.batches - 1) if has_last else 0)
 
     def line(self) -> Iterator[int]:
         """Iterate over the places on the line, batch by batch, as they are given where nothing is shuffled."""
-        begins = [self.piece(lane)[0] for lane in range(LANES)]
+        begins = [self.piece(lane)[0] for lane in range(SUBSTREAMS)]
         for batch in range(self.batches):
-            first = begins[batch % LANES] + self.before(batch)
+            first = begins[batch % SUBSTREAMS] + self.before(batch)
             yield from range(first, first + self.size(batch))
 
 
-def workers_of_lanes(workers: int) -> int:
+def usable_workers(workers: int) -> int:
     """Return how many workers there are, of at most so many, if each has the same number of lanes.
 
     Example:
-        >>> [workers_of_lanes(workers) for workers in (0, 1, 3, 7, 16)]
+        >>> [usable_workers(workers) for workers in (0, 1, 3, 7, 16)]
         [0, 1, 2, 4, 8]
     """
-    return max((one for one in range(1, min(workers, LANES) + 1) if LANES % one == 0), default=0)
+    return max((one for one in range(1, min(workers, SUBSTREAMS) + 1) if SUBSTREAMS % one == 0), default=0)
 
 
-def pieces(counts: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+def shard_ranges(counts: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Cut a piece out of a line of archives; past its end the line begins anew.
 
     Args:
@@ -78,7 +78,7 @@ def pieces(counts: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, i
         Number of the archive, its first image, and that after the last.
 
     Example:
-        >>> list(pieces([3, 2], 1, 6))
+        >>> list(shard_ranges([3, 2], 1, 6))
         [(0, 1, 3), (1, 0, 2), (0, 0, 1)]
     """
     passed = 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
-from kd.data.geometry import Placement, RandomPlacement, cut
+from kd.data.crops import RandomResizedCrop, ResizedCrop, crop_image
 from kd.data.images import LabeledImages
 from kd.errors import UserError
 from kd.pixels import plain_side
@@ -27,13 +27,13 @@ AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
 @AUGMENTATIONS.register("crop")
 def crop(size: int) -> list[View]:
     """Cut 8 to 100 % of the area at 3:4 to 4:3 and flip half of them; Szegedy et al. (2014), section 6."""
-    return [RandomPlacement(size)]
+    return [RandomResizedCrop(size)]
 
 
 @AUGMENTATIONS.register("rotate")
 def rotate(size: int) -> list[View]:
     """Rotate by up to 30 degrees, then as ``crop``, in one sampling."""
-    return [RandomPlacement(size, degrees=30.0)]
+    return [RandomResizedCrop(size, degrees=30.0)]
 
 
 @AUGMENTATIONS.register("trivial")
@@ -127,17 +127,17 @@ class Views(Dataset[tuple[Tensor, int]]):
         if not loaded:
             raise UserError("of a whole batch no image can be decoded")
         labels = torch.tensor([self.images.labels[index] for _, index, _ in loaded])
-        if not isinstance(self.view, RandomPlacement) or self.seed is None:
+        if not isinstance(self.view, RandomResizedCrop) or self.seed is None:
             views = [self._seen(epoch, index, pixels).permute(1, 2, 0) for epoch, index, pixels in loaded]
             return torch.stack(views).permute(0, 3, 1, 2), labels
         batch = np.empty((len(loaded), self.view.size, self.view.size, 3), dtype=np.uint8)
         for (epoch, index, pixels), place in zip(loaded, batch, strict=True):
-            cut(pixels, self.placement(epoch, index, *pixels.shape[1:]), out=place)
+            crop_image(pixels, self.placement(epoch, index, *pixels.shape[1:]), out=place)
         return torch.from_numpy(batch).permute(0, 3, 1, 2), labels
 
-    def placement(self, epoch: int, index: int, height: int, width: int) -> Placement:
+    def placement(self, epoch: int, index: int, height: int, width: int) -> ResizedCrop:
         """Draw where the view of an image of that size lies, of views that are cut out and nothing more."""
-        if not isinstance(self.view, RandomPlacement) or self.seed is None:
+        if not isinstance(self.view, RandomResizedCrop) or self.seed is None:
             raise TypeError("these views are not drawn, or more than cut out")
         seed = derive_seed(self.seed, "view", epoch, self.images.keys[index])
         return self.view.draw(height, width, generator=torch.Generator().manual_seed(seed))

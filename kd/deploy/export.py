@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 
-from kd.data import LabeledImages, Splits, load_splits, matched, plain_view
+from kd.data import LabeledImages, Splits, load_splits, match_classes, plain_view
 from kd.deploy.formats import FORMATS, METADATA_KEY, Array, Student, open_student
 from kd.errors import UserError
 from kd.models import Classifier, load_classifier
@@ -201,7 +201,7 @@ def answer_images(path: str | Path, images: LabeledImages, *, keep: Path, model:
         UserError: If the file can't be read, or the images have a class that it does not know.
     """
     student = open_student(path, model=model)
-    images = matched(images, student.about["classes"], whose=str(path))
+    images = match_classes(images, student.about["classes"], network=str(path))
     write_predictions(prediction_arrays(images, _logits_of(student, images), np.arange(len(images))), keep)
 
 

@@ -31,7 +31,7 @@ from kd.losses.derivatives import JacobianMatching
 from kd.losses.objective import Objective, Pair, Term, standardized
 from kd.losses.parsing import build_objective, try_loss
 from kd.losses.schedules import SCHEDULES, Schedule
-from kd.losses.terms import LOSSES, Described, Loss, Outputs, hyperparameters_of, markdown_table
+from kd.losses.terms import LOSSES, Loss, LossInfo, Outputs, hyperparameters_of, markdown_table
 
 __all__ = [
     "LOSSES",
@@ -42,7 +42,6 @@ __all__ = [
     "CosineDistance",
     "CrossEntropy",
     "DecoupledKD",
-    "Described",
     "FeatureLoss",
     "HardDistillation",
     "Hint",
@@ -50,6 +49,7 @@ __all__ = [
     "JensenShannon",
     "LogitMSE",
     "Loss",
+    "LossInfo",
     "MultiLevel",
     "NormalizedKD",
     "Objective",

@@ -66,11 +66,11 @@ class Term:
         return replace(self, weight=weight, loss=loss, scheduled={})
 
     @property
-    def looks_at_logits(self) -> bool:
+    def uses_logits(self) -> bool:
         """Whether it looks at the student's logits."""
         return not isinstance(self.loss, FeatureLoss | JacobianMatching)
 
-    def bound(self, pairs: Sequence[Pair]) -> "Term":
+    def bind(self, pairs: Sequence[Pair]) -> "Term":
         """Return the term with the maps that it compares, and with new adapters for them.
 
         Raises:
@@ -100,7 +100,7 @@ class Term:
 
     def _compare(self, loss: FeatureLoss, student: Outputs, teacher: Outputs) -> Tensor:
         if not self.pairs:
-            raise ValueError(f"{self.name} compares features: say which ones by .bound(pairs)")
+            raise ValueError(f"{self.name} compares features: say which ones by .bind(pairs)")
         values = [
             loss.compare(
                 student.features[pair.student].float(), teacher.features[pair.teacher].detach().float(), adapter
@@ -150,9 +150,9 @@ class Objective:
     @property
     def trains_head(self) -> bool:
         """Whether any term looks at the student's logits; else its last layer learns nothing."""
-        return any(term.looks_at_logits for term in self.terms)
+        return any(term.uses_logits for term in self.terms)
 
-    def bound(self, pairs: Mapping[str, Sequence[Pair]]) -> "Objective":
+    def bind(self, pairs: Mapping[str, Sequence[Pair]]) -> "Objective":
         """Return the objective with the maps that its terms on features compare, and with new adapters for them.
 
         Args:
@@ -161,7 +161,7 @@ class Objective:
         Raises:
             UserError: If such maps can't be compared.
         """
-        return Objective(tuple(term.bound(pairs[term.name]) if term.name in pairs else term for term in self.terms))
+        return Objective(tuple(term.bind(pairs[term.name]) if term.name in pairs else term for term in self.terms))
 
     def at(self, epoch: int, epochs: int) -> "Objective":
         """Return the objective as it is in an epoch (from 0) of a training of so many epochs.
@@ -212,7 +212,7 @@ class Objective:
                     seen = Outputs(student.logits[rows]), Outputs(teacher.logits[rows])
                     values[term.name] = term(*seen, labels[rows])
             # Without a term that looks at the logits, DDP would wait for a gradient of the last layer.
-            looked_at = any(term.looks_at_logits for term in self.terms if term.name in values)
+            looked_at = any(term.uses_logits for term in self.terms if term.name in values)
             weighted = [] if looked_at else [student_logits.sum() * 0.0]
         weighted += [float(term.weight) * values[term.name] for term in self.terms if term.name in values]  # type: ignore[arg-type]
         return torch.stack(weighted).sum(), {name: value.detach() for name, value in values.items()}

@@ -27,7 +27,7 @@ class Outputs:
     gradients: Tensor | None = None
 
 
-class Described(Protocol):
+class LossInfo(Protocol):
     """What every loss says of itself, in a class attribute each.
 
     ``formula``, ``source`` and ``paper`` (the objective with the weights that were published for it, in our spelling,
@@ -43,7 +43,7 @@ class Described(Protocol):
     needs_labels: ClassVar[bool]
 
 
-class Loss(Described, Protocol):
+class Loss(LossInfo, Protocol):
     """A loss on logits."""
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Loss(Described, Protocol):
         ...
 
 
-LOSSES: Registry[type[Described]] = Registry("loss")
+LOSSES: Registry[type[LossInfo]] = Registry("loss")
 """The losses by name; each is a class whose parameters are the loss's hyperparameters."""
 
 
@@ -78,7 +78,7 @@ class Softened:
             raise ValueError(f"temperature must be above 0, and is {given}")
 
 
-def hyperparameters_of(loss: type[Described]) -> str:
+def hyperparameters_of(loss: type[LossInfo]) -> str:
     """Write down the hyperparameters of a loss with their defaults, as ``alpha=1.0, beta=8.0``."""
     return ", ".join(f"{one.name}={one.default}" for one in inspect.signature(loss).parameters.values())
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kd.data import ImageData, Splits, matched, validation_images
+from kd.data import ImageData, Splits, match_classes, validation_images
 from kd.errors import UserError
 from kd.models import load_classifier
 from kd.pipeline.workers import default_workers
@@ -49,7 +49,7 @@ def evaluate_checkpoint(
     classifier = load_classifier(checkpoint, architecture=model)
     description = classifier.description
     images = validation_images(dataset, data_dir, val_data, download=download)
-    images = matched(images, description.classes, whose=checkpoint)
+    images = match_classes(images, description.classes, network=checkpoint)
     chosen, _ = (hardware or Hardware()).resolved()
     data = ImageData(
         Splits("evaluation", train=images, val=images),

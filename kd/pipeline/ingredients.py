@@ -17,20 +17,20 @@ from rich.console import Console
 from kd.data import (
     BROKEN,
     Batches,
+    FileFinding,
     ImageData,
     LabeledImages,
     Mixing,
-    Oddity,
     ShardData,
     ShardedSplits,
     Splits,
     cache_dir,
     channel_statistics,
-    examine,
+    check_images,
+    drop_broken,
     load_splits,
     plain_view,
     read_unlabeled,
-    without_broken,
 )
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
@@ -118,9 +118,9 @@ class Ingredients:
         findings = check_files(found, skips_broken=skips)
         broken = [one for one in found if one.kind == BROKEN]
         if skips:
-            train, val = (without_broken(one, broken) for one in (splits.train, splits.val))
+            train, val = (drop_broken(one, broken) for one in (splits.train, splits.val))
             splits = replace(splits, train=train, val=val)
-            unlabeled = unlabeled and without_broken(unlabeled, broken)
+            unlabeled = unlabeled and drop_broken(unlabeled, broken)
         # Before they are decoded into a store.
         refuse(findings, strict=False)
         sizes = {wanted.image_size, *settings.models.teacher_image_size}
@@ -321,8 +321,8 @@ def forget_left_out(folder: Path) -> None:
     (folder / LEFT_OUT_FILE).unlink(missing_ok=True)
 
 
-def _examined(images: LabeledImages) -> list[Oddity]:
-    return examine(images, cache=cache_dir() / "examined")
+def _examined(images: LabeledImages) -> list[FileFinding]:
+    return check_images(images, cache=cache_dir() / "examined")
 
 
 def _named(build: Callable[[str], Objective], written: str) -> Objective:

@@ -187,7 +187,7 @@ class Journal:
             devices=self.made.hardware.devices,
             batch_size=self.made.batch_size,
             compute=compute,
-            decoded=self.made.splits.train.is_decoded,
+            decoded=self.made.splits.train.cached_side,
             teachers=teachers,
         )
 

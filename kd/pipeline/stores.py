@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
-from kd.data import ImageData, LabeledImages, Room, Splits, cache_dir, decoded, short_side
+from kd.data import CacheLimits, ImageData, LabeledImages, Splits, cache_decoded, cache_dir, short_side
 from kd.errors import UserError
 from kd.models import Classifier, Compute, Ensemble
 from kd.teachers import LogitStore, digest_of_weights
@@ -49,11 +49,11 @@ def store_images(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Decoding images", total=len(images))
         try:
-            stored = decoded(
+            stored = cache_decoded(
                 images,
                 short_side(image_size, augment),
                 folder,
-                room=Room() if where == AUTO else None,
+                limits=CacheLimits() if where == AUTO else None,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         except OSError as error:
@@ -65,7 +65,7 @@ def store_images(
             stored, reason = images, f"it can't be written to {folder} ({error.strerror or error})"
         else:
             reason = f"it would take more than a fifth of the free disk at {folder}, or half of the memory"
-    if stored.is_decoded is None and images.files:
+    if stored.cached_side is None and images.files:
         _say(console, f"Note: without a store each image is decoded in each epoch: {reason}.")
     return stored
 
@@ -114,7 +114,7 @@ def logit_store(
         "images": images.fingerprint,
         "indices": hashlib.blake2b(indices.data, digest_size=16).hexdigest(),
         "keys": hashlib.blake2b("\0".join(images.keys).encode(), digest_size=16).hexdigest(),
-        "views": [data.augment, data.resize, data.image_size, data.seed, data.is_decoded, data.on_device],
+        "views": [data.augment, data.resize, data.image_size, data.seed, data.cached_side, data.on_device],
         "batches": [data.batch_size, data.period],
         "machine": [devices, platform.machine(), torch.__version__, torch.get_num_threads()],
     }

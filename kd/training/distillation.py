@@ -157,6 +157,6 @@ def _bound(
     pairs = [pair for some in chosen.values() for pair in some]
     # The adapters of one seed begin with the same weights, whatever else was drawn before.
     with seeded(seed, "adapters"):
-        objective = objective.bound(chosen)
+        objective = objective.bind(chosen)
     ours, theirs = dict.fromkeys(pair.student for pair in pairs), dict.fromkeys(pair.teacher for pair in pairs)
     return objective, list(ours), list(theirs)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.data import ImageData, LabeledImages, Splits, decoded, joined, read_folder
-from kd.data.deferred_crops import Uncut, UncutViews, can_be_cut_later
+from kd.data import ImageData, LabeledImages, Splits, cache_decoded, concatenate, read_folder
+from kd.data.deferred_crops import DeferredCropDataset, DeferredCrops, can_defer_crops
 from tests.conftest import write_pictures
 
 
 @pytest.fixture
 def stored(tmp_path: Path) -> LabeledImages:
     write_pictures(tmp_path / "images", [(40, 32), (32, 44), (36, 36)], coarse=(6, 5))
-    return decoded(read_folder(tmp_path / "images"), 32, tmp_path / "stores")
+    return cache_decoded(read_folder(tmp_path / "images"), 32, tmp_path / "stores")
 
 
 def batches(images: LabeledImages, augment: str, *, on_device: bool, workers: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -46,14 +46,14 @@ def test_the_device_sees_the_views_that_the_cpu_sees(stored: LabeledImages, augm
 def test_images_on_the_device_need_not_cross(stored: LabeledImages) -> None:
     data = ImageData(Splits("s", stored, stored), image_size=28, augment="rotate", on_device=True)
     which = [(0, 3), (0, 1), (5, 3)]
-    crossing, labels = UncutViews(data.train_views, resident=False).__getitems__(which)
-    resident, same = UncutViews(data.train_views, resident=True).__getitems__(which)
+    crossing, labels = DeferredCropDataset(data.train_views, resident=False).__getitems__(which)
+    resident, same = DeferredCropDataset(data.train_views, resident=True).__getitems__(which)
     torch.testing.assert_close(labels, same)
     assert resident.pixels is None
     with pytest.raises(ValueError, match="neither in the batch nor on the device"):
-        resident.cut(None)
+        resident.crop(None)
     pixels = torch.from_numpy(np.fromfile(stored.load.path, dtype=np.uint8))  # type: ignore[attr-defined]
-    torch.testing.assert_close(resident.cut(pixels), crossing.cut(None), rtol=0, atol=0)
+    torch.testing.assert_close(resident.crop(pixels), crossing.crop(None), rtol=0, atol=0)
 
 
 def test_large_images_do_not_cross(stored: LabeledImages, tmp_path: Path) -> None:
@@ -61,24 +61,24 @@ def test_large_images_do_not_cross(stored: LabeledImages, tmp_path: Path) -> Non
     for images, small in (
         (stored, True),
         (files, False),
-        (joined(stored, stored), True),
-        (joined(stored, files), False),
+        (concatenate(stored, stored), True),
+        (concatenate(stored, files), False),
     ):
         data = ImageData(Splits("s", images, images), image_size=28, on_device=True)
-        assert can_be_cut_later(data.train_views) is data.on_device is small
+        assert can_defer_crops(data.train_views) is data.on_device is small
 
 
 def test_what_is_more_than_cut_out_is_refused(stored: LabeledImages) -> None:
     data = ImageData(Splits("s", stored, stored), image_size=28, augment="trivial", on_device=True)
     with pytest.raises(ValueError, match="no more is done to them"):
-        UncutViews(data.train_views, resident=False)
+        DeferredCropDataset(data.train_views, resident=False)
 
 
 def test_a_batch_survives_lightnings_transfer(stored: LabeledImages) -> None:
     data = ImageData(Splits("s", stored, stored), image_size=28, batch_size=4, on_device=True)
     batch = next(iter(data.train_dataloader()))
     moved, _ = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
-    assert isinstance(moved, Uncut)
+    assert isinstance(moved, DeferredCrops)
     views, _ = data.on_after_batch_transfer((moved, batch[1]), 0)
     assert views.is_contiguous()
     data.channels_last = True

@@ -16,7 +16,7 @@ from torch import Tensor
 from kd.data import ImageData, LabeledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
 from kd.data.samples import stream
 from kd.data.streams import StreamedBatches
-from kd.data.substreams import LANES, Lanes
+from kd.data.substreams import SUBSTREAMS, Substreams
 from kd.errors import UserError
 from tests.conftest import MakeFolder
 
@@ -138,8 +138,8 @@ def test_each_image_is_read_once_in_an_epoch_by_any_number_of_processes(
 @pytest.mark.parametrize("count", [0, 1, 5, 16, 17, 63])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_lanes_share_a_part_out_without_a_gap(count: int, batch_size: int) -> None:
-    lanes = Lanes(10, count, batch_size)
-    pieces = [lanes.piece(lane) for lane in range(LANES)]
+    lanes = Substreams(10, count, batch_size)
+    pieces = [lanes.piece(lane) for lane in range(SUBSTREAMS)]
     assert [begin for begin, _ in pieces] == [10, *(end for _, end in pieces[:-1])]
     assert pieces[-1][1] == 10 + count
     assert sorted(lanes.line()) == list(range(10, 10 + count))

@@ -242,7 +242,7 @@ def test_an_objective_sums_a_loss_over_its_pairs_in_float32_under_autocast(name:
     student, teacher = (one.bfloat16() for one in maps())
     pairs = [Pair("a", "b", (4, 6, 6), (7, 3, 3)), Pair("a2", "b", (4, 6, 6), (7, 3, 3))]
     torch.manual_seed(0)
-    objective = build_objective(f"{name}=2").bound({name: pairs})
+    objective = build_objective(f"{name}=2").bind({name: pairs})
     logits = torch.zeros(5, 3)
     outputs = (Outputs(logits, {"a": student, "a2": 2 * student}), Outputs(logits, {"b": teacher}))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -270,10 +270,10 @@ def test_images_without_any_feature_get_a_gradient_of_common_size(name: str) -> 
 
 
 def test_features_must_be_bound_before_they_are_compared() -> None:
-    with pytest.raises(ValueError, match=r"hint compares features: say which ones by \.bound\(pairs\)"):
+    with pytest.raises(ValueError, match=r"hint compares features: say which ones by \.bind\(pairs\)"):
         build_objective("hint")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
     with pytest.raises(TypeError, match="kl does not compare features"):
-        build_objective("kl").bound({"kl": []})
+        build_objective("kl").bind({"kl": []})
     with pytest.raises(ValueError, match="jacobian needs the gradients to the images"):
         build_objective("jacobian")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
 
@@ -282,7 +282,7 @@ def test_a_map_of_one_pixel_has_no_attention() -> None:
     with pytest.raises(
         UserError, match="--loss at: the student's a and the teacher's b can't be compared: a map of one"
     ):
-        build_objective("at").bound({"at": [Pair("a", "b", (4, 1, 1), (7, 3, 3))]})
+        build_objective("at").bind({"at": [Pair("a", "b", (4, 1, 1), (7, 3, 3))]})
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheLimits:
     """How much a store may take: these shares of what the disk has free and of the machine's memory.
 
     A store that does not fit into memory would be read from the disk again in each epoch, more slowly than the files.
@@ -52,8 +52,13 @@ class Room:
         return size <= self.disk * shutil.disk_usage(there).free and size <= self.memory * memory
 
 
-def decoded(
-    images: LabeledImages, side: int, folder: Path, *, room: Room | None = None, progress: Progress | None = None
+def cache_decoded(
+    images: LabeledImages,
+    side: int,
+    folder: Path,
+    *,
+    limits: CacheLimits | None = None,
+    progress: Progress | None = None,
 ) -> LabeledImages:
     """Return the same images, read from a store, which is written first where it is not there.
 
@@ -66,11 +71,11 @@ def decoded(
         images: The images.
         side: The longest that a short side stays, in pixels.
         folder: Folder of all stores.
-        room: How much it may take; ``None``: as much as it needs.
+        limits: How much it may take; ``None``: as much as it needs.
         progress: Told how far it is.
 
     Returns:
-        The images; those that were given, if they have no files, or the store would take too much room.
+        The images; those that were given, if they have no files, or the store would take too much limits.
 
     Raises:
         UserError: If an image can't be decoded.
@@ -81,13 +86,13 @@ def decoded(
     place = folder / hashlib.blake2b(f"{_VERSION} {side} {images.fingerprint}".encode(), digest_size=16).hexdigest()
     sizes = _sizes_in(place, len(images))
     if sizes is None:
-        if room is not None and not room.holds(_estimate(images, side), folder):
+        if limits is not None and not limits.holds(_estimate(images, side), folder):
             return images
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_suffix(".lock")):
             # Another process may have been the first.
             sizes = _sizes_in(place, len(images)) or _write(images, side, place, progress)
-    return replace(images, load=StoredPixels(place / _PIXELS, sizes), is_decoded=side)
+    return replace(images, load=CachedPixels(place / _PIXELS, sizes), cached_side=side)
 
 
 def _sizes_in(place: Path, count: int) -> list[tuple[int, int]] | None:
@@ -101,7 +106,7 @@ def _sizes_in(place: Path, count: int) -> list[tuple[int, int]] | None:
     return sizes if is_whole else None
 
 
-class StoredPixels:
+class CachedPixels:
     """Reads images from the large file, of which the system keeps one copy in memory for all processes.
 
     It is read and not mapped: what is mapped counts as a process's own memory, which would grow with the images that it

@@ -9,15 +9,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
-from kd.data import Placement, RandomPlacement, cut, cut_batch
+from kd.data import RandomResizedCrop, ResizedCrop, crop_batch, crop_image
 
 HEIGHT, WIDTH = 90, 120
 PLACEMENTS = [
-    Placement(0, 0, 90, 120),
-    Placement(10, 20, 50, 40),
-    Placement(10, 20, 50, 40, flipped=True),
-    Placement(15, 25, 60, 70, angle=20.0),
-    Placement(15, 25, 60, 70, angle=-20.0, flipped=True),
+    ResizedCrop(0, 0, 90, 120),
+    ResizedCrop(10, 20, 50, 40),
+    ResizedCrop(10, 20, 50, 40, flipped=True),
+    ResizedCrop(15, 25, 60, 70, angle=20.0),
+    ResizedCrop(15, 25, 60, 70, angle=-20.0, flipped=True),
 ]
 
 
@@ -28,29 +28,29 @@ def image() -> Tensor:
     return (fine[0] * 255).to(torch.uint8)
 
 
-def by_torchvision(image: Tensor, placement: Placement, size: int) -> Tensor:
+def by_torchvision(image: Tensor, placement: ResizedCrop, size: int) -> Tensor:
     turned = v2f.rotate(image, placement.angle, interpolation=v2.InterpolationMode.BILINEAR)
     box = [placement.top, placement.left, placement.height, placement.width]
     view: Tensor = v2f.resized_crop(turned, *box, size=[size, size], antialias=True)
     return (view.flip(-1) if placement.flipped else view).float()
 
 
-def on_the_cpu(image: Tensor, placement: Placement, size: int) -> Tensor:
+def on_the_cpu(image: Tensor, placement: ResizedCrop, size: int) -> Tensor:
     view = np.empty((size, size, 3), dtype=np.uint8)
-    cut(image, placement, out=view)
+    crop_image(image, placement, out=view)
     return torch.from_numpy(view).permute(2, 0, 1).float()
 
 
-def on_the_device(image: Tensor, placement: Placement, size: int) -> Tensor:
+def on_the_device(image: Tensor, placement: ResizedCrop, size: int) -> Tensor:
     # It lies behind another image.
     pixels = torch.cat([torch.zeros(30, dtype=torch.uint8), image.permute(1, 2, 0).flatten()])
     matrix = torch.tensor(placement.matrix(HEIGHT, WIDTH, size), dtype=torch.float32)
-    return 255 * cut_batch(pixels, torch.tensor([30]), torch.tensor([[HEIGHT, WIDTH]]), matrix[None], size)[0]
+    return 255 * crop_batch(pixels, torch.tensor([30]), torch.tensor([[HEIGHT, WIDTH]]), matrix[None], size)[0]
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("size", [64, 112])
-def test_a_view_is_torchvisions(image: Tensor, placement: Placement, size: int) -> None:
+def test_a_view_is_torchvisions(image: Tensor, placement: ResizedCrop, size: int) -> None:
     expected = by_torchvision(image, placement, size)
     # Away from its edge: there the pixels beyond a box, or the black around a turned image, are mixed in otherwise.
     inside = (..., slice(8, -8), slice(8, -8))
@@ -66,31 +66,31 @@ def test_large_images_are_averaged_not_sampled(angle: float) -> None:
     # Stripes one pixel wide: a sampling without averages would leave some of them.
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
     image[:, :, ::2] = 200
-    view = on_the_cpu(image, Placement(100, 100, 200, 200, angle=angle), 20)
+    view = on_the_cpu(image, ResizedCrop(100, 100, 200, 200, angle=angle), 20)
     assert (view - 100).abs().max() <= 30
 
 
 def test_a_place_outside_of_a_turned_image_is_black(image: Tensor) -> None:
-    corner = Placement(0, 0, HEIGHT, WIDTH, angle=45.0)
+    corner = ResizedCrop(0, 0, HEIGHT, WIDTH, angle=45.0)
     for view in (on_the_cpu(image, corner, 60), on_the_device(image, corner, 60)):
         assert view[:, 0, 0].max() == 0
         assert view[:, 30, 30].min() > 0
 
 
 def test_a_matrix_takes_the_corners_of_the_view_to_those_of_the_box() -> None:
-    box = Placement(10, 20, 50, 40)
+    box = ResizedCrop(10, 20, 50, 40)
     corners = np.array([[0, 64], [0, 64], [1, 1]], dtype=float)
     np.testing.assert_allclose(box.matrix(HEIGHT, WIDTH, 64) @ corners, [[20, 60], [10, 60]])
-    mirrored = Placement(10, 20, 50, 40, flipped=True)
+    mirrored = ResizedCrop(10, 20, 50, 40, flipped=True)
     np.testing.assert_allclose(mirrored.matrix(HEIGHT, WIDTH, 64) @ corners, [[60, 20], [10, 60]])
     # A quarter turn counter-clockwise of a square image brings its right upper corner to the left upper one.
-    turned = Placement(0, 0, 90, 90, angle=90.0)
+    turned = ResizedCrop(0, 0, 90, 90, angle=90.0)
     np.testing.assert_allclose(turned.matrix(90, 90, 64) @ [0, 0, 1], [90, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (224, 224), (20, 900), (900, 20), (1, 1)])
 def test_boxes_lie_within_the_image(height: int, width: int) -> None:
-    draws = RandomPlacement(224, degrees=30.0)
+    draws = RandomResizedCrop(224, degrees=30.0)
     for seed in range(200):
         one = draws.draw(height, width, generator=torch.Generator().manual_seed(seed))
         assert 0 <= one.top < one.top + one.height <= height
@@ -99,7 +99,7 @@ def test_boxes_lie_within_the_image(height: int, width: int) -> None:
 
 
 def test_areas_proportions_places_and_flips_are_distributed_as_torchvisions() -> None:
-    draws = RandomPlacement(224, degrees=30.0)
+    draws = RandomResizedCrop(224, degrees=30.0)
     generator = torch.Generator().manual_seed(0)
     torchvisions = v2.RandomResizedCrop(224)
     pixels = torch.empty(3, 300, 400)

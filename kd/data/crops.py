@@ -18,7 +18,7 @@ _MUCH_SMALLER = 2.0
 
 
 @dataclass(frozen=True)
-class Placement:
+class ResizedCrop:
     """A box in an image that was rotated about its center, and whether it is seen from behind.
 
     Args:
@@ -60,7 +60,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class RandomPlacement:
+class RandomResizedCrop:
     """Draws views: a rotation, a box of random area and proportions, and a flip of half of them.
 
     The distribution is that of torchvision's ``RandomRotation``, ``RandomResizedCrop`` and ``RandomHorizontalFlip``;
@@ -80,7 +80,7 @@ class RandomPlacement:
     area: tuple[float, float] = (0.08, 1.0)
     proportions: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def draw(self, height: int, width: int, *, generator: torch.Generator | None = None) -> Placement:
+    def draw(self, height: int, width: int, *, generator: torch.Generator | None = None) -> ResizedCrop:
         """Draw one for an image of a height and a width in pixels, from a generator or torch's own."""
         turn, flip, down, across, *tries = torch.rand(4 + 2 * _TRIES, generator=generator).tolist()
         angle, flipped = self.degrees * (2 * turn - 1), flip < 1 / 2
@@ -90,16 +90,16 @@ class RandomPlacement:
             columns, rows = round(math.sqrt(surface * ratio)), round(math.sqrt(surface / ratio))
             if 0 < columns <= width and 0 < rows <= height:
                 top, left = int(down * (height - rows + 1)), int(across * (width - columns + 1))
-                return Placement(top, left, rows, columns, angle, flipped)
+                return ResizedCrop(top, left, rows, columns, angle, flipped)
         # None fits into an image that is very long: the largest in its middle that has the proportions.
         ratio = min(max(width / height, self.proportions[0]), self.proportions[1])
         columns, rows = min(width, round(height * ratio)), min(height, round(width / ratio))
-        return Placement((height - rows) // 2, (width - columns) // 2, max(1, rows), max(1, columns), angle, flipped)
+        return ResizedCrop((height - rows) // 2, (width - columns) // 2, max(1, rows), max(1, columns), angle, flipped)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Draw a view ``(3, S, S)`` of an image ``(3, H, W)``, uint8."""
         view = np.empty((self.size, self.size, 3), dtype=np.uint8)
-        cut(pixels, self.draw(*pixels.shape[1:]), out=view)
+        crop_image(pixels, self.draw(*pixels.shape[1:]), out=view)
         return torch.from_numpy(view).permute(2, 0, 1)
 
 
@@ -107,7 +107,7 @@ def _between(ends: tuple[float, float], share: float) -> float:
     return ends[0] + (ends[1] - ends[0]) * share
 
 
-def cut(pixels: Tensor, placement: Placement, *, out: NDArray[np.uint8]) -> None:
+def crop_image(pixels: Tensor, placement: ResizedCrop, *, out: NDArray[np.uint8]) -> None:
     """Cut a view out of one image, on the CPU, in one sampling.
 
     Points between pixels are interpolated linearly; where the box is twice as large as the view, areas are averaged.
@@ -141,7 +141,7 @@ def cut(pixels: Tensor, placement: Placement, *, out: NDArray[np.uint8]) -> None
             cv2.resize(box, (size, size), dst=out, interpolation=how)
 
 
-def cut_batch(pixels: Tensor, starts: Tensor, sizes: Tensor, matrices: Tensor, size: int) -> Tensor:
+def crop_batch(pixels: Tensor, starts: Tensor, sizes: Tensor, matrices: Tensor, size: int) -> Tensor:
     """Cut one view out of each of many images, on the device where they lie, in one sampling for all.
 
     Points between pixels are interpolated linearly; what lies outside of an image is black.
@@ -150,7 +150,7 @@ def cut_batch(pixels: Tensor, starts: Tensor, sizes: Tensor, matrices: Tensor, s
         pixels: All images one after the other, each row by row with the channels of a pixel beside each other: uint8.
         starts: Where the image of each view begins in it, ``(B,)``, int64.
         sizes: Its height and width, ``(B, 2)``, int64.
-        matrices: Of :meth:`Placement.matrix`, ``(B, 2, 3)``, float32.
+        matrices: Of :meth:`ResizedCrop.matrix`, ``(B, 2, 3)``, float32.
         size: Side S of the views, in pixels.
 
     Returns:

@@ -32,7 +32,7 @@ BROKEN = "broken"
 
 
 @dataclass(frozen=True)
-class Oddity:
+class FileFinding:
     """What is odd about an image file.
 
     Args:
@@ -47,7 +47,7 @@ class Oddity:
     detail: str
 
 
-def examine(images: LabeledImages, *, cache: Path | None = None) -> list[Oddity]:
+def check_images(images: LabeledImages, *, cache: Path | None = None) -> list[FileFinding]:
     """Look at the head and the end of each file, and decode some: seconds for ten thousand images.
 
     Args:
@@ -78,7 +78,7 @@ def examine(images: LabeledImages, *, cache: Path | None = None) -> list[Oddity]
     return found
 
 
-def in_both(train: LabeledImages, val: LabeledImages) -> list[tuple[Path, Path]]:
+def find_duplicates(train: LabeledImages, val: LabeledImages) -> list[tuple[Path, Path]]:
     """Find validation files that are, byte for byte, training files, too.
 
     Returns:
@@ -97,7 +97,7 @@ def in_both(train: LabeledImages, val: LabeledImages) -> list[tuple[Path, Path]]
     return pairs
 
 
-def without_broken(images: LabeledImages, broken: Sequence[Oddity]) -> LabeledImages:
+def drop_broken(images: LabeledImages, broken: Sequence[FileFinding]) -> LabeledImages:
     """Return the images without those whose files are broken.
 
     Raises:
@@ -111,24 +111,24 @@ def without_broken(images: LabeledImages, broken: Sequence[Oddity]) -> LabeledIm
     for label, name in enumerate(images.classes):
         if label not in left:
             raise UserError(f"of the class {name!r} no image is left: all of its files are broken")
-    return images.chosen(kept)
+    return images.subset(kept)
 
 
-def _look_at(path: Path, *, decodes: bool) -> list[Oddity]:
+def _look_at(path: Path, *, decodes: bool) -> list[FileFinding]:
     try:
         with warnings.catch_warnings():
             # What Pillow would warn of is looked at here.
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                found = [Oddity(kind, str(path), detail) for kind, detail in _oddities(image)]
+                found = [FileFinding(kind, str(path), detail) for kind, detail in _oddities(image)]
                 end = _ENDS.get(image.format or "")
             is_whole = end is not None and end in _tail(path)
             if decodes or not is_whole:
                 decode(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return [Oddity(BROKEN, str(path), why_not_decoded(error, str(path)))]
+        return [FileFinding(BROKEN, str(path), why_not_decoded(error, str(path)))]
     except UserError as error:
-        return [Oddity(BROKEN, str(path), str(error).partition("can't be decoded: ")[2] or str(error))]
+        return [FileFinding(BROKEN, str(path), str(error).partition("can't be decoded: ")[2] or str(error))]
     return found
 
 
@@ -169,14 +169,14 @@ def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
     return known[path]
 
 
-def _read(path: Path) -> list[Oddity] | None:
+def _read(path: Path) -> list[FileFinding] | None:
     try:
-        return [Oddity(*map(str, one)) for one in json.loads(path.read_text(encoding="utf-8"))]
+        return [FileFinding(*map(str, one)) for one in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def _write(found: Sequence[Oddity], path: Path) -> None:
+def _write(found: Sequence[FileFinding], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")
