@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 
-# Any Debian or Ubuntu with Python 3.11 or later will do: without a GPU, debian:bookworm-slim.
+# Any Debian or Ubuntu image with Python 3.11 or later works; without a GPU use debian:bookworm-slim.
 ARG BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
 FROM ${BASE_IMAGE}
 
@@ -14,7 +14,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     MPLCONFIGDIR=/cache/matplotlib
 WORKDIR /app
 
-# The dependencies come before the code: their layer is large, and is built again only when requirements.lock changes.
+# Dependencies first: their layer is large and is rebuilt only when requirements.lock changes.
 COPY requirements.lock /opt/requirements.lock
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
@@ -25,11 +25,11 @@ RUN apt-get update \
     && mkdir --parents /data /cache /app/logs \
     && chmod 1777 /cache /app/logs
 
-# What .dockerignore lets through: the code, its configurations and its file of flags.
+# The code, the configurations and commandline_args.txt; see .dockerignore.
 COPY . .
 
 USER kd
-# /data: the images. /app/logs: what runs leave. /cache: weights and data sets that were fetched.
+# /data: images. /app/logs: experiments. /cache: downloaded weights and data sets.
 VOLUME ["/data", "/app/logs", "/cache"]
 EXPOSE 6006
 ENTRYPOINT ["python", "experiment.py"]
