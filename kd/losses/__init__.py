@@ -1,14 +1,13 @@
-"""Pure functions of tensors: the losses by name, and the objective that weighs them.
+"""The losses by name, as pure functions of tensors, and the objective, their weighted sum.
 
-A new loss is a class in a file of its family: registered under its name, its parameters are its hyperparameters, and
-``(student logits, teacher logits, labels)`` go in; or a pair of feature maps, or of gradients to the images.
+A new loss is a registered dataclass, a subclass of `LogitLoss` or `FeatureLoss`, whose fields are its hyperparameters.
 """
 
-# The order of the lists: each family registers its losses.
+# The order of these imports is the order in which the losses are listed.
 # isort: off
-from kd.losses.labels import CrossEntropy
 from kd.losses.logits import (
     CosineDistance,
+    CrossEntropy,
     HardDistillation,
     JensenShannon,
     LogitMSE,
@@ -28,15 +27,16 @@ from kd.losses.similarities import (
 from kd.losses.derivatives import JacobianMatching
 
 # isort: on
+from kd.losses.base import LOSSES, BaseLoss, LogitLoss, Outputs, hyperparameters_of, markdown_table
 from kd.losses.objective import Objective, Pair, Term, standardized
 from kd.losses.parsing import build_objective, try_loss
 from kd.losses.schedules import SCHEDULES, Schedule
-from kd.losses.terms import LOSSES, Loss, LossInfo, Outputs, hyperparameters_of, markdown_table
 
 __all__ = [
     "LOSSES",
     "SCHEDULES",
     "AttentionTransfer",
+    "BaseLoss",
     "ContrastiveRepresentation",
     "Correlation",
     "CosineDistance",
@@ -47,9 +47,8 @@ __all__ = [
     "Hint",
     "JacobianMatching",
     "JensenShannon",
+    "LogitLoss",
     "LogitMSE",
-    "Loss",
-    "LossInfo",
     "MultiLevel",
     "NormalizedKD",
     "Objective",

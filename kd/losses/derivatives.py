@@ -1,36 +1,38 @@
-"""Losses that compare how the outputs change with the image."""
+"""Losses on the gradients of the outputs with respect to the input image."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from kd.losses.features import units
-from kd.losses.terms import LOSSES
+from kd.losses.base import LOSSES, BaseLoss
+from kd.losses.features import unit_vectors
 
 
 @LOSSES.register("jacobian")
 @dataclass(frozen=True)
-class JacobianMatching:
-    r"""Squared difference of the gradients of one logit to the image: the one that the teacher puts first.
+class JacobianMatching(BaseLoss):
+    r"""Squared difference of input gradients: those of the logit of the teacher's top-1 class.
 
-    .. math::
-        \frac1B \sum_{b} \Big\| \frac{J_b}{\|J_b\|} - \frac{K_b}{\|K_b\|} \Big\|^2, \quad
-        J_b = \nabla_x \, z_{b m_b}, \quad K_b = \nabla_x \, v_{b m_b}, \quad m_b = \arg\max_c v_{bc}
+    $$ \frac1B \sum_{b} \Big\| \frac{J_b}{\|J_b\|} - \frac{K_b}{\|K_b\|} \Big\|^2, \quad
+    J_b = \nabla_x \, z_{b m_b}, \quad K_b = \nabla_x \, v_{b m_b}, \quad m_b = \arg\max_c v_{bc} $$
 
-    To match values and derivatives together, add a loss on logits beside: ``kl=1 jacobian=1``. The student's step
-    differentiates its own gradient, which takes about twice the time and the memory.
+    Combine it with a loss on logits to match values and derivatives: ``kl=1 jacobian=1``. It needs second derivatives
+    of the student, at about twice the time and memory of a step.
 
     Args:
-        normalize: Whether gradients are compared at length 1 (Srinivas & Fleuret), or as they are (Czarnecki et al.).
+        normalize: Whether to compare unit-norm gradients (Srinivas & Fleuret) or raw ones (Czarnecki et al.).
 
     Shape:
-        - student: ``(B, 3, S, S)``, gradients :math:`J`.
-        - teacher: ``(B, 3, S, S)``, gradients :math:`K`.
+        - student: ``(B, 3, S, S)``, gradients $J$.
+        - teacher: ``(B, 3, S, S)``, gradients $K$.
         - returns: scalar; from 0 to 4 if normalized.
 
+    Raises:
+        ValueError: If ``normalize`` is not a Boolean.
+
     Source: Srinivas & Fleuret (2018), section 4, https://arxiv.org/abs/1803.00443; Czarnecki et al. (2017), section 2,
-        https://arxiv.org/abs/1706.04859
+    https://arxiv.org/abs/1706.04859
     """
 
     normalize: bool = True
@@ -39,18 +41,10 @@ class JacobianMatching:
         "mean over b of ‖J_b/‖J_b‖ - K_b/‖K_b‖‖²; J, K: gradients to the image of the logit argmax v_b"
     )
     source: ClassVar[str] = "Srinivas & Fleuret 2018, section 4; Czarnecki et al. 2017, section 2"
-    paper: ClassVar[str] = ""
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse what is neither true nor false."""
-        if not isinstance(self.normalize, bool):
-            raise ValueError(f"normalize is True or False, and not {self.normalize!r}")  # noqa: TRY004 (as all others)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the squared difference."""
-        rows = [one.flatten(1) for one in (student, teacher)]
+        """Return the mean squared norm of the difference."""
+        student, teacher = student.flatten(1), teacher.flatten(1)
         if self.normalize:
-            rows = [units(one) for one in rows]
-        return (rows[0] - rows[1]).square().sum(dim=1).mean()
+            student, teacher = unit_vectors(student), unit_vectors(teacher)
+        return (student - teacher).square().sum(dim=1).mean()

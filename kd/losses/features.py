@@ -1,4 +1,4 @@
-"""Losses that compare feature maps place by place."""
+"""Losses that compare feature maps position by position."""
 
 import math
 from collections.abc import Sequence
@@ -9,77 +9,82 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.losses.terms import LOSSES
+from kd.losses.base import LOSSES, BaseLoss, bounded
 
 Shape = tuple[int, int, int]
-_NOTHING = 1e-12
+_EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
-class FeatureLoss:
-    """A loss on pairs of maps, one of the student and one of the teacher; it is the sum over the pairs.
+class FeatureLoss(BaseLoss):
+    """Base class of the losses on pairs of feature maps; the loss is summed over the pairs.
 
     Args:
-        student_node: Node of the student's network, or several; ``None`` finds it: the last map before the pooling, or
-            the last map of each stage where the loss is made for that.
-        teacher_node: The teacher's, likewise; as many as the student's.
+        student_node: Name of a node of the student, or several; ``None`` selects the last feature map before the global
+            pooling, or the last of each stage for losses with ``every_stage``.
+        teacher_node: The same for the teacher; as many as for the student.
+
+    Attributes:
+        every_stage: Whether the loss compares the last feature map of each stage by default.
 
     Raises:
-        ValueError: If a node is no name.
+        ValueError: If a node is not a name.
     """
 
     student_node: str | int | Sequence[str | int] | None = None
     teacher_node: str | int | Sequence[str | int] | None = None
 
-    formula: ClassVar[str]
-    source: ClassVar[str]
-    paper: ClassVar[str]
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
     every_stage: ClassVar[bool] = False
-    fixed: ClassVar[tuple[str, ...]] = ("student_node", "teacher_node")
+    constants: ClassVar[tuple[str, ...]] = ("student_node", "teacher_node")
 
     def __post_init__(self) -> None:
-        """Refuse what is no name."""
+        """Check the hyperparameters and the names of the nodes."""
+        super().__post_init__()
         for field in ("student_node", "teacher_node"):
-            given = getattr(self, field)
-            names = given if isinstance(given, list | tuple) else [given]
-            # The layers of a torch.nn.Sequential are numbers.
-            are_names = all(isinstance(one, str | int) and one != "" for one in names)
-            if given is not None and not (names and are_names):
-                quoted = "; a name such as '1.2' stands in quotes" if isinstance(given, float) else ""
-                raise ValueError(f"{field} is the name of a node, or a list of names, and not {given!r}{quoted}")
+            value = getattr(self, field)
+            names = value if isinstance(value, list | tuple) else [value]
+            # The children of a torch.nn.Sequential are named by numbers.
+            are_names = all(isinstance(name, str | int) and name != "" for name in names)
+            if value is not None and not (names and are_names):
+                hint = "; put a name such as '1.2' in quotes" if isinstance(value, float) else ""
+                raise ValueError(f"{field} must be the name of a node or a list of names, not {value!r}{hint}")
 
-    def nodes(self, side: str) -> list[str]:
-        """Return the nodes that are named of the ``student``'s network or of the ``teacher``'s."""
-        given = getattr(self, f"{side}_node")
-        names = given if isinstance(given, list | tuple) else [] if given is None else [given]
-        return [str(one) for one in names]
+    def nodes(self, network: str) -> list[str]:
+        """Return the node names given for the ``student`` or the ``teacher``; empty if they are to be found."""
+        value = getattr(self, f"{network}_node")
+        names = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        return [str(name) for name in names]
 
-    def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:  # noqa: ARG002 (for those that need it)
-        """Build what is learned with the student to make a pair comparable, or nothing.
+    def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:  # noqa: ARG002 (for subclasses)
+        """Build the module, trained along with the student, that makes a pair comparable; ``None`` if none is needed.
 
         Args:
-            student: ``(C, H, W)`` of the student's map.
-            teacher: Of the teacher's.
+            student: ``(C, H, W)`` of the student's feature map.
+            teacher: ``(C, H, W)`` of the teacher's feature map.
 
         Raises:
-            ValueError: If such maps can't be compared.
+            ValueError: If the loss is not defined for these shapes.
         """
         return None
 
-    def compare(self, student: Tensor, teacher: Tensor, adapter: Any) -> Tensor:  # noqa: ANN401 (what it built)
-        """Compare a pair: ``(B, C, H, W)`` and ``(B, C', H', W')``, float32, to a scalar, the mean over the batch."""
+    def compare(self, student: Tensor, teacher: Tensor, adapter: Any) -> Tensor:  # noqa: ANN401 (see build_adapter)
+        """Return the loss of one pair of feature maps, averaged over the batch, a scalar.
+
+        Args:
+            student: ``(B, C', H', W')``, float32.
+            teacher: ``(B, C, H, W)``, float32.
+            adapter: What :meth:`build_adapter` returned for this pair.
+        """
         raise NotImplementedError
 
 
 class Projection(nn.Conv2d):
-    """A 1x1 convolution, computed in the precision of what comes in, whatever its weights are in.
+    """A 1x1 convolution computed in the precision of its input, whatever that of its weights.
 
     Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        bias: Whether it adds a number to each.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        bias: Whether to add a learned bias.
 
     Shape:
         ``(B, inputs, H, W)`` to ``(B, outputs, H, W)``.
@@ -89,28 +94,27 @@ class Projection(nn.Conv2d):
         super().__init__(inputs, outputs, 1, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Mix the channels of each pixel."""
+        """Apply the convolution."""
         bias = None if self.bias is None else self.bias.to(features.dtype)
-        mixed: Tensor = F.conv2d(features, self.weight.to(features.dtype), bias)
-        return mixed
+        projected: Tensor = F.conv2d(features, self.weight.to(features.dtype), bias)
+        return projected
 
 
 @LOSSES.register("hint")
 @dataclass(frozen=True)
 class Hint(FeatureLoss):
-    r"""Mean squared difference of the maps, after a learned 1x1 convolution :math:`r` where the widths differ.
+    r"""Mean squared error between feature maps, with a learned 1x1 convolution $r$ where the widths differ (FitNets).
 
-    .. math:: \frac{1}{BCHW} \sum_{bchw} \big(r(F_b) - G_b\big)_{chw}^2
+    $$ \frac{1}{BCHW} \sum_{bchw} \big(r(F_b) - G_b\big)_{chw}^2 $$
 
-    The larger map is pooled to the size of the smaller one.
+    The larger map is average-pooled to the size of the smaller one.
 
     Args:
-        student_node: Node of the student's map; ``None``: the last map before the pooling.
-        teacher_node: Of the teacher's, likewise.
+        student_node, teacher_node: The maps to compare, see `FeatureLoss`; ``None``: the last before global pooling.
 
     Shape:
-        - student: ``(B, C', H', W')``, maps :math:`F`.
-        - teacher: ``(B, C, H, W)``, maps :math:`G`.
+        - student: ``(B, C', H', W')``, maps $F$.
+        - teacher: ``(B, C, H, W)``, maps $G$.
         - returns: scalar.
 
     Source: Romero et al. (2014), section 2.2, https://arxiv.org/abs/1412.6550
@@ -118,101 +122,95 @@ class Hint(FeatureLoss):
 
     formula: ClassVar[str] = "mean over b, c, h, w of (r(F_b) - G_b)²; r: learned 1x1 convolution where widths differ"
     source: ClassVar[str] = "Romero et al. 2014 (FitNets), section 2.2"
-    paper: ClassVar[str] = "ce=1 hint=100"
+    published: ClassVar[str] = "ce=1 hint=100"
 
     def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:
-        """Build the convolution, where the widths differ."""
+        """Build the convolution where the widths differ."""
         return None if student[0] == teacher[0] else Projection(student[0], teacher[0])
 
     def compare(self, student: Tensor, teacher: Tensor, adapter: Projection | None) -> Tensor:
-        """Return the mean squared difference."""
-        student, teacher = of_one_size(student, teacher)
+        """Return the mean squared error."""
+        student, teacher = match_sizes(student, teacher)
         return F.mse_loss(student if adapter is None else adapter(student), teacher)
 
 
 @LOSSES.register("at")
 @dataclass(frozen=True)
 class AttentionTransfer(FeatureLoss):
-    r"""Mean squared difference of the attention maps, of each stage.
+    r"""Mean squared difference between normalized spatial attention maps, summed over the stages.
 
-    .. math::
-        \sum_{\mathrm{stages}} \frac{1}{BHW} \sum_{b}
-        \Big\| \frac{Q(F_b)}{\|Q(F_b)\|} - \frac{Q(G_b)}{\|Q(G_b)\|} \Big\|^2,
-        \quad Q(F)_{hw} = \sum_{c} |F_{chw}|^p
+    $$ \sum_{\mathrm{stages}} \frac{1}{BHW} \sum_{b}
+    \Big\| \frac{Q(F_b)}{\|Q(F_b)\|} - \frac{Q(G_b)}{\|Q(G_b)\|} \Big\|^2,
+    \quad Q(F)_{hw} = \sum_{c} |F_{chw}|^p $$
 
-    The larger map is pooled to the size of the smaller one. The paper's equation has the norm itself; its authors'
-    code, and the weight of 1000, have its square in the mean over the pixels, as here.
+    The larger map is average-pooled to the size of the smaller one. The paper's equation uses the norm itself; the
+    authors' code, for which the weight of 1000 was chosen, averages its square over the pixels, as here.
 
     Args:
-        student_node: Nodes of the student's maps; ``None``: the last map of each stage, paired from the last one on.
-        teacher_node: Of the teacher's, likewise.
-        p: Power :math:`p \ge 1`.
+        student_node: Nodes of the student's maps; ``None``: the last map of each stage, paired from the last stage on.
+        teacher_node: Nodes of the teacher's maps, likewise.
+        p: Power $p \ge 1$.
 
     Shape:
-        - student: ``(B, C', H', W')``, maps :math:`F`.
-        - teacher: ``(B, C, H, W)``, maps :math:`G`.
+        - student: ``(B, C', H', W')``, maps $F$.
+        - teacher: ``(B, C, H, W)``, maps $G$.
         - returns: scalar.
 
     Raises:
-        ValueError: If ``p`` is under 1, or a map has one pixel.
+        ValueError: If ``p`` is below 1, or a map has a single pixel.
 
     Source: Zagoruyko & Komodakis (2016), section 3.1, https://arxiv.org/abs/1612.03928
     """
 
-    p: float = 2.0
+    p: float = bounded(2.0, lambda value: value >= 1, "a number of at least 1")
 
     formula: ClassVar[str] = (
         "sum over stages of mean over b, h, w of (Q(F_b)/‖Q(F_b)‖ - Q(G_b)/‖Q(G_b)‖)²; Q = Σ_c |F_c|^p"
     )
     source: ClassVar[str] = "Zagoruyko & Komodakis 2016 (AT), section 3.1"
-    paper: ClassVar[str] = "ce=1 at=1000"
+    published: ClassVar[str] = "ce=1 at=1000"
     every_stage: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        """Refuse a power that makes no map of attention."""
-        super().__post_init__()
-        if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 1 <= self.p < math.inf:
-            raise ValueError(f"p must be 1 or more, and is {self.p}")
-
     def build_adapter(self, student: Shape, teacher: Shape) -> None:
-        """Refuse maps without a place to attend to."""
+        """Refuse maps of a single pixel, whose attention is constant."""
         if min(student[1], teacher[1]) == 1:
             raise ValueError(
-                f"a map of one pixel has no attention: the student's is {student}, the teacher's {teacher}"
+                f"a map of one pixel has no spatial attention (student's shape: {student}, teacher's: {teacher})"
             )
 
-    def compare(self, student: Tensor, teacher: Tensor, adapter: None) -> Tensor:  # noqa: ARG002 (one signature)
+    def compare(self, student: Tensor, teacher: Tensor, adapter: None) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the mean squared difference."""
-        student, teacher = of_one_size(student, teacher)
+        student, teacher = match_sizes(student, teacher)
         return F.mse_loss(self._attention(student), self._attention(teacher))
 
     def _attention(self, features: Tensor) -> Tensor:
-        # Relative to its largest number, so that no power of it overflows.
-        largest = features.detach().abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-        return units((features / largest).abs().pow(self.p).sum(dim=1).flatten(1))
+        # Divided by the largest magnitude, which cancels in the normalization, so that no power overflows.
+        largest = features.detach().abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_EPSILON)
+        return unit_vectors((features / largest).abs().pow(self.p).sum(dim=1).flatten(1))
+
+
+_MIN_VARIANCE = 1e-5
 
 
 @LOSSES.register("vid")
 @dataclass(frozen=True)
 class VariationalInformation(FeatureLoss):
-    r"""Negative log-likelihood of the teacher's map under a Gaussian that is predicted from the student's.
+    r"""Negative log-likelihood of the teacher's features under a Gaussian predicted from the student's (VID).
 
-    .. math::
-        \frac{1}{BCHW} \sum_{bchw} \tfrac12 \Big( \log \sigma_c^2 + \frac{(G_b - \mu(F_b))_{chw}^2}{\sigma_c^2} \Big)
+    $$ \frac{1}{BCHW} \sum_{bchw} \tfrac12 \Big( \log \sigma_c^2 + \frac{(G_b - \mu(F_b))_{chw}^2}{\sigma_c^2} \Big) $$
 
-    It is a bound, but for constants, on the information that the two maps share. The mean :math:`\mu` is three 1x1
-    convolutions with ReLU between, and the variance one number a channel; both are learned with the student. The larger
-    map is pooled to the size of the smaller one.
+    Up to constants, its negative is a lower bound on the mutual information of the two maps. The mean $\mu$ consists of
+    three 1x1 convolutions with ReLU between them, and there is one variance per channel; both are trained along with
+    the student. The larger map is average-pooled to the size of the smaller one.
 
     Args:
-        student_node: Node of the student's map; ``None``: the last map before the pooling.
-        teacher_node: Of the teacher's, likewise.
-        variance: The variance :math:`\sigma_c^2` to begin with, above 0.00001.
+        student_node, teacher_node: The maps to compare, see `FeatureLoss`; ``None``: the last before global pooling.
+        variance: Initial variance $\sigma_c^2 > 10^{-5}$.
 
     Shape:
-        - student: ``(B, C', H', W')``, maps :math:`F`.
-        - teacher: ``(B, C, H, W)``, maps :math:`G`.
-        - returns: scalar, in nats; it may be negative.
+        - student: ``(B, C', H', W')``, maps $F$.
+        - teacher: ``(B, C, H, W)``, maps $G$.
+        - returns: scalar, in nats; may be negative.
 
     Raises:
         ValueError: If ``variance`` is not above 0.00001.
@@ -220,71 +218,62 @@ class VariationalInformation(FeatureLoss):
     Source: Ahn et al. (2019), section 3, https://arxiv.org/abs/1904.05835
     """
 
-    variance: float = 5.0
+    variance: float = bounded(5.0, lambda value: value > _MIN_VARIANCE, "a number above 1e-05")
 
     formula: ClassVar[str] = "mean over b, c, h, w of (log σ_c² + (G_b - μ(F_b))²/σ_c²)/2; μ, σ: learned"
     source: ClassVar[str] = "Ahn et al. 2019 (VID), section 3"
-    fixed: ClassVar[tuple[str, ...]] = (*FeatureLoss.fixed, "variance")
-    paper: ClassVar[str] = "ce=1 vid=1"
-
-    def __post_init__(self) -> None:
-        """Refuse a variance that the softplus can't give."""
-        super().__post_init__()
-        given = self.variance
-        if isinstance(given, bool) or not isinstance(given, int | float) or not Gaussian.LEAST < given < math.inf:
-            raise ValueError(f"variance must be above {Gaussian.LEAST}, and is {given}")
+    constants: ClassVar[tuple[str, ...]] = (*FeatureLoss.constants, "variance")
+    published: ClassVar[str] = "ce=1 vid=1"
 
     def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module:
-        """Build the Gaussian."""
+        """Build the network that predicts the Gaussian."""
         return Gaussian(student[0], teacher[0], variance=self.variance)
 
     def compare(self, student: Tensor, teacher: Tensor, adapter: "Gaussian") -> Tensor:
         """Return the negative log-likelihood."""
-        student, teacher = of_one_size(student, teacher)
+        student, teacher = match_sizes(student, teacher)
         mean, variance = adapter(student)
         likelihood: Tensor = 0.5 * (variance.log() + (teacher - mean).square() / variance)
         return likelihood.mean()
 
 
 class Gaussian(nn.Module):
-    """Predicts each channel of a teacher's map with its variance.
+    """A Gaussian over the teacher's features: the mean is predicted from the student's, the variance is learned.
 
     Args:
-        inputs: Channels of the student's map.
-        outputs: Channels of the teacher's; as many are within.
-        variance: The variance to begin with.
+        inputs: Number of channels of the student's map.
+        outputs: Number of channels of the teacher's map, and of the hidden layers.
+        variance: Initial variance, above 0.00001.
 
     Shape:
         ``(B, inputs, H, W)`` to the mean ``(B, outputs, H, W)`` and the variance ``(outputs, 1, 1)``.
     """
 
-    LEAST: ClassVar[float] = 1e-5
-
     def __init__(self, inputs: int, outputs: int, *, variance: float) -> None:
         super().__init__()
         widths = [(inputs, outputs), (outputs, outputs), (outputs, outputs)]
-        first, second, third = (Projection(one, other, bias=False) for one, other in widths)
+        first, second, third = (Projection(*pair, bias=False) for pair in widths)
         self.mean = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
-        # What softplus makes the variance of; expm1 of a large number is infinite, and softplus the number itself.
-        softplus_of = variance - self.LEAST
-        start = softplus_of + math.log(-math.expm1(-softplus_of))
+        # The inverse of softplus, written with expm1 so that it doesn't overflow for large variances.
+        target = variance - _MIN_VARIANCE
+        start = target + math.log(-math.expm1(-target))
         self.spread = nn.Parameter(torch.full((outputs, 1, 1), start))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict a map."""
-        return self.mean(features), F.softplus(self.spread.to(features.dtype)) + self.LEAST
+        """Return the mean and the variance."""
+        return self.mean(features), F.softplus(self.spread.to(features.dtype)) + _MIN_VARIANCE
 
 
-def units(rows: Tensor) -> Tensor:
-    """Scale rows ``(..., N)`` to length 1; a row of zeros stays one, and gets no gradient (it would be infinite)."""
-    norms = rows.norm(dim=-1, keepdim=True)
-    is_zero = norms < _NOTHING
-    scaled: Tensor = rows / norms.masked_fill(is_zero, 1.0)
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Scale vectors ``(..., N)`` to norm 1; zero vectors stay zero, and their gradient is zero rather than infinite."""
+    norms = vectors.norm(dim=-1, keepdim=True)
+    is_zero = norms < _EPSILON
+    scaled: Tensor = vectors / norms.masked_fill(is_zero, 1.0)
     return scaled.masked_fill(is_zero, 0.0)
 
 
-def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Pool the larger of two maps to the size of the smaller one."""
+def match_sizes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pool the larger of two feature maps to the size of the smaller one."""
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    pooled = [one if one.shape[2:] == size else F.adaptive_avg_pool2d(one, size) for one in (student, teacher)]
+    pooled = [maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher)]
     return pooled[0], pooled[1]

@@ -1,4 +1,4 @@
-"""Losses that compare the student's logits with the teacher's."""
+"""Losses on logits: against the labels, and against the teacher's logits."""
 
 import math
 from dataclasses import dataclass
@@ -8,23 +8,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.terms import LOSSES, Softened
+from kd.losses.base import LOSSES, LogitLoss, SoftenedLoss, bounded
+
+
+@LOSSES.register("ce")
+@dataclass(frozen=True)
+class CrossEntropy(LogitLoss):
+    r"""Cross-entropy between the student's predictions and the labels, with optional label smoothing.
+
+    $$ -\frac{1}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} y_{bc} \log \sigma(z_b)_c $$
+
+    For integer labels, $y_{bc} = 1 - \epsilon + \epsilon / C$ for the labeled class and $\epsilon / C$ for the others.
+
+    Args:
+        label_smoothing: $0 \le \epsilon \le 1$, the fraction of the label's probability spread over all classes.
+
+    Shape:
+        - student: ``(B, C)``, logits $z$.
+        - teacher: unused.
+        - labels: ``(B,)``, integers from 0 to C - 1, or ``(B, C)``, probabilities $y$.
+        - returns: scalar, in nats.
+
+    Raises:
+        ValueError: If ``label_smoothing`` is outside [0, 1].
+
+    Source: Szegedy et al. (2015), section 7, https://arxiv.org/abs/1512.00567
+    """
+
+    label_smoothing: float = bounded(0.0, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+    formula: ClassVar[str] = "mean over b of -log softmax(z_b)[y_b]"
+    source: ClassVar[str] = "Szegedy et al. 2015, section 7 (label smoothing)"
+    published: ClassVar[str] = "ce=1"
+    needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
+    takes_soft_labels: ClassVar[bool] = True
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
+        """Return the cross-entropy."""
+        return F.cross_entropy(student, labels, label_smoothing=self.label_smoothing)
 
 
 @LOSSES.register("mse")
 @dataclass(frozen=True)
-class LogitMSE:
-    r"""Mean squared difference of the logits.
+class LogitMSE(LogitLoss):
+    r"""Mean squared error between the student's and the teacher's logits.
 
-    .. math:: \frac{1}{BC} \sum_{b=1}^{B} \sum_{c=1}^{C} (z_{bc} - v_{bc})^2
+    $$ \frac{1}{BC} \sum_{b=1}^{B} \sum_{c=1}^{C} (z_{bc} - v_{bc})^2 $$
 
-    It is what the softened divergence tends to at high temperature, but for a factor: for centerd logits,
-    :class:`SoftenedKL` tends to one half of it.
+    For logits of mean zero, `SoftenedKL` tends to half of it as the temperature grows.
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
-        - labels: not looked at.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - returns: scalar.
 
     Source: Ba & Caruana (2013), section 2, https://arxiv.org/abs/1312.6184
@@ -32,31 +68,28 @@ class LogitMSE:
 
     formula: ClassVar[str] = "mean over b, c of (z_bc - v_bc)²"
     source: ClassVar[str] = "Ba & Caruana 2013, section 2"
-    paper: ClassVar[str] = "mse=1"
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
+    published: ClassVar[str] = "mse=1"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
-        """Return the mean squared difference."""
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
+        """Return the mean squared error."""
         return F.mse_loss(student, teacher)
 
 
 @LOSSES.register("kl")
 @dataclass(frozen=True)
-class SoftenedKL(Softened):
-    r"""Divergence of the student's softened prediction from the teacher's.
+class SoftenedKL(SoftenedLoss):
+    r"""Kullback-Leibler divergence between softened teacher and student predictions.
 
-    .. math:: \frac{T^2}{B} \sum_{b=1}^{B} \mathrm{KL}\big(\sigma(v_b/T) \,\|\, \sigma(z_b/T)\big)
+    $$ \frac{T^2}{B} \sum_{b=1}^{B} \mathrm{KL}\big(\sigma(v_b/T) \,\|\, \sigma(z_b/T)\big) $$
 
-    The factor :math:`T^2` makes the size of the gradient independent of the temperature.
+    The factor $T^2$ keeps gradient magnitudes independent of the temperature.
 
     Args:
-        temperature: :math:`T > 0`, dimensionless; 1 compares the predictions as they are.
+        temperature: $T > 0$, dimensionless; 1 compares the predictions as they are.
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
-        - labels: not looked at.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - returns: scalar, in nats.
 
     Raises:
@@ -72,28 +105,27 @@ class SoftenedKL(Softened):
 
     formula: ClassVar[str] = "T² · mean over b of KL(softmax(v_b/T) ‖ softmax(z_b/T))"
     source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
-    paper: ClassVar[str] = "ce=0.1 kl=0.9"
+    published: ClassVar[str] = "ce=0.1 kl=0.9"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the divergence."""
         log_student = F.log_softmax(student / self.temperature, dim=1)
         log_teacher = F.log_softmax(teacher / self.temperature, dim=1)
-        # "batchmean" is the definition; "mean" would divide by the number of classes too.
+        # "batchmean" is the definition; "mean" would divide by the number of classes as well.
         divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
         return divergence * self.temperature**2
 
 
 @LOSSES.register("hard")
 @dataclass(frozen=True)
-class HardDistillation:
-    r"""Cross-entropy of the student's prediction with the teacher's decision.
+class HardDistillation(LogitLoss):
+    r"""Cross-entropy between the student's predictions and the teacher's top-1 classes.
 
-    .. math:: -\frac{1}{B} \sum_{b=1}^{B} \log \sigma(z_b)_{\arg\max_c v_{bc}}
+    $$ -\frac{1}{B} \sum_{b=1}^{B} \log \sigma(z_b)_{\arg\max_c v_{bc}} $$
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
-        - labels: not looked at.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - returns: scalar, in nats.
 
     Source: Touvron et al. (2020), section 4, https://arxiv.org/abs/2012.12877
@@ -101,32 +133,29 @@ class HardDistillation:
 
     formula: ClassVar[str] = "mean over b of -log softmax(z_b)[argmax v_b]"
     source: ClassVar[str] = "Touvron et al. 2020 (DeiT), section 4"
-    paper: ClassVar[str] = "ce=0.5 hard=0.5"
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
+    published: ClassVar[str] = "ce=0.5 hard=0.5"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the cross-entropy."""
         return F.cross_entropy(student, teacher.argmax(dim=1))
 
 
 @LOSSES.register("soft_ce")
 @dataclass(frozen=True)
-class SoftCrossEntropy(Softened):
-    r"""Cross-entropy of the student's softened prediction with the teacher's.
+class SoftCrossEntropy(SoftenedLoss):
+    r"""Cross-entropy between softened teacher and student predictions.
 
-    .. math:: -\frac{T^2}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} \sigma(v_b/T)_c \log \sigma(z_b/T)_c
+    $$ -\frac{T^2}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} \sigma(v_b/T)_c \log \sigma(z_b/T)_c $$
 
-    It is :class:`SoftenedKL` and the entropy of the teacher's prediction, which the student can't change: the gradient
-    is the same, the value is not zero at equality.
+    Equals `SoftenedKL` plus the entropy of the teacher's predictions, which doesn't depend on the student: the gradient
+    is the same, but the value at equality is not zero.
 
     Args:
-        temperature: :math:`T > 0`.
+        temperature: $T > 0$, dimensionless.
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
-        - labels: not looked at.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - returns: scalar, in nats.
 
     Raises:
@@ -137,9 +166,9 @@ class SoftCrossEntropy(Softened):
 
     formula: ClassVar[str] = "-T² · mean over b of sum over c of softmax(v_b/T)_c log softmax(z_b/T)_c"
     source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
-    paper: ClassVar[str] = "ce=0.1 soft_ce=0.9"
+    published: ClassVar[str] = "ce=0.1 soft_ce=0.9"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the cross-entropy."""
         targets = F.softmax(teacher / self.temperature, dim=1)
         return F.cross_entropy(student / self.temperature, targets) * self.temperature**2
@@ -147,22 +176,22 @@ class SoftCrossEntropy(Softened):
 
 @LOSSES.register("ttm")
 @dataclass(frozen=True)
-class TransformedTeacherMatching(Softened):
-    r"""Divergence of the student's prediction, as it is, from the teacher's softened one.
+class TransformedTeacherMatching(SoftenedLoss):
+    r"""Kullback-Leibler divergence between softened teacher and unsoftened student predictions.
 
-    .. math:: \frac{1}{B} \sum_{b=1}^{B} w_b \, \mathrm{KL}\big(\sigma(v_b/T) \,\|\, \sigma(z_b)\big)
+    $$ \frac{1}{B} \sum_{b=1}^{B} w_b \, \mathrm{KL}\big(\sigma(v_b/T) \,\|\, \sigma(z_b)\big) $$
 
-    Without a temperature on the student's side, its prediction is pushed towards higher Renyi entropy. Weighted (WTTM),
-    :math:`w_b = \sum_c \sigma(v_b)_c^{1/T}` makes images count by how undecided the teacher is; else it is 1.
+    Without a temperature on the student's side, the loss favors student predictions of higher Renyi entropy. With
+    ``weighted`` (WTTM), $w_b = \sum_c \sigma(v_b)_c^{1/T}$ gives images on which the teacher is uncertain a larger
+    weight; otherwise $w_b = 1$.
 
     Args:
-        temperature: :math:`T > 0`; the paper's exponent is :math:`\gamma = 1/T`.
-        weighted: Whether to weigh the images.
+        temperature: $T > 0$, dimensionless; the paper's exponent is $\gamma = 1/T$.
+        weighted: Whether to weight the images.
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
-        - labels: not looked at.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - returns: scalar, in nats.
 
     Raises:
@@ -175,9 +204,8 @@ class TransformedTeacherMatching(Softened):
 
     formula: ClassVar[str] = "mean over b of w_b · KL(softmax(v_b/T) ‖ softmax(z_b))"
     source: ClassVar[str] = "Zheng & Yang 2024 (TTM; weighted: WTTM)"
-    paper: ClassVar[str] = ""
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the divergence."""
         log_teacher = F.log_softmax(teacher / self.temperature, dim=1)
         divergence = F.kl_div(F.log_softmax(student, dim=1), log_teacher, reduction="none", log_target=True).sum(dim=1)
@@ -188,22 +216,20 @@ class TransformedTeacherMatching(Softened):
 
 @LOSSES.register("jsd")
 @dataclass(frozen=True)
-class JensenShannon(Softened):
-    r"""Jensen-Shannon divergence of the softened predictions: symmetric, and at most :math:`T^2 \log 2`.
+class JensenShannon(SoftenedLoss):
+    r"""Jensen-Shannon divergence between softened predictions: symmetric, and at most $T^2 \log 2$.
 
-    .. math::
-        \frac{T^2}{2B} \sum_{b=1}^{B} \mathrm{KL}(q_b \,\|\, m_b) + \mathrm{KL}(p_b \,\|\, m_b),
-        \quad m_b = \tfrac12 (p_b + q_b)
+    $$ \frac{T^2}{2B} \sum_{b=1}^{B} \mathrm{KL}(q_b \,\|\, m_b) + \mathrm{KL}(p_b \,\|\, m_b),
+    \quad m_b = \tfrac12 (p_b + q_b) $$
 
-    with :math:`p_b = \sigma(z_b/T)` and :math:`q_b = \sigma(v_b/T)`.
+    with $p_b = \sigma(z_b/T)$ and $q_b = \sigma(v_b/T)$.
 
     Args:
-        temperature: :math:`T > 0`.
+        temperature: $T > 0$, dimensionless.
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
-        - labels: not looked at.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - returns: scalar, in nats.
 
     Raises:
@@ -214,28 +240,26 @@ class JensenShannon(Softened):
 
     formula: ClassVar[str] = "T² · mean over b of JSD(softmax(v_b/T), softmax(z_b/T))"
     source: ClassVar[str] = "Lin 1991"
-    paper: ClassVar[str] = ""
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the divergence."""
         log_p = F.log_softmax(student / self.temperature, dim=1)
         log_q = F.log_softmax(teacher / self.temperature, dim=1)
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-        both = [F.kl_div(log_m, one, reduction="batchmean", log_target=True) for one in (log_p, log_q)]
-        return (both[0] + both[1]) / 2 * self.temperature**2
+        halves = [F.kl_div(log_m, each, reduction="batchmean", log_target=True) for each in (log_p, log_q)]
+        return (halves[0] + halves[1]) / 2 * self.temperature**2
 
 
 @LOSSES.register("cosine")
 @dataclass(frozen=True)
-class CosineDistance:
-    r"""One minus the cosine between the logits: their direction is matched, their size is not.
+class CosineDistance(LogitLoss):
+    r"""Cosine distance between the student's and the teacher's logits, whatever their norms.
 
-    .. math:: 1 - \frac{1}{B} \sum_{b=1}^{B} \frac{\langle z_b, v_b \rangle}{\|z_b\| \, \|v_b\|}
+    $$ 1 - \frac{1}{B} \sum_{b=1}^{B} \frac{\langle z_b, v_b \rangle}{\|z_b\| \, \|v_b\|} $$
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
-        - labels: not looked at.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - returns: scalar, from 0 to 2.
 
     Source: Sanh et al. (2019), section 3 (on hidden states), https://arxiv.org/abs/1910.01108
@@ -243,10 +267,7 @@ class CosineDistance:
 
     formula: ClassVar[str] = "1 - mean over b of cos(z_b, v_b)"
     source: ClassVar[str] = "Sanh et al. 2019 (DistilBERT, on hidden states), section 3"
-    paper: ClassVar[str] = ""
-    needs_teacher: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (one signature)
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the distance."""
         return 1 - F.cosine_similarity(student, teacher, dim=1).mean()

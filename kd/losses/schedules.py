@@ -1,4 +1,4 @@
-"""Numbers that change over the epochs: the weight of a term, or a hyperparameter such as the temperature."""
+"""Schedules over the epochs, for the weight of a term or a hyperparameter such as the temperature."""
 
 import inspect
 import math
@@ -9,12 +9,14 @@ from kd.errors import UserError
 from kd.registry import Call, Registry
 
 SCHEDULES: Registry[Callable[..., float]] = Registry("schedule")
-"""Schedules by name: functions of the epoch (from 0), the number of epochs, and what stands in the parentheses."""
+"""Schedules by name: functions of the epoch (from 0), the number of epochs, and the schedule's own numbers."""
+
+_FOREVER = 10**9
 
 
 @SCHEDULES.register("warmup")
-def warmup(epoch: int, epochs: int, value: float, over: float) -> float:  # noqa: ARG001 (one signature)
-    """Rise in equal steps to ``value``, which is reached in epoch number ``over`` (counted from 1), and stay.
+def warmup(epoch: int, epochs: int, value: float, over: float) -> float:  # noqa: ARG001 (shared signature)
+    """Rise linearly to ``value`` in the first ``over`` epochs, then stay constant.
 
     Example:
         >>> [warmup(epoch, 5, 0.9, 3) for epoch in range(5)]
@@ -25,7 +27,7 @@ def warmup(epoch: int, epochs: int, value: float, over: float) -> float:  # noqa
 
 @SCHEDULES.register("linear")
 def linear(epoch: int, epochs: int, start: float, end: float) -> float:
-    """Go from ``start`` in the first epoch to ``end`` in the last, in equal steps.
+    """Interpolate linearly from ``start`` in the first epoch to ``end`` in the last.
 
     Example:
         >>> [linear(epoch, 5, 8, 2) for epoch in range(5)]
@@ -36,7 +38,7 @@ def linear(epoch: int, epochs: int, start: float, end: float) -> float:
 
 @SCHEDULES.register("cosine")
 def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
-    """Go from ``start`` in the first epoch to ``end`` in the last, along half a cosine.
+    """Anneal along half a cosine from ``start`` in the first epoch to ``end`` in the last.
 
     Example:
         >>> [cosine(epoch, 3, 8, 2) for epoch in range(3)]
@@ -46,8 +48,8 @@ def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
 
 
 @SCHEDULES.register("stop")
-def stop(epoch: int, epochs: int, value: float, after: float) -> float:  # noqa: ARG001 (one signature)
-    """Stay at ``value`` for ``after`` epochs, and be 0 from then on; Cho & Hariharan (2019), arXiv:1910.01348.
+def stop(epoch: int, epochs: int, value: float, after: float) -> float:  # noqa: ARG001 (shared signature)
+    """Stay at ``value`` for ``after`` epochs, then drop to 0; Cho & Hariharan (2019), https://arxiv.org/abs/1910.01348.
 
     Example:
         >>> [stop(epoch, 4, 0.9, 2) for epoch in range(4)]
@@ -61,8 +63,8 @@ class Schedule:
     """A number that changes over the epochs.
 
     Args:
-        name: Its name in :data:`SCHEDULES`.
-        arguments: What stands in the parentheses.
+        name: Name in :data:`SCHEDULES`.
+        arguments: The schedule's own numbers.
     """
 
     name: str
@@ -70,23 +72,28 @@ class Schedule:
 
     @classmethod
     def from_call(cls, call: Call) -> "Schedule":
-        """Read a schedule as it is written, ``warmup(0.9, 20)``.
+        """Build a schedule from its written form, such as ``warmup(0.9, 20)``.
 
         Raises:
-            UserError: If there is no such schedule, or it takes other numbers.
+            UserError: If the schedule is unknown or its arguments are wrong.
         """
         function = SCHEDULES[call.name]
         names = list(inspect.signature(function).parameters)[2:]
-        numbers = [one for one in call.arguments if isinstance(one, int | float) and not isinstance(one, bool)]
+        numbers = [value for value in call.arguments if isinstance(value, int | float) and not isinstance(value, bool)]
         if len(numbers) != len(names) or len(call.arguments) != len(names) or not all(map(math.isfinite, numbers)):
-            raise UserError(f"{call}: it takes numbers, {call.name}({', '.join(names)})")
+            raise UserError(f"{call}: write it with numbers, as {call.name}({', '.join(names)})")
         if call.name == "warmup" and not numbers[1] > 0:
-            raise UserError(f"{call}: a warm-up takes more than 0 epochs")
+            raise UserError(f"{call}: the warm-up must take more than 0 epochs")
         return cls(call.name, tuple(numbers))
 
     def at(self, epoch: int, epochs: int) -> float:
-        """Return the number in an epoch (from 0) of a training of so many epochs."""
+        """Return the value in ``epoch`` (from 0) of a training of ``epochs`` epochs."""
         return SCHEDULES[self.name](epoch, epochs, *self.arguments)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """The first and the last value of a very long training; every schedule is monotonic between them."""
+        return self.at(0, _FOREVER), self.at(_FOREVER - 1, _FOREVER)
 
 
 def _progress(epoch: int, epochs: int) -> float:

@@ -1,4 +1,4 @@
-"""Losses that treat the class of the label apart from the others."""
+"""Losses on logits that treat the labeled class separately from the other classes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,30 +7,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.terms import LOSSES, Softened
+from kd.losses.base import LOSSES, POSITIVE, SoftenedLoss, bounded
 
 
 @LOSSES.register("dkd")
 @dataclass(frozen=True)
-class DecoupledKD(Softened):
-    r"""Decoupled distillation: the divergence of target against rest, and that among the rest, weighed apart.
+class DecoupledKD(SoftenedLoss):
+    r"""Decoupled knowledge distillation: target-class and non-target-class divergence with separate weights.
 
-    .. math::
-        \frac{T^2}{B} \sum_b \alpha \underbrace{\mathrm{KL}\big((q_y, 1 - q_y) \,\|\, (p_y, 1 - p_y)\big)}_{\text{TCKD}}
-        + \beta \underbrace{\mathrm{KL}\big(\hat q \,\|\, \hat p\big)}_{\text{NCKD}}
+    $$ \frac{T^2}{B} \sum_b \alpha \underbrace{\mathrm{KL}\big((q_y, 1 - q_y) \,\|\, (p_y, 1 - p_y)\big)}_{\text{TCKD}}
+    + \beta \underbrace{\mathrm{KL}\big(\hat q \,\|\, \hat p\big)}_{\text{NCKD}} $$
 
-    with :math:`q = \sigma(v_b/T)`, :math:`p = \sigma(z_b/T)`, and :math:`\hat q, \hat p` what is left of them without
-    the class of the label, normalized. In :class:`SoftenedKL` the second part has the weight :math:`1 - q_y`, and so
-    hardly counts where the teacher is sure: per image, KL = TCKD + (1 - q_y) NCKD.
+    with $q = \sigma(v_b/T)$, $p = \sigma(z_b/T)$, and $\hat q, \hat p$ these without the labeled class, renormalized.
+    In `SoftenedKL`, NCKD has the weight $1 - q_y$, which suppresses it where the teacher is confident: per image,
+    KL = TCKD + (1 - q_y) NCKD.
 
     Args:
         alpha: Weight of TCKD.
-        beta: Weight of NCKD; the paper's is from 1 to 10, 8 for its ResNets on CIFAR-100, 0.5 on ImageNet.
-        temperature: :math:`T > 0`.
+        beta: Weight of NCKD; in the paper 1 to 10: 8 for ResNets on CIFAR-100, 0.5 on ImageNet.
+        temperature: $T > 0$, dimensionless.
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - labels: ``(B,)``, integers from 0 to C - 1.
         - returns: scalar, in nats.
 
@@ -45,7 +44,7 @@ class DecoupledKD(Softened):
 
     formula: ClassVar[str] = "T² · mean over b of alpha · TCKD + beta · NCKD"
     source: ClassVar[str] = "Zhao et al. 2022 (DKD)"
-    paper: ClassVar[str] = "ce=1 'dkd(beta=8)=warmup(1, 20)'"
+    published: ClassVar[str] = "ce=1 'dkd(beta=8)=warmup(1, 20)'"
     needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -54,7 +53,7 @@ class DecoupledKD(Softened):
         return (self.alpha * target + self.beta * others).mean() * self.temperature**2
 
     def parts(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return TCKD and NCKD of each image, ``(B,)`` each, without the factor T²."""
+        """Return TCKD and NCKD of each image, ``(B,)`` each, without the factor $T^2$."""
         log_p, log_p_rest, log_p_others = _split(student / self.temperature, labels)
         log_q, log_q_rest, log_q_others = _split(teacher / self.temperature, labels)
         binary_p, binary_q = torch.stack([log_p, log_p_rest], 1), torch.stack([log_q, log_q_rest], 1)
@@ -65,22 +64,21 @@ class DecoupledKD(Softened):
 
 @LOSSES.register("nkd")
 @dataclass(frozen=True)
-class NormalizedKD(Softened):
-    r"""Normalized distillation: cross-entropies of the target, and of the others among themselves.
+class NormalizedKD(SoftenedLoss):
+    r"""Normalized knowledge distillation: cross-entropy of the labeled class, and among the other classes.
 
-    .. math::
-        -\frac{1}{B} \sum_b q_y \log p_y + \gamma T^2 \sum_{c \ne y} \hat q_c \log \hat p_c
+    $$ -\frac{1}{B} \sum_b q_y \log p_y + \gamma T^2 \sum_{c \ne y} \hat q_c \log \hat p_c $$
 
-    with :math:`q = \sigma(v_b)`, :math:`p = \sigma(z_b)`, and :math:`\hat q, \hat p` the softened predictions at
-    temperature T without the class of the label, normalized.
+    with $q = \sigma(v_b)$, $p = \sigma(z_b)$, and $\hat q, \hat p$ the predictions softened at temperature $T$ without
+    the labeled class, renormalized.
 
     Args:
-        gamma: Weight of the others.
-        temperature: :math:`T > 0`.
+        gamma: Weight of the other classes.
+        temperature: $T > 0$, dimensionless.
 
     Shape:
-        - student: ``(B, C)``, logits :math:`z`.
-        - teacher: ``(B, C)``, logits :math:`v`.
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$.
         - labels: ``(B,)``, integers from 0 to C - 1.
         - returns: scalar, in nats.
 
@@ -91,11 +89,11 @@ class NormalizedKD(Softened):
     """
 
     gamma: float = 1.5
-    temperature: float = 1.0
+    temperature: float = bounded(1.0, *POSITIVE)
 
     formula: ClassVar[str] = "mean over b of -q_y log p_y - gamma · T² · sum over c ≠ y of q'_c log p'_c"
     source: ClassVar[str] = "Yang et al. 2023 (NKD)"
-    paper: ClassVar[str] = "ce=1 nkd=1"
+    published: ClassVar[str] = "ce=1 nkd=1"
     needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -110,9 +108,10 @@ class NormalizedKD(Softened):
 
 
 def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log-probabilities: of the label ``(B,)``, of all others ``(B,)``, among the others ``(B, C - 1)``.
+    """Return log-probabilities: of the label ``(B,)``, of all others ``(B,)``, and among the others ``(B, C - 1)``.
 
-    The others are taken out rather than masked, so that extreme logits stay finite: log(1 - p) is never computed.
+    The label's logits are removed rather than masked, and log(1 - p) is never computed, so that extreme logits give
+    finite values.
     """
     is_other = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], value=False)
     others = logits[is_other].view(len(logits), -1)

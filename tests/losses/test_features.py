@@ -1,4 +1,4 @@
-"""Each loss on features and on gradients: against an independent computation, by its properties, at extremes."""
+"""Losses on features and gradients: against independent formulas, by their properties, at extreme values."""
 
 import itertools
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def value_of(name: str, student: Tensor, teacher: Tensor) -> Tensor:
     return loss.compare(student, teacher, adapter_of(loss, student, teacher))
 
 
-def test_there_is_an_example_of_every_loss_on_features() -> None:
+def test_every_loss_on_features_has_an_example() -> None:
     assert [*EXAMPLES, "jacobian"] == [name for name, loss in LOSSES.items() if not callable(loss())]
 
 
@@ -143,7 +143,7 @@ FORMULAS: dict[str, Callable[[Array, Array, Weights], float]] = {
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_loss_is_its_formula(name: str) -> None:
+def test_a_loss_equals_its_formula(name: str) -> None:
     student, teacher = maps()
     adapter = adapter_of(EXAMPLES[name], student, teacher)
     weights = {} if adapter is None else {key: value.numpy() for key, value in adapter.state_dict().items()}
@@ -159,20 +159,20 @@ def test_a_distance_is_zero_at_equality_and_positive_elsewhere(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["at", "sp", "rkd", "pkt"])
-def test_the_scale_of_the_features_does_not_matter(name: str) -> None:
+def test_a_loss_is_invariant_to_the_scale_of_the_features(name: str) -> None:
     student, teacher = maps()
     torch.testing.assert_close(value_of(name, 3 * student, 0.1 * teacher), value_of(name, student, teacher))
 
 
 @pytest.mark.parametrize("name", ["sp", "rkd", "pkt"])
-def test_a_rotation_of_the_channels_does_not_matter(name: str) -> None:
+def test_a_loss_is_invariant_to_a_rotation_of_the_channels(name: str) -> None:
     student, teacher = maps()
     rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
     rotated = torch.einsum("bchw,dc->bdhw", student, rotation)
     torch.testing.assert_close(value_of(name, rotated, teacher), value_of(name, student, teacher))
 
 
-def test_relations_do_not_see_a_shift() -> None:
+def test_relational_distillation_is_invariant_to_a_shift() -> None:
     student, teacher = maps()
     torch.testing.assert_close(value_of("rkd", student + 5, teacher - 3), value_of("rkd", student, teacher))
 
@@ -184,14 +184,14 @@ def test_a_hint_needs_an_adapter_only_where_widths_differ() -> None:
     assert sum(parameter.numel() for parameter in adapter.parameters()) == 4 * 7 + 7
 
 
-def test_variational_information_begins_with_the_variance_that_it_is_given() -> None:
+def test_variational_information_starts_at_the_given_variance() -> None:
     for variance in (1e-4, 0.5, 5.0, 1e3):
         adapter = VariationalInformation(variance=variance).build_adapter((4, 6, 6), (7, 3, 3))
         _, spread = adapter(torch.zeros(1, 4, 3, 3))
         torch.testing.assert_close(spread, torch.full((7, 1, 1), variance))
 
 
-def test_variational_information_is_least_at_the_mean() -> None:
+def test_variational_information_is_smallest_at_the_mean() -> None:
     student, teacher = maps()
     loss = EXAMPLES["vid"]
     adapter = adapter_of(loss, student, teacher)
@@ -201,7 +201,7 @@ def test_variational_information_is_least_at_the_mean() -> None:
     assert loss.compare(student, teacher, adapter) > loss.compare(student, mean, adapter)
 
 
-def test_contrast_comes_to_log_b_where_all_images_look_alike() -> None:
+def test_the_contrastive_loss_is_log_b_for_identical_images() -> None:
     student, teacher = maps()
     value = value_of("crd", student[:1].expand(5, -1, -1, -1), teacher[:1].expand(5, -1, -1, -1))
     assert value.item() == pytest.approx(np.log(5))
@@ -259,7 +259,7 @@ def test_an_objective_sums_a_loss_over_its_pairs_in_float32_under_autocast(name:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_images_without_any_feature_get_a_gradient_of_common_size(name: str) -> None:
+def test_images_with_zero_features_get_a_moderate_gradient(name: str) -> None:
     student, teacher = (one.float() for one in maps())
     student[:2] = 0
     student.requires_grad_()
@@ -269,16 +269,16 @@ def test_images_without_any_feature_get_a_gradient_of_common_size(name: str) -> 
     assert student.grad.abs().max() < 100
 
 
-def test_features_must_be_bound_before_they_are_compared() -> None:
-    with pytest.raises(ValueError, match=r"hint compares features: say which ones by \.bind\(pairs\)"):
+def test_feature_maps_must_be_chosen_before_they_are_compared() -> None:
+    with pytest.raises(ValueError, match=r"hint compares features: choose them by \.bind\(pairs\)"):
         build_objective("hint")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
     with pytest.raises(TypeError, match="kl does not compare features"):
         build_objective("kl").bind({"kl": []})
-    with pytest.raises(ValueError, match="jacobian needs the gradients to the images"):
+    with pytest.raises(ValueError, match="jacobian needs the gradients with respect to the images"):
         build_objective("jacobian")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
 
 
-def test_a_map_of_one_pixel_has_no_attention() -> None:
+def test_attention_transfer_refuses_maps_of_one_pixel() -> None:
     with pytest.raises(
         UserError, match="--loss at: the student's a and the teacher's b can't be compared: a map of one"
     ):
@@ -288,24 +288,24 @@ def test_a_map_of_one_pixel_has_no_attention() -> None:
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ("hint(student_node=3.5)=1", "and not 3.5; a name such as '1.2' stands in quotes"),
-        ("vid(variance=linear(5, 1))=1", "variance can't change over the epochs"),
-        ("hint(student_node=[])=1", r"student_node is the name of a node, or a list of names, and not \[\]"),
-        ("at(p=0.5)=1", "p must be 1 or more, and is 0.5"),
+        ("hint(student_node=3.5)=1", "not 3.5; put a name such as '1.2' in quotes"),
+        ("vid(variance=linear(5, 1))=1", "variance can't follow a schedule"),
+        ("hint(student_node=[])=1", r"student_node must be the name of a node or a list of names, not \[\]"),
+        ("at(p=0.5)=1", "p must be a number of at least 1, not 0.5"),
         ("at(power=2)=1", "there is no hyperparameter 'power'"),
-        ("vid(variance=0)=1", "variance must be above 1e-05, and is 0"),
-        ("crd(tau=0)=1", "tau must be above 0, and is 0"),
-        ("crd(width=1.5)=1", "width must be a whole number above 0, and is 1.5"),
-        ("jacobian(normalize=2)=1", "normalize is True or False, and not 2"),
-        ("hint(standardize=True)=1", "hint looks at no teacher's logits; there is nothing to standardize"),
+        ("vid(variance=0)=1", "variance must be a number above 1e-05, not 0"),
+        ("crd(tau=0)=1", "tau must be a number above 0, not 0"),
+        ("crd(width=1.5)=1", "width must be a whole number above 0, not 1.5"),
+        ("jacobian(normalize=2)=1", "normalize must be True or False, not 2"),
+        ("hint(standardize=True)=1", "hint doesn't depend on the teacher's logits; remove standardize"),
     ],
 )
-def test_a_hyperparameter_that_makes_no_sense_is_a_clean_error(written: str, words: str) -> None:
+def test_an_invalid_hyperparameter_is_a_clear_error(written: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_objective(written)
 
 
-def test_the_temperature_of_the_predictions_is_not_that_of_the_contrast() -> None:
+def test_the_default_temperature_does_not_apply_to_the_contrastive_loss() -> None:
     assert build_objective("crd", temperature=4.0).terms[0].loss == ContrastiveRepresentation(tau=0.07)
 
 
@@ -315,7 +315,7 @@ def gradients() -> tuple[Tensor, Tensor]:
     return one, other
 
 
-def test_jacobian_matching_is_its_formula() -> None:
+def test_jacobian_matching_equals_its_formula() -> None:
     student, teacher = gradients()
     rows = [one.numpy().reshape(5, -1) for one in (student, teacher)]
     units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in rows]

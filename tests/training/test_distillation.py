@@ -48,21 +48,24 @@ def fit(one: DistillationModule, images: ImageData, folder: Path, *, epochs: int
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_five_steps_lower_each_loss_from_the_pixels_on(name: str) -> None:
-    # Without dropout, so that each value is of the same function.
-    one = module(f"ce=0 {name}=1" if name != "ce" else name, student="simple").eval()
-    images, labels = torch.rand(8, 3, SIZE, SIZE), torch.arange(8) % 3
-    parameters = [parameter for parameter in one.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=0.02)
+def test_ten_steps_lower_each_loss_from_the_pixels_on(name: str) -> None:
+    # Without dropout, so that every value is of the same function.
+    distillation = module(f"ce=0 {name}=1" if name != "ce" else name, student="simple").eval()
+    images = torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8) % 3
+    parameters = [parameter for parameter in distillation.parameters() if parameter.requires_grad]
+    # Adam's steps don't shrink with the gradient: pkt is 2e-5 here, and SGD's steps would be lost in its rounding.
+    optimizer = torch.optim.Adam(parameters, lr=0.001)
     values = []
-    for _ in range(6):
+    for _ in range(11):
         optimizer.zero_grad()
-        teacher = one.teacher_outputs(images)
-        total, _ = one.objective(one.student_outputs(images, teacher), teacher, labels)
+        teacher = distillation.teacher_outputs(images)
+        total, _ = distillation.objective(distillation.student_outputs(images, teacher), teacher, labels)
         total.backward()
         optimizer.step()
         values.append(total.item())
-    assert values[-1] < values[0]
+    # Far more than rounding; soft_ce can't get below the entropy of the teacher's predictions.
+    assert values[-1] < values[0] - 1e-4 * abs(values[0])
 
 
 @pytest.mark.parametrize("loss", ["hint", "vid", "crd", "hint=1 at=100 rkd=0.1"])

@@ -1,0 +1,131 @@
+"""What a loss computes from, the base class of all losses, and their registry."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from kd.registry import Registry
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A network's outputs for one batch.
+
+    Args:
+        logits: ``(B, C)``.
+        features: Feature maps ``(B, C', H, W)`` by node name, for the terms that compare features.
+        gradients: ``(B, 3, S, S)``, gradient of the teacher's top-1 logit with respect to each image, for the terms
+            that compare input gradients.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: Tensor | None = None
+
+
+def bounded(default: float, is_valid: Callable[[float], bool], description: str) -> Any:  # noqa: ANN401 (a field)
+    """Declare a numeric hyperparameter that has a range.
+
+    Args:
+        default: The default value.
+        is_valid: Whether a finite number is within the range.
+        description: What a valid value is, such as ``a number above 0``.
+    """
+    return field(default=default, metadata={"is_valid": is_valid, "description": description})
+
+
+POSITIVE: tuple[Callable[[float], bool], str] = (lambda value: value > 0, "a number above 0")
+
+
+@dataclass(frozen=True)
+class BaseLoss:
+    """Base class of all losses; the dataclass fields of a subclass are its hyperparameters.
+
+    Attributes:
+        formula: The formula in one line of plain text.
+        source: Authors, year, and section.
+        published: The objective with its published weights, or nothing where none was published for classifiers.
+        needs_teacher: Whether the loss depends on the teacher.
+        needs_labels: Whether the loss depends on the labels.
+        takes_soft_labels: Whether the labels may be class probabilities ``(B, C)``.
+        constants: Hyperparameters that can't follow a schedule, since they are used only once, when the loss is built.
+
+    Raises:
+        ValueError: If a hyperparameter has the wrong type or is out of range.
+    """
+
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    published: ClassVar[str] = ""
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    takes_soft_labels: ClassVar[bool] = False
+    constants: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Check the type and the range of each hyperparameter."""
+        for one in fields(self):
+            value, bounds = getattr(self, one.name), one.metadata
+            if one.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{one.name} must be True or False, not {value!r}")
+            if one.type in (int, float):
+                valid = isinstance(value, int if one.type is int else int | float) and not isinstance(value, bool)
+                if not (valid and math.isfinite(value) and bounds.get("is_valid", lambda _: True)(value)):
+                    expected = bounds.get("description", "a finite number")
+                    raise ValueError(f"{one.name} must be {expected}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class LogitLoss(BaseLoss):
+    """Base class of the losses on logits."""
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch, a scalar.
+
+        Args:
+            student: ``(B, C)``, the student's logits.
+            teacher: ``(B, C)``, the teacher's logits.
+            labels: ``(B,)``, integer classes, or ``(B, C)``, probabilities, where ``takes_soft_labels`` is true.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SoftenedLoss(LogitLoss):
+    """Base class of the losses on predictions softened by a temperature.
+
+    Args:
+        temperature: $T > 0$, dimensionless; 1 compares the predictions as they are.
+    """
+
+    temperature: float = bounded(4.0, *POSITIVE)
+
+
+LOSSES: Registry[type[BaseLoss]] = Registry("loss")
+"""The losses by name."""
+
+
+def hyperparameters_of(loss: type[BaseLoss]) -> str:
+    """Return the hyperparameters of a loss with their defaults, such as ``alpha=1.0, beta=8.0``."""
+    return ", ".join(f"{one.name}={one.default}" for one in inspect.signature(loss).parameters.values())
+
+
+def markdown_table() -> str:
+    """Return all losses as a Markdown table, for the documentation."""
+    headings = ("name", "formula", "hyperparameters", "`--loss`, as published", "source")
+    rows = [
+        (
+            f"`{name}`",
+            loss.formula,
+            hyperparameters_of(loss),
+            f"`{loss.published}`" if loss.published else "",
+            loss.source,
+        )
+        for name, loss in LOSSES.items()
+    ]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [headings, ("---",) * len(headings), *rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
