@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.errors import Interrupted, LostContact, UserError
-from kd.settings.sources import Resolved, resolve, with_origin
+from kd.settings import Resolved, resolve, with_origin
 
 _WORST = 3
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from kd.losses import build_objective
-from kd.settings.sources import resolve
+from kd.settings import resolve
 from kd.sweep import read_plan
 from tests.conftest import REPOSITORY
 

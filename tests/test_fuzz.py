@@ -27,8 +27,7 @@ from kd.models import build_classifier, load_classifier
 from kd.models.checkpoint import CLASSIFIER_KEY, STATE_PREFIX
 from kd.pixels import decode
 from kd.report.measures import Predictions
-from kd.settings import setting_fields
-from kd.settings.sources import resolve, write_config
+from kd.settings import resolve, setting_fields, write_config
 
 reproducible = settings(
     max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

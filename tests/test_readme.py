@@ -14,7 +14,7 @@ import kd.losses
 import kd.settings
 from kd.cli import experiment, main
 from kd.losses import Outputs, build_objective
-from kd.settings.sources import resolve
+from kd.settings import resolve
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run
 

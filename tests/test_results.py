@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks import readme, reproduce, tables
-from kd.settings.sources import resolve
+from kd.settings import resolve
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

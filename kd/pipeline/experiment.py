@@ -17,8 +17,7 @@ from kd.pipeline.stores import logit_store
 from kd.pipeline.teaching import Teacher, Teachers, measured
 from kd.preflight import Finding, refuse
 from kd.randomness import seeded
-from kd.settings import Settings
-from kd.settings.sources import CONFIG_FILE, write_config
+from kd.settings import CONFIG_FILE, Settings, write_config
 from kd.teachers import FrozenTeacher, LogitStore
 from kd.training import ClassifierModule, DistillationModule, Run, build_trainer
 

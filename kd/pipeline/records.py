@@ -8,8 +8,7 @@ from typing import Any
 
 from kd.errors import UserError
 from kd.models import Compute
-from kd.settings import Settings
-from kd.settings.sources import CONFIG_FILE, write_config
+from kd.settings import CONFIG_FILE, Settings, write_config
 
 METRICS_FILE = "metrics.json"
 _BEGUN_FILE = "begun.json"

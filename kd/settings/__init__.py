@@ -11,11 +11,18 @@ from kd.settings.schema import (
     Settings,
     SourceSettings,
     check_ranges,
+    field_type,
     markdown_table,
+    per_machine_settings,
+    searchable_settings,
     setting_fields,
+    settings_affecting,
+    unsupported_by_streams,
 )
+from kd.settings.sources import CONFIG_FILE, Resolved, read_yaml, resolve, with_origin, write_config
 
 __all__ = [
+    "CONFIG_FILE",
     "DataSettings",
     "MachineSettings",
     "ModelSettings",
@@ -23,9 +30,19 @@ __all__ = [
     "OptimizationSettings",
     "Phase",
     "PhaseSettings",
+    "Resolved",
     "Settings",
     "SourceSettings",
     "check_ranges",
+    "field_type",
     "markdown_table",
+    "per_machine_settings",
+    "read_yaml",
+    "resolve",
+    "searchable_settings",
     "setting_fields",
+    "settings_affecting",
+    "unsupported_by_streams",
+    "with_origin",
+    "write_config",
 ]

@@ -6,6 +6,7 @@ One setting has one name, spelled alike as field, flag, key in a YAML file and w
 import dataclasses
 import math
 import operator
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,6 +31,7 @@ def setting(
     searchable: bool,
     per_machine: bool = False,
     not_for_streams: str | None = None,
+    streams_allow: tuple[str, ...] = (),
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -44,6 +46,7 @@ def setting(
         searchable: Whether a sweep may search it.
         per_machine: Whether it may differ between the workers of one sweep.
         not_for_streams: Why a data set that is streamed from shards can't have it; ``None``: it can.
+        streams_allow: Values besides the default that such a data set can have nevertheless.
         above: Exclusive lower bound.
         at_least: Inclusive lower bound.
         at_most: Inclusive upper bound.
@@ -55,6 +58,7 @@ def setting(
         "searchable": searchable,
         "per_machine": per_machine,
         "not_for_streams": not_for_streams,
+        "streams_allow": streams_allow,
         "bounds": {"above": above, "at least": at_least, "at most": at_most, "below": below},
     }
     return field(default=default, metadata=facts)
@@ -225,6 +229,8 @@ class DataSettings:
         affects=ALL,
         searchable=False,
         per_machine=True,
+        not_for_streams="views of streamed images are cut out by the workers",
+        streams_allow=("cpu",),
     )
     image_cache: str = setting(
         "auto",
@@ -233,6 +239,7 @@ class DataSettings:
         searchable=False,
         per_machine=True,
         not_for_streams="nothing of a stream is stored; leave it out",
+        streams_allow=("none",),
     )
     teacher_cache: str = setting(
         "auto",
@@ -241,6 +248,7 @@ class DataSettings:
         searchable=False,
         per_machine=True,
         not_for_streams="nothing of a stream is stored; leave it out",
+        streams_allow=("none",),
     )
     teacher_top: int | None = setting(
         None,
@@ -511,6 +519,41 @@ def setting_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
     for section in dataclasses.fields(Settings):
         for one in dataclasses.fields(getattr(defaults, section.name)):
             yield section.name, one
+
+
+def field_type(name: str) -> Any:  # noqa: ANN401 (a type, or a union of types)
+    """Return the declared type of a setting, such as ``float | None``."""
+    section = next(section for section, declared in setting_fields() if declared.name == name)
+    return typing.get_type_hints(type(getattr(Settings(), section)))[name]
+
+
+def settings_affecting(phase: Phase) -> tuple[str, ...]:
+    """Return the names of the settings that the result of a phase depends on."""
+    return tuple(declared.name for _, declared in setting_fields() if phase in declared.metadata["affects"])
+
+
+def searchable_settings() -> tuple[str, ...]:
+    """Return the names of the settings that a sweep may search."""
+    return tuple(declared.name for _, declared in setting_fields() if declared.metadata["searchable"])
+
+
+def per_machine_settings() -> tuple[str, ...]:
+    """Return the names of the settings that may differ between the workers of one sweep."""
+    return tuple(declared.name for _, declared in setting_fields() if declared.metadata["per_machine"])
+
+
+def unsupported_by_streams(settings: Settings) -> list[tuple[str, str]]:
+    """Return the settings that a data set streamed from shards can't have.
+
+    Returns:
+        Pairs of the flag with its value, such as ``--train_fraction 0.5``, and the reason with what to do.
+    """
+    found = []
+    for section, declared in setting_fields():
+        value, reason = getattr(getattr(settings, section), declared.name), declared.metadata["not_for_streams"]
+        if reason is not None and value not in (declared.default, *declared.metadata["streams_allow"]):
+            found.append((f"--{declared.name}" if value is True else f"--{declared.name} {value}", reason))
+    return found
 
 
 _LARGEST = 2**63 - 1

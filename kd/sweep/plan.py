@@ -26,8 +26,7 @@ from typing import Any
 
 from kd.errors import UserError
 from kd.registry import suggestion
-from kd.settings import Settings, setting_fields
-from kd.settings.sources import Resolved, read_yaml, resolve, with_origin
+from kd.settings import Resolved, Settings, read_yaml, resolve, setting_fields, with_origin
 from kd.sweep.spaces import Space, read_space
 
 SWEEP = "sweep"

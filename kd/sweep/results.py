@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from kd.report import print_sweep, write_sweep
-from kd.settings.sources import write_config
+from kd.settings import write_config
 from kd.sweep.study import Study
 from kd.sweep.work import BEST, FOLDER, VALUES, locked
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kd.errors import UserError
 from kd.pipeline import Experiment, check_experiment, evaluate_checkpoint, run_experiment
-from kd.settings.sources import resolve
+from kd.settings import resolve
 from kd.training import Hardware
 from tests.conftest import MakeFolder
 

@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from kd.errors import UserError
-from kd.settings import Settings
-from kd.settings.sources import resolve, write_config
+from kd.settings import Settings, resolve, write_config
 
 
 def resolved(*arguments: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from kd.cli import main
-from kd.settings.sources import resolve
+from kd.settings import resolve
 from kd.sweep import read_plan, run_sweep
 from kd.sweep.study import Study
 
