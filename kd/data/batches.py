@@ -2,6 +2,7 @@
 
 import signal
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,25 +107,65 @@ class Batches(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _resumed_at(self) -> tuple[int, int]:
-        """Return the epoch that comes next, and how many of its batches a resumed training gave before."""
-        if self.trainer is None:
-            return 0, 0
-        # Lightning asks for the first batches of a resumed run before it sets the epoch.
-        loop = self.trainer.fit_loop
-        done = loop.epoch_loop.batch_progress.current.processed if loop.restarting else 0  # type: ignore[attr-defined]
-        return loop.epoch_progress.current.processed, done  # type: ignore[attr-defined]
+    def _next_epoch(self) -> int:
+        """Return the epoch that the training loader is built for.
 
-    def _loader(self, dataset: Dataset[Any], **which: Any) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(
-            dataset,
-            num_workers=self.num_workers,
-            collate_fn=_as_it_is,  # The views put a batch together themselves.
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_training,
-            pin_memory=torch.cuda.is_available(),
-            **which,
-        )
+        Lightning takes the first batches of a resumed run before it sets the sampler's epoch, and restores the loader's
+        state only within an epoch.
+        """
+        return 0 if self.trainer is None else int(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+
+    def _batches_done(self) -> int:
+        """Return how many batches of the epoch were trained on; the loader is ahead by those it has prefetched."""
+        return 0 if self.trainer is None else int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
+
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(dataset, **self._loader_options(), **options)
+
+    def _training_loader(
+        self, dataset: Dataset[Any], *, skip: Callable[[int], None], **options: Any
+    ) -> DataLoader[tuple[Tensor, int]]:
+        return ResumableLoader(dataset, batches_done=self._batches_done, skip=skip, **self._loader_options(), **options)
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": _unchanged,  # The views put a batch together themselves.
+            "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": _ignore_signals,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+class ResumableLoader(DataLoader[tuple[Tensor, int]]):
+    """A loader whose position within an epoch is part of a checkpoint, as Lightning saves and restores it.
+
+    Args:
+        dataset: What to load from.
+        batches_done: Returns how many batches of the epoch were trained on.
+        skip: Makes the next iteration begin after so many batches.
+        options: Of the :class:`torch.utils.data.DataLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        batches_done: Callable[[], int],
+        skip: Callable[[int], None],
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, **options)
+        self._batches_done = batches_done
+        self._skip = skip
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position."""
+        return {"batches": self._batches_done()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue from a position."""
+        self._skip(state_dict["batches"])
 
 
 def shares(count: int, world_size: int) -> list[int]:
@@ -132,11 +173,11 @@ def shares(count: int, world_size: int) -> list[int]:
     return [len(range(rank, count, world_size)) for rank in range(world_size)]
 
 
-def _leave_signals_to_the_training(worker: int) -> None:  # noqa: ARG001 (torch's signature)
-    """Go on when all processes are asked to stop: the training ends its step, and then its workers."""
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:  # noqa: ARG001 (torch's signature)
+    """Ignore signals that all processes receive: the training process finishes its step, and then ends its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 (a batch of any form)
+def _unchanged(batch: Any) -> Any:  # noqa: ANN401 (a batch of any form)
     return batch

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from kd.data.batches import Batches
 from kd.data.deferred_crops import DeferredCropDataset, DeferredCrops, can_defer_crops, resident_pixels
@@ -104,15 +104,17 @@ class ImageData(Batches):
             even=self.batch_size == 1,
             period=self.period,
         )
-        epoch, done = self._resumed_at()
-        sampler.set_epoch(epoch)
-        sampler.skip(done * self.batch_size)
-        if not self.on_device:
-            return self._loader(self.train_views, **self._batched(sampler, drop_last=drop_last))
-        if self.trainer is not None:
-            self._resident = resident_pixels(self.train_views, self.trainer.strategy.root_device)
-        uncut = DeferredCropDataset(self.train_views, resident=self._resident is not None)
-        return self._loader(uncut, **self._batched(sampler, drop_last=drop_last))
+        sampler.set_epoch(self._next_epoch())
+        views: Dataset[Any] = self.train_views
+        if self.on_device:
+            if self.trainer is not None:
+                self._resident = resident_pixels(self.train_views, self.trainer.strategy.root_device)
+            views = DeferredCropDataset(self.train_views, resident=self._resident is not None)
+        return self._training_loader(
+            views,
+            skip=lambda batches: sampler.skip(batches * self.batch_size),
+            **self._batched(sampler, drop_last=drop_last),
+        )
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return this process's part of all validation images.

@@ -79,10 +79,8 @@ class ShardData(Batches):
         """Return the training batches of this process, in an order that hangs on (seed, epoch)."""
         batches = self._train_batches(self._train_lanes(*self._place()))
         numbers = BatchNumbers(len(batches), period=self.period)
-        epoch, done = self._resumed_at()
-        numbers.set_epoch(epoch)
-        numbers.skip(done)
-        return self._loader(batches, sampler=numbers, batch_size=None)
+        numbers.set_epoch(self._next_epoch())
+        return self._training_loader(batches, skip=numbers.skip, sampler=numbers, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return this process's part of all validation images, in the order of the archives."""

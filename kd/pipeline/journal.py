@@ -22,7 +22,15 @@ from kd.pipeline.records import (
     write_facts,
 )
 from kd.pipeline.teacher import given_teacher
-from kd.training import ClassifierModule, Interruption, Persistence, Run, train
+from kd.training import (
+    ClassifierModule,
+    Interruption,
+    ResumeOptions,
+    Run,
+    RunTensorBoard,
+    newest_checkpoint,
+    train,
+)
 
 _TITLES = {
     "teacher": "Teacher",
@@ -121,9 +129,9 @@ class Journal:
         if written is not None:
             relevant["loss"] = [written]
         title = self._title(phase, data.seed, written)
+        folder = self.made.folder / (phase if written is None else f"{phase}/{slug(written)}")
         begun = None
         if settings.phases.resume is not None and not settings.machine.fast_dev_run:
-            folder = self.made.folder / (phase if written is None else f"{phase}/{slug(written)}")
             finished = earlier_runs(folder, relevant, [data.seed])
             if finished:
                 self.say(f"{title}: was finished before, in {finished[0]['folder']}")
@@ -132,11 +140,19 @@ class Journal:
             begun = find_begun(folder, relevant, seed=data.seed)
             if begun is not None:
                 self.say(f"{title}: goes on in {begun}")
+        version = begun or _next_version(folder)
+        resume = ResumeOptions(
+            checkpoint=None if begun is None else newest_checkpoint(begun),
+            save_every=settings.machine.checkpoint_every,
+            interruption=self.interruption,
+        )
+        if self.experiment.kept:
+            rank_zero_only(write_begun)(version, seed=data.seed, relevant=relevant)
         run = train(
             module,
             data,
             phase=phase if written is None else f"{phase}/{slug(written)}",
-            folder=self.made.folder,
+            folder=version if self.experiment.kept else None,
             hardware=self.made.hardware,
             max_epochs=(wanted.teacher_epochs or wanted.max_epochs) if is_teacher(phase) else wanted.max_epochs,
             max_steps=wanted.teacher_steps if is_teacher(phase) else wanted.max_steps,
@@ -145,12 +161,8 @@ class Journal:
             hyperparameters=relevant,
             title=title,
             console=self.console,
-            persistence=Persistence(
-                every=settings.machine.checkpoint_every,
-                interruption=self.interruption,
-                begun=begun,
-                on_begin=lambda place: write_begun(place, seed=data.seed, relevant=relevant),
-            ),
+            loggers=[RunTensorBoard(version, purge_step=resume.first_step)] if self.experiment.kept else [],
+            resume=resume,
             on_epoch=self.on_epoch if phase == "distilled" else None,
         )
         facts = dataclasses.asdict(run) | {
@@ -220,6 +232,12 @@ class Journal:
             title = f"{title} {which}"
         several = self.made.settings.phases.seeds > 1 and kind in ("baseline", "distilled", "compared")
         return f"{title}, seed {seed}" if several else title
+
+
+def _next_version(folder: Path) -> Path:
+    """Return the folder of a new run of a phase: ``version_`` with the next number."""
+    numbers = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
+    return folder / f"version_{max((int(number) for number in numbers if number.isdigit()), default=-1) + 1}"
 
 
 def _as_run(facts: Facts) -> Run:

@@ -4,14 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import make_grid
-
-from kd.data import UNLABELED, Batches
 
 
 class Throughput(Callback):
@@ -61,9 +54,9 @@ class Throughput(Callback):
         seconds = self._last_batch_end - self._epoch_start
         self.images += self._epoch_images
         self.seconds += seconds
-        if trainer.logger is not None:
-            speed = {"images_per_second": self._epoch_images / max(seconds, 1e-9)}
-            trainer.logger.log_metrics(speed, step=trainer.global_step - 1)
+        speed = {"images_per_second": self._epoch_images / max(seconds, 1e-9)}
+        for logger in trainer.loggers:
+            logger.log_metrics(speed, step=trainer.global_step - 1)
 
     @property
     def wall_seconds(self) -> float:
@@ -120,48 +113,3 @@ class EachEpoch(Callback):
         """Tell it, after the epoch's validation."""
         if trainer.is_global_zero:
             self.tell(trainer.current_epoch, float(trainer.callback_metrics["val/acc"]))
-
-
-class TrainingImages(Callback):
-    """A picture of the first augmented training images with their labels, in TensorBoard."""
-
-    def __init__(self, *, count: int = 16) -> None:
-        self.count = count
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Draw it."""
-        data = getattr(trainer, "datamodule", None)
-        if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger) or data is None:
-            return
-        if trainer.global_step:
-            # A training that is resumed drew it when it began.
-            return
-        trainer.logger.experiment.add_image("train/images", draw_views(data, count=self.count), 0)
-
-
-def draw_views(data: Batches, *, count: int = 16) -> Tensor:
-    """Draw the first views of the first epoch, each over the name of its class.
-
-    Args:
-        data: The images.
-        count: How many.
-
-    Returns:
-        ``(3, H, W)``, uint8.
-    """
-    # Small images are enlarged, pixel by pixel, so that their labels can be read.
-    scale = max(1, 96 // data.image_size)
-    tiles = [_captioned(pixels, label, data.splits.classes, scale) for pixels, label in data.first_views(count)]
-    picture: Tensor = make_grid(tiles, nrow=4)
-    return picture
-
-
-def _captioned(pixels: Tensor, label: int, classes: tuple[str, ...], scale: int) -> Tensor:
-    font = ImageFont.load_default(size=13)
-    picture = to_pil_image(pixels.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
-    tile = Image.new("RGB", (picture.width, picture.height + 18), "white")
-    tile.paste(picture)
-    name = "(no label)" if label == UNLABELED else classes[label]
-    ImageDraw.Draw(tile).text((3, picture.height + 1), name, fill="black", font=font)
-    drawn: Tensor = pil_to_tensor(tile)
-    return drawn

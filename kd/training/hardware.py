@@ -13,7 +13,7 @@ from pytorch_lightning import Trainer
 
 from kd.errors import UserError
 from kd.models import Classifier, Compute, Ensemble, fastest, keep_large_blocks
-from kd.training.checkpoints import DurableCheckpointIO
+from kd.training.checkpoints import AtomicCheckpointIO
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
     """
     hardware, _ = hardware.resolved()
     precision = "32-true" if hardware.precision == "auto" else hardware.precision
-    plugins = [DurableCheckpointIO(), *options.pop("plugins", [])]
+    plugins = [AtomicCheckpointIO(), *options.pop("plugins", [])]
     if hardware.accelerator == "cpu":
         keep_large_blocks()
     devices = int(hardware.devices) if hardware.devices.lstrip("-").isdigit() else hardware.devices
@@ -130,8 +130,6 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*available but not used.*")
         # One that is resumed goes on in its folder.
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-        # The data knows which batch comes next in an epoch that is resumed.
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         # Lightning's own call of a function that torch has renamed.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         for logger in loggers:

@@ -192,8 +192,8 @@ class ClassifierModule(LightningModule):
         # A term that looks at labels is missing where no image had one.
         self.train_metrics = {f"train/{name}": total / count for name, total, count in means if count}
         self.train_metrics["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        if self.logger is not None:
-            self.logger.log_metrics(self.train_metrics, step=self.global_step - 1)
+        for logger in self.loggers:
+            logger.log_metrics(self.train_metrics, step=self.global_step - 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count what is right, and return the logits ``(B, C)``.

@@ -9,10 +9,10 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from kd.data import Batches, LabeledImages
+from kd.files import write_atomically
 
 VALIDATION_FILE = "validation.npz"
 
@@ -21,7 +21,7 @@ class PredictionRecorder(Callback):
     """Keeps the logits of the last validation, image by image, and the figures of each epoch.
 
     Args:
-        path: The file that they are written to; ``None``: ``validation.npz`` in the run's folder.
+        path: The file that they are written to, or ``None``.
 
     Attributes:
         decisions: The classes that it decided for, ``(N,)`` in the order of the images; ``None`` where not all were
@@ -82,9 +82,6 @@ class PredictionRecorder(Callback):
         predictions = self.gathered(trainer, data)
         if len(predictions["logits"]) == len(data.splits.val):
             self.decisions = torch.from_numpy(predictions["logits"].argmax(axis=1))
-        # With no logger of ours the folder would be the one where the person stands.
-        if self.path is None and isinstance(trainer.logger, TensorBoardLogger):
-            self.path = Path(trainer.logger.log_dir) / VALIDATION_FILE
         if self.path is not None:
             rank_zero_only(write_predictions)(predictions, self.path)
 
@@ -133,8 +130,5 @@ def prediction_arrays(images: LabeledImages, logits: NDArray[Any], indices: NDAr
 
 def write_predictions(predictions: dict[str, NDArray[Any]], path: Path) -> None:
     """Write what :meth:`PredictionRecorder.gathered` returned, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
+    with write_atomically(path) as file:
         np.savez_compressed(file, **predictions)  # type: ignore[arg-type]  # its stub takes the names for options
-    beside.replace(path)

@@ -1,26 +1,27 @@
 """Training one network once, or measuring one: a Lightning trainer with what this tool wants of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from kd.data import Batches
 from kd.models import Classifier, Ensemble
-from kd.training.callbacks import EachEpoch, StopAfter, Throughput, TrainingImages
-from kd.training.checkpoints import BEST_CHECKPOINT, LastCheckpoint, Persistence
+from kd.training.callbacks import EachEpoch, StopAfter, Throughput
 from kd.training.failures import in_plain_words
 from kd.training.hardware import Hardware, build_trainer, quiet_lightning
 from kd.training.health import StopAtNonFinite
+from kd.training.loggers import TrainingImages, log_hyperparameters, log_result
 from kd.training.modules import ClassifierModule
 from kd.training.predictions import VALIDATION_FILE, PredictionRecorder
 from kd.training.progress import PhaseProgress
+from kd.training.resume import LastCheckpoint, ResumeOptions
 
 
 @dataclass(frozen=True)
@@ -64,74 +65,73 @@ class Run:
     history: tuple[dict[str, float | None], ...] = ()
 
 
-_FORGETFUL = Persistence()
-
-
-class EventLogger(TensorBoardLogger):
-    """TensorBoard without the curve of the epoch's number, which Lightning adds to whatever is logged."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log all but the epoch."""
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
-
-
 def train(
     module: ClassifierModule,
     data: Batches,
     *,
     phase: str,
-    folder: Path,
+    folder: Path | None,
     hardware: Hardware,
     max_epochs: int,
     max_steps: int | None = None,
     gradient_clip: float | None = None,
     accumulate: int = 1,
+    loggers: Sequence[Logger] = (),
     hyperparameters: Mapping[str, Any] | None = None,
     title: str | None = None,
     console: Console | None = None,
-    persistence: Persistence = _FORGETFUL,
+    resume: ResumeOptions | None = None,
     on_epoch: Callable[[int, float], object] | None = None,
 ) -> Run:
-    """Train a network, with its checkpoints and its TensorBoard events in a version of ``folder/phase``.
+    """Train a network.
 
     Args:
         module: The network and its objective; it holds the weights of the last epoch afterwards.
         data: The images.
-        phase: Its name, and that of its folder: ``teacher``, ``teacher/resnet18``, ``distilled``.
-        folder: The experiment's folder.
+        phase: Name of the phase: ``teacher``, ``teacher/resnet18``, ``baseline``, ``distilled``, ...
+        folder: The run's own folder, for its checkpoints and the logits of the validation images; ``None`` writes no
+            files.
         hardware: Where it runs.
         max_epochs: Epochs.
-        max_steps: End after this many optimizer steps, if that is sooner.
+        max_steps: Optimizer steps after which training ends, if that is sooner.
         gradient_clip: Largest norm of the gradient.
-        accumulate: Batches whose gradients are summed before a step.
-        hyperparameters: What TensorBoard's HPARAMS tab shows beside the final accuracy.
-        title: What the progress bar calls it.
-        console: Where the progress bar is drawn.
-        persistence: What it leaves on its way to go on from, and where it goes on.
-        on_epoch: Told the epoch, counted from 0, and the accuracy on the validation images; what it raises ends the
-            training.
+        accumulate: Batches whose gradients are summed before an optimizer step.
+        loggers: Any Lightning loggers, such as :class:`kd.training.RunTensorBoard`; they get scalars, hyperparameters,
+            and images if they can show them.
+        hyperparameters: Logged beside the final accuracy.
+        title: Name of the run in the progress bar.
+        console: Where the progress is shown.
+        resume: How the run is saved, and the checkpoint to resume from.
+        on_epoch: Called in the first process after each epoch with its number, from 0, and the validation accuracy; an
+            exception from it ends the training.
 
     Returns:
-        What it came to.
+        The results.
 
     Raises:
-        UserError: If Lightning can't run on such hardware, or the loss or the gradient is no finite number.
-        Interrupted: If it was asked to stop; what was done is saved.
+        UserError: If Lightning doesn't support the hardware, or the loss or the gradient isn't finite.
+        Interrupted: After SIGTERM or SIGINT, once a checkpoint is saved.
     """
-    logger = EventLogger(str(folder), name=phase, default_hp_metric=False, **persistence.logging)
-    if persistence.on_begin is not None and not hardware.fast_dev_run:
-        rank_zero_only(persistence.on_begin)(Path(logger.log_dir))
-    # To be shipped: the weights alone. What a resume needs is in the last one.
-    best = ModelCheckpoint(
-        filename=Path(BEST_CHECKPOINT).stem,
-        monitor="val/acc",
-        mode="max",
-        save_weights_only=True,
-        enable_version_counter=False,
-    )
+    folder, resume = None if hardware.fast_dev_run else folder, resume or ResumeOptions()
+    logged = {**(hyperparameters or {}), "phase": phase, "seed": data.seed}
     module.max_steps = max_steps
-    throughput, predictions = Throughput(), PredictionRecorder()
-    progress = PhaseProgress(title or phase, console=console)
+    throughput, last = Throughput(), LastCheckpoint(folder, resume)
+    predictions = PredictionRecorder(None if folder is None else folder / VALIDATION_FILE)
+    callbacks: list[Callback] = [
+        StopAtNonFinite(),
+        throughput,
+        TrainingImages(),
+        PhaseProgress(title or phase, console=console),
+        predictions,
+        last,
+    ]
+    if max_steps is not None:
+        callbacks.append(StopAfter(max_steps))
+    if on_epoch is not None:
+        callbacks.append(EachEpoch(on_epoch))
+    best = _best_checkpoint(folder)
+    if best is not None:
+        callbacks.insert(0, best)
     compute = hardware.compute_for(module.model, trains=True)
     if compute.channels_last:
         module.to(memory_format=torch.channels_last)
@@ -140,29 +140,23 @@ def train(
         module.model.compile()
     trainer = build_trainer(
         replace(hardware, precision=compute.precision),
-        logger=logger,
-        callbacks=[
-            StopAtNonFinite(),
-            throughput,
-            *([] if max_steps is None else [StopAfter(max_steps)]),
-            TrainingImages(),
-            progress,
-            predictions,
-            *([] if on_epoch is None else [EachEpoch(on_epoch)]),
-            *([] if hardware.fast_dev_run else [best, LastCheckpoint(persistence)]),
-        ],
+        logger=list(loggers),
+        callbacks=callbacks,
         max_epochs=max_epochs,
-        # Where SLURM tells Lightning to save, and where Lightning looks when SLURM starts the job again.
-        default_root_dir=logger.log_dir,
+        # Where Lightning saves when SLURM ends the job.
+        default_root_dir=folder,
         gradient_clip_val=gradient_clip,
         accumulate_grad_batches=accumulate,
     )
-    with quiet_lightning(), in_plain_words(batch_size=data.batch_size), persistence.interruption.waiting():
-        trainer.fit(module, datamodule=data, ckpt_path=persistence.checkpoint)
-    # Not Lightning's figures: where a training was resumed at its end there are none.
+    for logger in trainer.loggers:
+        log_hyperparameters(logger, logged)
+    with quiet_lightning(), in_plain_words(batch_size=data.batch_size), resume.interruption.deferred():
+        trainer.fit(module, datamodule=data, ckpt_path=resume.checkpoint)
+    # Not Lightning's metrics, of which there are none after a run that was resumed at its end.
     metrics = predictions.history[-1]
     accuracies = [epoch["val/acc"] or 0.0 for epoch in predictions.history]
-    kept = Path(logger.log_dir) / VALIDATION_FILE
+    folder = last.folder
+    validation = None if folder is None else folder / VALIDATION_FILE
     run = Run(
         phase=phase,
         seed=data.seed,
@@ -176,18 +170,27 @@ def train(
         agreement=metrics.get("val/agreement"),
         seconds=throughput.wall_seconds,
         images_per_second=throughput.images_per_second,
-        checkpoint=best.best_model_path or None,
-        folder=None if hardware.fast_dev_run else trainer.log_dir,
-        validation=str(kept) if kept.is_file() else None,
+        checkpoint=None if best is None else best.best_model_path or None,
+        folder=None if folder is None else str(folder),
+        validation=str(validation) if validation is not None and validation.is_file() else None,
         history=tuple(predictions.history),
     )
-    if not hardware.fast_dev_run:
-        # The HPARAMS tab reads the last value of a curve: here that of the last epoch, at the step where it stands.
-        final = {"val/acc": run.val_acc}
-        parameters = _for_hparams(hyperparameters or {}, phase=phase, seed=data.seed)
-        logger.log_hyperparams(parameters, metrics=final, step=trainer.global_step - 1)
+    for logger in trainer.loggers:
+        log_result(logger, logged, {"val/acc": run.val_acc}, step=trainer.global_step - 1)
         logger.finalize("success")
     return run
+
+
+def _best_checkpoint(folder: Path | None) -> ModelCheckpoint | None:
+    """Return what saves the weights of the best epoch; what a resume needs is in ``last.ckpt``."""
+    if folder is None:
+        return None
+    best = ModelCheckpoint(
+        filename="best", monitor="val/acc", mode="max", save_weights_only=True, enable_version_counter=False
+    )
+    # As an argument it would be made absolute, and a run whose folder has moved would lose its best accuracy.
+    best.dirpath = str(folder / "checkpoints")
+    return best
 
 
 def evaluate(
@@ -220,13 +223,3 @@ def evaluate(
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)
     classifier.eval()
     return dict(results[0])
-
-
-def _for_hparams(hyperparameters: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return what TensorBoard can show: numbers, booleans and words."""
-    merged = {**hyperparameters, **more}
-    return {
-        name: " ".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in merged.items()
-        if value is not None
-    }

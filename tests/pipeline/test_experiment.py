@@ -54,7 +54,7 @@ def test_all_phases_over_two_seeds_leave_what_the_plan_says(make_folder: MakeFol
     assert done.folder == Path("logs/all")
     assert {path.name for path in done.folder.iterdir()} == {
         "config.yaml",
-        "answers",
+        "predictions",
         "teacher",
         "baseline",
         "distilled",

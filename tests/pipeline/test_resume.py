@@ -13,7 +13,7 @@ import pytest
 from benchmarks.kills import differences, run_and_kill, run_to_the_end
 from kd.cli import experiment
 from kd.pipeline.records import METRICS_FILE
-from kd.training.checkpoints import steps_in
+from kd.training.resume import steps_in
 from tests.conftest import MakeFolder
 
 TINY = "--image_size 16 --batch_size 8 --augment none --accelerator cpu --teacher_model linear --student_model linear"

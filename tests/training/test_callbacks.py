@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd.data import ImageData, read_splits
 from kd.models import build_classifier
-from kd.training import ClassifierModule, Hardware, draw_views, train
+from kd.training import ClassifierModule, Hardware, RunTensorBoard, draw_views, train
 from tests.conftest import MakeFolder
 
 
@@ -21,6 +21,7 @@ def fit(folder: Path, experiment: Path, console: Console) -> str:
         data,
         phase="teacher",
         folder=experiment,
+        loggers=[RunTensorBoard(experiment)],
         hardware=hardware,
         max_epochs=3,
         title="Teacher",

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -11,42 +12,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd.errors import UserError
-from kd.training.checkpoints import DurableCheckpointIO
+from kd.training.checkpoints import AtomicCheckpointIO
 from kd.training.failures import in_plain_words
 
 
-def test_the_best_weights_are_held_back_until_the_last_are_written_or_all_ends(tmp_path: Path) -> None:
-    best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    writer, weights = DurableCheckpointIO(), torch.zeros(2)
-    writer.save_checkpoint({"state_dict": {"w": weights}}, best)
-    weights += 1
-    assert not best.exists()
-    writer.save_checkpoint({"global_step": 1}, last)
-    assert writer.load_checkpoint(best)["state_dict"]["w"].tolist() == [0, 0]
-    writer.save_checkpoint({"state_dict": {"w": weights}}, best)
-    assert writer.load_checkpoint(best)["state_dict"]["w"].tolist() == [0, 0]
-    writer.teardown()
-    assert writer.load_checkpoint(best)["state_dict"]["w"].tolist() == [1, 1]
-
-
-def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path: Path) -> None:
-    place = tmp_path / "checkpoints"
-    last = place / "last.ckpt"
-    DurableCheckpointIO().save_checkpoint({"global_step": 1}, last)
-    assert [path.name for path in place.iterdir()] == ["last.ckpt"]
-    # A device that is always full.
-    (place / "last.ckpt.part").symlink_to("/dev/full")
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_previous_one(tmp_path: Path) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"global_step": 1}, last)
     large = {"global_step": 2, "weights": torch.zeros(10**6)}
-    with pytest.raises(UserError, match=r"last\.ckpt can't be written: .*; the one before it is whole: .*last\.ckpt"):
-        DurableCheckpointIO().save_checkpoint(large, last)
-    assert DurableCheckpointIO().load_checkpoint(last) == {"global_step": 1}
-    assert [path.name for path in place.iterdir()] == ["last.ckpt"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"can't write the checkpoint .*last\.ckpt: .*; the previous one is intact"):
+            AtomicCheckpointIO().save_checkpoint(large, last)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert AtomicCheckpointIO().load_checkpoint(last) == {"global_step": 1}
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"the checkpoint .*last\.ckpt can't be written: File exists$"):
-        DurableCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
+    with pytest.raises(UserError, match=r"can't write the checkpoint .*last\.ckpt: File exists$"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from kd.training import Interruption
 
 def leave_as_lightning_does(interruption: Interruption) -> None:
     """Be asked to stop in a validation, where Lightning answers first."""
-    with interruption.listening(), interruption.waiting():
+    with interruption.listening(), interruption.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         raise SystemExit
 
@@ -23,5 +23,5 @@ def test_an_exit_that_a_signal_brought_about_is_no_success() -> None:
 
 
 def test_another_exit_stays_one() -> None:
-    with pytest.raises(SystemExit), Interruption().waiting():
+    with pytest.raises(SystemExit), Interruption().deferred():
         raise SystemExit(3)

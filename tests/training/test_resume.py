@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.strategies import Strategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -17,7 +16,17 @@ from kd.errors import Interrupted, UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier
 from kd.teachers import FrozenTeacher
-from kd.training import DistillationModule, Hardware, Interruption, Persistence, Recipe, Run, train
+from kd.training import (
+    DistillationModule,
+    Hardware,
+    Interruption,
+    Recipe,
+    ResumeOptions,
+    Run,
+    RunTensorBoard,
+    newest_checkpoint,
+    train,
+)
 from kd.training.modules import Batch, ClassifierModule
 from tests.conftest import MakeFolder
 
@@ -69,8 +78,8 @@ class _Trained:
         self,
         moment: Callable[[DistillationModule], bool] = lambda _: False,
         *,
-        begun: Path | None = None,
-        every: int | None = None,
+        resumes: bool = False,
+        save_every: int | None = None,
     ) -> Run:
         interruption = Interruption()
         data = self._data(image_size=16, batch_size=4, augment="rotate", num_workers=self.workers, seed=3)
@@ -84,9 +93,11 @@ class _Trained:
             mixing=Mixing(mixup=0.4, num_classes=len(classes)),
             ema=0.9,
         ).at(moment, interruption)
-        persistence = Persistence(every=every, interruption=interruption, begun=begun)
+        checkpoint = newest_checkpoint(self.folder) if resumes else None
+        resume = ResumeOptions(checkpoint=checkpoint, save_every=save_every, interruption=interruption)
+        loggers = [RunTensorBoard(self.folder, purge_step=resume.first_step)]
         with interruption.listening():
-            return train(module, data, folder=self.folder, persistence=persistence, **self.options)
+            return train(module, data, folder=self.folder, loggers=loggers, resume=resume, **self.options)
 
     def _data(self, **options: Any) -> Batches:
         if not self.streams:
@@ -99,16 +110,16 @@ class _Trained:
         return ShardData(splits, **options)
 
     def state(self) -> dict[str, Any]:
-        checkpoint = self.folder / "distilled" / "version_0" / "checkpoints" / "last.ckpt"
+        checkpoint = self.folder / "checkpoints" / "last.ckpt"
         state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
         return {key: state[key] for key in ("state_dict", "resume", "optimizer_states", "lr_schedulers", "means")}
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         # TensorBoard reads files of one second by their names, where a process's tenth file stands before its ninth.
-        for file in (self.folder / "distilled" / "version_0").glob("events.out.*"):
+        for file in (self.folder).glob("events.out.*"):
             name, _, number = file.name.rpartition(".")
             file.rename(file.with_name(f"{name}.{int(number):06d}"))
-        events = EventAccumulator(str(self.folder / "distilled" / "version_0"))
+        events = EventAccumulator(str(self.folder))
         events.Reload()
         return {
             tag: [(event.step, event.value) for event in events.Scalars(tag)]
@@ -161,9 +172,8 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(
     with pytest.raises(Interrupted, match=r"stopped by SIGTERM: saved in .*last\.ckpt") as stopped:
         cut.run(lambda module: (module.current_epoch, module.trainer.fit_loop.batch_idx) == batches)
     assert stopped.value.received == signal.SIGTERM
-    begun = cut.folder / "distilled" / "version_0"
-    assert torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved_at
-    _is_same(cut, cut.run(begun=begun), whole, peaceful)
+    assert torch.load(cut.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved_at
+    _is_same(cut, cut.run(resumes=True), whole, peaceful)
 
 
 def test_a_request_within_a_validation_waits_for_its_end(folder_of_images: Path, tmp_path: Path) -> None:
@@ -171,7 +181,7 @@ def test_a_request_within_a_validation_waits_for_its_end(folder_of_images: Path,
     peaceful = whole.run()
     with pytest.raises(Interrupted, match="saved"):
         cut.run(lambda module: module.trainer.validating and module.current_epoch == 1)
-    _is_same(cut, cut.run(begun=cut.folder / "distilled" / "version_0"), whole, peaceful)
+    _is_same(cut, cut.run(resumes=True), whole, peaceful)
 
 
 def test_a_training_that_is_killed_loses_the_steps_since_its_last_checkpoint_and_no_more(
@@ -185,27 +195,9 @@ def test_a_training_that_is_killed_loses_the_steps_since_its_last_checkpoint_and
     whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
     peaceful = whole.run()
     with pytest.raises(_Killed):
-        cut.run(dies, every=2)
-    begun = cut.folder / "distilled" / "version_0"
-    assert Persistence(begun=begun).logging == {"version": 0, "purge_step": 8}
-    _is_same(cut, cut.run(begun=begun, every=2), whole, peaceful)
-
-
-def test_one_that_fails_leaves_its_best_weights_even_where_lightning_clears_nothing_up(
-    folder_of_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(module: DistillationModule) -> bool:
-        if module.current_epoch == 1:
-            raise RuntimeError("a bug")
-        return False
-
-    # As under FSDP, whose strategy does not tell the writer of checkpoints that all is over.
-    monkeypatch.setattr(Strategy, "teardown", lambda self: None)
-    failed = _Trained(tmp_path / "failed", folder_of_images)
-    with pytest.raises(RuntimeError, match="a bug"):
-        failed.run(fails)
-    kept = [path.name for path in (failed.folder / "distilled" / "version_0" / "checkpoints").iterdir()]
-    assert kept == ["best.ckpt"]
+        cut.run(dies, save_every=2)
+    assert ResumeOptions(newest_checkpoint(cut.folder)).first_step == 8
+    _is_same(cut, cut.run(resumes=True, save_every=2), whole, peaceful)
 
 
 def test_one_that_was_killed_before_its_first_checkpoint_begins_once_more_in_its_folder(
@@ -220,17 +212,17 @@ def test_one_that_was_killed_before_its_first_checkpoint_begins_once_more_in_its
     peaceful = whole.run()
     with pytest.raises(_Killed):
         cut.run(dies)
-    _is_same(cut, cut.run(begun=cut.folder / "distilled" / "version_0"), whole, peaceful)
+    _is_same(cut, cut.run(resumes=True), whole, peaceful)
 
 
 def test_what_lightning_wrote_for_slurm_counts_where_it_is_newer(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    assert Persistence(begun=tmp_path).checkpoint is None
+    assert newest_checkpoint(tmp_path) is None
     for name, step in (("hpc_ckpt_1.ckpt", 5), ("hpc_ckpt_2.ckpt", 9), ("checkpoints/last.ckpt", 9)):
         torch.save({"global_step": step}, tmp_path / name)
-        assert Persistence(begun=tmp_path).checkpoint == tmp_path / name
+        assert newest_checkpoint(tmp_path) == tmp_path / name
     torch.save({"global_step": 11}, tmp_path / "hpc_ckpt_3.ckpt")
-    assert Persistence(begun=tmp_path).checkpoint == tmp_path / "hpc_ckpt_3.ckpt"
+    assert newest_checkpoint(tmp_path) == tmp_path / "hpc_ckpt_3.ckpt"
 
 
 def test_one_that_was_at_its_end_is_not_trained_again(folder_of_images: Path, tmp_path: Path) -> None:
@@ -240,7 +232,7 @@ def test_one_that_was_at_its_end_is_not_trained_again(folder_of_images: Path, tm
     def trains(module: DistillationModule) -> bool:
         raise AssertionError("there was nothing left to do")
 
-    again = whole.run(trains, begun=whole.folder / "distilled" / "version_0")
+    again = whole.run(trains, resumes=True)
     assert (again.history, again.val_acc, again.validation) == (
         peaceful.history,
         peaceful.val_acc,
@@ -275,9 +267,9 @@ def test_a_training_that_leaves_the_numbers_stops_and_keeps_its_last_checkpoint(
             folder=tmp_path / "e",
             hardware=CPU,
             max_epochs=3,
-            persistence=Persistence(every=1),
+            resume=ResumeOptions(save_every=1),
         )
     assert "the checkpoints before it are whole" in str(stop.value)
-    kept = torch.load(tmp_path / "e" / "teacher" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = torch.load(tmp_path / "e" / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 7
     assert all(bool(value.isfinite().all()) for value in kept["state_dict"].values())

@@ -10,7 +10,17 @@ from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier, load_classifier
 from kd.teachers import FrozenTeacher
-from kd.training import ClassifierModule, DistillationModule, Hardware, PredictionRecorder, Recipe, Run, evaluate, train
+from kd.training import (
+    ClassifierModule,
+    DistillationModule,
+    Hardware,
+    PredictionRecorder,
+    Recipe,
+    Run,
+    RunTensorBoard,
+    evaluate,
+    train,
+)
 from tests.conftest import MakeFolder
 
 CPU = Hardware(accelerator="cpu", precision="32-true")
@@ -38,13 +48,20 @@ def test_a_teacher_learns_and_leaves_what_it_should(make_folder: MakeFolder, tmp
     data = images(make_folder(classes=SIX, train=12))
     module = ClassifierModule(network(SIX), recipe=Recipe(learning_rate=0.05))
     run = train(
-        module, data, phase="teacher", folder=tmp_path / "e", hardware=CPU, max_epochs=6, hyperparameters={"x": 3}
+        module,
+        data,
+        phase="teacher",
+        folder=tmp_path / "e",
+        hardware=CPU,
+        max_epochs=6,
+        hyperparameters={"x": 3},
+        loggers=[RunTensorBoard(tmp_path / "e")],
     )
     assert (run.phase, run.seed, run.epochs, run.steps, run.model) == ("teacher", 0, 6, 54, "convnet(widths=[6])")
     assert run.val_acc > 0.5
     assert run.best_val_acc >= run.val_acc
     assert run.agreement is None
-    assert run.folder == str(tmp_path / "e" / "teacher" / "version_0")
+    assert run.folder == str(tmp_path / "e")
     checkpoints = sorted(path.name for path in Path(run.folder, "checkpoints").iterdir())
     assert checkpoints == ["best.ckpt", "last.ckpt"]
     logged = scalars(run)
@@ -65,7 +82,15 @@ def test_checkpoints_are_those_of_plain_classifiers(make_folder: MakeFolder, tmp
     module = DistillationModule(
         teacher=FrozenTeacher(network(classes)), student=network(classes, seed=1), objective=build_objective("kl")
     )
-    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
+    run = train(
+        module,
+        data,
+        phase="distilled",
+        folder=tmp_path / "e",
+        hardware=CPU,
+        max_epochs=2,
+        loggers=[RunTensorBoard(tmp_path / "e")],
+    )
     last = Path(run.folder or "", "checkpoints", "last.ckpt")
     again = load_classifier(last)
     batch = torch.rand(2, 3, 16, 16)
@@ -88,7 +113,15 @@ def test_agreement_is_the_share_of_equal_decisions(make_folder: MakeFolder, tmp_
         objective=build_objective("kl"),
         teacher_acc=0.25,
     )
-    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
+    run = train(
+        module,
+        data,
+        phase="distilled",
+        folder=tmp_path / "e",
+        hardware=CPU,
+        max_epochs=2,
+        loggers=[RunTensorBoard(tmp_path / "e")],
+    )
     views = torch.stack([data.val_views[0, index][0] for index in range(len(data.splits.val))]).float() / 255
     decisions = [one.eval()(views).argmax(dim=1) for one in (teacher, module.model)]
     assert run.agreement == pytest.approx((decisions[0] == decisions[1]).float().mean().item())
@@ -111,7 +144,15 @@ def test_a_teacher_whose_decisions_are_known_is_not_asked_for_them_again(
         recipe=Recipe(learning_rate=1e-12),
         teacher_decisions=predictions.decisions,
     )
-    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
+    run = train(
+        module,
+        data,
+        phase="distilled",
+        folder=tmp_path / "e",
+        hardware=CPU,
+        max_epochs=2,
+        loggers=[RunTensorBoard(tmp_path / "e")],
+    )
     assert run.agreement == 1
 
 
@@ -124,7 +165,15 @@ def test_logged_terms_are_unweighted_means_of_all_batches(make_folder: MakeFolde
         objective=build_objective("ce=0.25 kl=3"),
         recipe=Recipe(learning_rate=1e-12),
     )
-    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=1)
+    run = train(
+        module,
+        data,
+        phase="distilled",
+        folder=tmp_path / "e",
+        hardware=CPU,
+        max_epochs=1,
+        loggers=[RunTensorBoard(tmp_path / "e")],
+    )
     logged = scalars(run)
     assert len(logged["train/loss"]) == 5
     for (_, total), (_, ce), (_, kl) in zip(logged["train/loss"], logged["train/ce"], logged["train/kl"], strict=True):
@@ -139,7 +188,15 @@ def test_scheduled_weights_are_those_of_the_epoch(make_folder: MakeFolder, tmp_p
         student=network(classes, seed=1),
         objective=build_objective("ce=stop(0.5, 1) kl=linear(1, 3)"),
     )
-    run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=CPU, max_epochs=3)
+    run = train(
+        module,
+        data,
+        phase="distilled",
+        folder=tmp_path / "e",
+        hardware=CPU,
+        max_epochs=3,
+        loggers=[RunTensorBoard(tmp_path / "e")],
+    )
     logged = scalars(run)
     for (step, total), (_, ce), (_, kl) in zip(
         logged["train/loss"], logged["train/ce"], logged["train/kl"], strict=True
@@ -148,22 +205,22 @@ def test_scheduled_weights_are_those_of_the_epoch(make_folder: MakeFolder, tmp_p
         assert total == pytest.approx((0.5 if epoch == 0 else 0) * ce + (1 + epoch) * kl, rel=1e-5)
 
 
-def test_two_runs_of_one_seed_are_equal_bit_for_bit_and_nothing_is_overwritten(
+def test_two_runs_of_one_seed_are_equal_bit_for_bit_and_leave_no_files_without_a_folder(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_folder()
 
-    def weights(seed: int, workers: int) -> tuple[dict[str, torch.Tensor], str | None]:
+    def weights(seed: int, workers: int) -> dict[str, torch.Tensor]:
         data = images(folder, augment="rotate", seed=seed, num_workers=workers)
         torch.rand(seed + workers)  # what was drawn before does not matter
         module = ClassifierModule(network(data.splits.classes, "simple"), seed=seed)
-        run = train(module, data, phase="baseline", folder=tmp_path / "e", hardware=CPU, max_epochs=2)
-        return module.model.state_dict(), run.folder
+        train(module, data, phase="baseline", folder=None, hardware=CPU, max_epochs=2)
+        return module.model.state_dict()
 
-    (first, folder_0), (again, folder_1), (other, _) = weights(0, 0), weights(0, 2), weights(1, 0)
+    first, again, other = weights(0, 0), weights(0, 2), weights(1, 0)
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     assert not torch.equal(first["network.0.weight"], other["network.0.weight"])
-    assert folder_0 != folder_1
+    assert list(Path.cwd().iterdir()) == []
 
 
 # Each part keeps its checkpoints in a folder of its own.
@@ -238,7 +295,16 @@ def test_a_training_that_ends_within_an_epoch_is_validated_at_its_end(
 ) -> None:
     data = images(make_folder(), batch_size=6)
     module = ClassifierModule(network(data.splits.classes))
-    run = train(module, data, phase="teacher", folder=tmp_path / "e", hardware=CPU, max_epochs=3, max_steps=max_steps)
+    run = train(
+        module,
+        data,
+        phase="teacher",
+        folder=tmp_path / "e",
+        hardware=CPU,
+        max_epochs=3,
+        max_steps=max_steps,
+        loggers=[RunTensorBoard(tmp_path / "e")],
+    )
     assert run.steps == max_steps
     # The last once more for the HPARAMS tab.
     assert [step for step, _ in scalars(run)["val/acc"]] == [*validated, validated[-1]]
