@@ -201,16 +201,16 @@ def _evaluate(
 
 
 def _sweep(config: Annotated[str, tyro.conf.Positional], *, storage: str | None = None, workers: int = 1) -> None:
-    """Search hyperparameters: many distillations from one teacher, and the best of them.
+    """Search hyperparameters with Optuna: many distillations from one teacher, and the best of them.
 
-    Called again it goes on until all trials are finished. Called several times at once, on one machine or, with
-    --storage and a --default_root_dir that they share, on many, each call is a worker of the same sweep.
+    Called again, it continues until enough trials are finished. Called several times at once, on one machine or, with
+    --storage and a shared --default_root_dir, on many, each call is a worker of the same sweep.
 
     Args:
-        config: YAML file of settings, as for --config, with a key sweep: that says what is searched.
-        storage: URL of the database that the workers share, such as postgresql://user@host/name; None: a file of
-            SQLite in the sweep's folder.
-        workers: How many to start here.
+        config: YAML file of settings, as for --config, with a key sweep that lists what is searched.
+        storage: URL of a database that the workers share, such as postgresql://user@host/name, or path of a journal
+            file; None: an SQLite file in the sweep's folder. optuna-dashboard shows its trials.
+        workers: Number of workers to start.
     """
     from kd.sweep import run_sweep
 

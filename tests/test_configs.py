@@ -7,7 +7,7 @@ import yaml
 
 from kd.losses import build_objective
 from kd.settings import resolve
-from kd.sweep import read_plan
+from kd.sweep.plan import read_plan
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
@@ -23,9 +23,9 @@ def test_there_are_configurations() -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_is_understood(path: Path) -> None:
     plan = read_plan(path)
-    for name, space in plan.spaces.items():
-        for example in space.examples():
-            build_objective(list(plan.settings({name: example}).objective.loss))
+    for parameters in plan.examples():
+        build_objective(list(plan.settings(parameters).objective.loss))
+
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path not in SWEEPS], ids=lambda path: path.stem)

@@ -1,92 +1,72 @@
-"""What a sweep leaves: a table, ``sweep.json``, ``best.yaml`` and a page."""
+"""The results of a sweep: a table, ``sweep.json``, ``best.yaml`` and a page."""
 
-import json
-from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from kd.files import write_json
 from kd.report import print_sweep, write_sweep
 from kd.settings import write_config
-from kd.sweep.study import Study
-from kd.sweep.work import BEST, FOLDER, VALUES, locked
+from kd.sweep.plan import Plan
+from kd.sweep.trials import REASON, trial_settings
 
-BEST_FILE = "best.yaml"
-RESULTS_FILE = "sweep.json"
 _STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
     TrialState.RUNNING: "running",
-    TrialState.FAIL: "lost",
+    TrialState.WAITING: "waiting",
+    TrialState.FAIL: "interrupted",
 }
-_PLACES = list(_STATES.values())
+_ORDER = ("finished", "pruned", "failed", "running", "waiting", "interrupted")
 
 
-def write_results(study: Study, console: Console) -> dict[str, Any]:
+def write_results(plan: Plan, study: optuna.Study, console: Console) -> None:
     """Print the table of a sweep's trials, and write its files.
 
     Args:
-        study: The trials.
+        plan: The sweep.
+        study: Its trials.
         console: Where to print.
-
-    Returns:
-        What ``sweep.json`` holds.
     """
-    plan = study.plan
-    trials = [_facts(one) for one in study.trials()]
-    trials.sort(key=lambda one: (_PLACES.index(one["state"]), -(one["val_acc"] or 0.0), one["number"]))
-    best = trials[0] if trials and trials[0]["state"] == "finished" else None
+    # A worker that was killed between asking for a trial and starting it leaves one without parameters.
+    trials = [_facts(trial) for trial in study.get_trials(deepcopy=False) if trial.params]
+    trials.sort(key=lambda trial: (_ORDER.index(trial["state"]), -(trial["val_acc"] or 0.0), trial["number"]))
+    best = next((trial for trial in trials if trial["state"] == "finished"), None)
+    config, results = plan.folder / "best.yaml", plan.folder / "sweep.json"
+    if best is not None:
+        folder = plan.folder.with_name(f"{plan.folder.name}-best")
+        write_config(trial_settings(plan, study, best["parameters"], folder), config)
     sweep: dict[str, Any] = {
-        "name": plan.name,
+        "name": plan.folder.name,
         "data": plan.settings().data.dataset,
-        "wanted": plan.trials,
-        "best": None if best is None else best["number"],
-        "searched": list(dict.fromkeys(name for one in trials for name in one["parameters"])),
-        "teachers": list(study.teachers),
+        "best": best and best["number"],
+        "searched": list(plan.spaces),
         "trials": trials,
     }
-    with locked(plan, console):
-        if best is not None:
-            settings = plan.settings(
-                best["values"],
-                name=f"{plan.name}-best",
-                default_root_dir=str(plan.root),
-                train_teacher=False,
-                teacher_checkpoint=list(study.teachers),
-            )
-            write_config(settings, plan.folder / BEST_FILE)
-        path = plan.folder / RESULTS_FILE
-        beside = path.with_suffix(".part")
-        beside.write_text(json.dumps(sweep, indent=2), encoding="utf-8")
-        beside.replace(path)
-        config = plan.folder / BEST_FILE
-        page = write_sweep(sweep | {"config": "" if best is None else config.read_text(encoding="utf-8")}, plan.folder)
+    write_json(results, sweep)
+    page = write_sweep(sweep, plan.folder, config=config.read_text(encoding="utf-8") if best else "")
     print_sweep(sweep, console)
-    console.print()
-    for file in (page, path, *([] if best is None else [config])):
-        _say(console, f"  {file}")
+    console.print(f"\n  {page}\n  {results}")
     if best is not None:
-        _say(console, f"The best once more, beside the student alone: experiment.py --baseline --config {config}")
-    return sweep
+        console.print(
+            f"  {config}\nTo train the best again, with a baseline: experiment.py --baseline --config {config}"
+        )
 
 
 def _facts(trial: FrozenTrial) -> dict[str, Any]:
-    """Return what is known of a trial."""
+    """Return a trial as it stands in ``sweep.json``."""
     epochs = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
-    ends = trial.datetime_complete
+    start, end = trial.datetime_start, trial.datetime_complete
+    reason = trial.user_attrs.get(REASON, "")
     return {
         "number": trial.number,
-        "state": _STATES[trial.state],
+        "state": "failed" if reason.startswith("failed") else _STATES[trial.state],
+        "reason": reason,
         "val_acc": trial.value if trial.state == TrialState.COMPLETE else epochs[-1] if epochs else None,
-        "best_val_acc": trial.user_attrs.get(BEST, max(epochs, default=None)),
         "epochs": epochs,
-        "seconds": (ends - trial.datetime_start).total_seconds() if ends and trial.datetime_start else None,
+        "seconds": (end - start).total_seconds() if start and end else None,
         "parameters": dict(trial.params),
-        "values": trial.user_attrs.get(VALUES, {}),
-        "folder": trial.user_attrs.get(FOLDER),
+        "folder": f"trials/{trial.number}",
     }
-
-
-def _say(console: Console, text: str | Path) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
