@@ -27,7 +27,6 @@ def test_a_sweep_is_understood(path: Path) -> None:
         build_objective(list(plan.settings(parameters).objective.loss))
 
 
-
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path not in SWEEPS], ids=lambda path: path.stem)
 def test_a_configuration_is_understood(path: Path) -> None:
     settings, *_ = resolve(["--config", str(path)])

@@ -12,7 +12,9 @@ from kd.errors import UserError
 from kd.report import print_sweep, write_sweep
 
 
-def trial(number: int, state: str, accuracies: list[float], *, reason: str = "", **parameters: object) -> dict[str, Any]:
+def trial(
+    number: int, state: str, accuracies: list[float], *, reason: str = "", **parameters: object
+) -> dict[str, Any]:
     last = accuracies[-1] if accuracies else None
     facts = {"number": number, "state": state, "reason": reason, "val_acc": last, "epochs": accuracies}
     return facts | {"seconds": None if state == "running" else 1.5, "parameters": parameters}
