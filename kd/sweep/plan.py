@@ -28,8 +28,8 @@ from pydantic.dataclasses import dataclass
 
 from kd.errors import UserError
 from kd.registry import suggestion
-from kd.settings import Resolved, Settings, read_yaml, resolve, with_origin
-from kd.sweep.spaces import FIELDS, examples_of, read_space, reason_of, to_settings
+from kd.settings import Resolved, Settings, per_machine_settings, read_yaml, resolve, with_origin
+from kd.sweep.spaces import SETTINGS, examples_of, read_space, reason_of, to_settings
 
 _OPTIONS = ("trials", "prune", "sampler_seed", "lost_after")
 
@@ -97,7 +97,7 @@ class Plan:
     def definition(self) -> dict[str, Any]:
         """Return what all workers of the sweep, and all calls that resume it, must have in common."""
         flat = self.resolved.settings.flat()
-        shared = {name: value for name, value in flat.items() if not FIELDS[name].metadata["per_machine"]}
+        shared = {name: value for name, value in flat.items() if name not in per_machine_settings()}
         options = {name: getattr(self, name) for name in _OPTIONS if name != "trials"}
         return shared | options | {f"sweep, {name}": space for name, space in self.searched.items()}
 
@@ -118,8 +118,8 @@ def read_plan(file: Path) -> Plan:
         raise UserError(f"{file}, key 'sweep': expected the settings to search, such as temperature: [1, 2, 4]")
     options = {name: fixed.pop(name) for name in _OPTIONS if name in fixed}
     for name in fixed:
-        if name not in FIELDS:
-            raise UserError(f"{file}, key {name!r}: unknown setting{suggestion(str(name), [*FIELDS, *_OPTIONS])}")
+        if name not in SETTINGS:
+            raise UserError(f"{file}, key {name!r}: unknown setting{suggestion(str(name), [*SETTINGS, *_OPTIONS])}")
         if name in searched:
             raise UserError(f"{file}, key {name!r}: also under 'sweep'; remove one of them")
     spaces: dict[str, BaseDistribution] = {}

@@ -18,9 +18,9 @@ from pydantic import FiniteFloat, ValidationError, validate_call
 
 from kd.errors import UserError
 from kd.registry import suggestion
-from kd.settings import setting_fields
+from kd.settings import field_type, searchable_settings, setting_fields
 
-FIELDS = {field.name: field for _, field in setting_fields()}
+SETTINGS = frozenset(declared.name for _, declared in setting_fields())
 
 
 def read_space(name: object, space: object, *, origin: str) -> dict[str, BaseDistribution]:
@@ -38,9 +38,9 @@ def read_space(name: object, space: object, *, origin: str) -> dict[str, BaseDis
     Raises:
         UserError: If there is no such setting, it can't be searched, or the space is not legal.
     """
-    if not isinstance(name, str) or name not in FIELDS:
-        raise UserError(f"{origin}: unknown setting{suggestion(str(name), FIELDS)}")
-    if not FIELDS[name].metadata["searchable"]:
+    if not isinstance(name, str) or name not in SETTINGS:
+        raise UserError(f"{origin}: unknown setting{suggestion(str(name), SETTINGS)}")
+    if name not in searchable_settings():
         raise UserError(f"{origin}: can't be searched: all trials share one teacher, the images and the machine")
     if name == "loss" and isinstance(space, dict) and not space.keys() & {"low", "high", "log", "step"}:
         searched = {term: weight for term, weight in space.items() if isinstance(weight, dict | list)}
@@ -131,6 +131,6 @@ def _decode(choice: object) -> object:
 
 def _number_type(name: str) -> type | None:
     """Return whether a setting holds a float or an int; ``None`` if it holds no number, or several."""
-    declared: Any = FIELDS[name].type
+    declared = field_type(name)
     kinds = () if typing.get_origin(declared) is tuple else typing.get_args(declared) or (declared,)
     return next((kind for kind in (float, int) if kind in kinds), None)
