@@ -131,7 +131,7 @@ def test_files_are_examined_and_remembered(make_folder: MakeFolder, tmp_path: Pa
     assert len(fewer) == len(train) - 1
     assert "ant/2.png" not in fewer.keys
     torch.testing.assert_close(fewer.load(2), train.load(3), rtol=0, atol=0)
-    with pytest.raises(UserError, match="of the class 'ant' no image is left"):
+    with pytest.raises(UserError, match="class 'ant': all of its image files are broken"):
         drop_broken(train, [FileFinding(BROKEN, str(path), "") for path in train.files if "ant" in str(path)])
 
 

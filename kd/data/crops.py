@@ -1,4 +1,4 @@
-"""Where in an image a view lies, and two ways to cut it out: one image on the CPU, a whole batch on the device."""
+"""Random resized crops: drawn as parameters, then applied to one image on the CPU or to a batch on any device."""
 
 import math
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# The loader's processes are what shares the cores out; threads below them would compete for the same ones.
+# The loader's processes share the cores; OpenCV's threads would compete with them.
 cv2.setNumThreads(0)
 
 _TRIES = 10
-_MUCH_SMALLER = 2.0
-"""From this factor on, a point between two pixels would pass over others; averages of areas take five times as long."""
+_AREA_SCALE = 2.0
+"""From this factor on, linear interpolation would skip pixels; area averaging takes five times as long."""
 
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """A box in an image that was rotated about its center, and whether it is seen from behind.
+    """Parameters of a crop: a box in an image rotated about its center, and whether it is flipped.
 
     Args:
         top: First row of the box, in pixels.
-        left: First column.
-        height: Rows.
-        width: Columns.
-        angle: Degrees that the image is rotated by before, counter-clockwise; its corners are black then.
-        flipped: Whether left and right change places.
+        left: First column of the box, in pixels.
+        height: Number of rows.
+        width: Number of columns.
+        angle: Rotation of the image before the crop, in degrees counter-clockwise; its corners become black.
+        flipped: Whether the crop is flipped horizontally.
     """
 
     top: int
@@ -38,39 +38,39 @@ class ResizedCrop:
     flipped: bool = False
 
     def matrix(self, height: int, width: int, size: int) -> NDArray[np.float64]:
-        """Return the affine map ``(2, 3)`` from places ``(x, y, 1)`` in the view to those in the image.
+        """Return the affine map ``(2, 3)`` from positions ``(x, y, 1)`` in the view to positions in the image.
 
-        A place is measured in pixels from the upper left corner; the first pixel's center lies at 0.5.
+        Positions are in pixels from the upper left corner; the center of the first pixel is at 0.5.
 
         Args:
-            height: Of the image.
-            width: Of the image.
-            size: Side of the view.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
+            size: Side of the view, in pixels.
         """
-        mirror = -1 if self.flipped else 1
-        x_step, y_step = mirror * self.width / size, self.height / size
-        x_first = self.left + (self.width if self.flipped else 0) - width / 2
-        y_first = self.top - height / 2
+        sign = -1 if self.flipped else 1
+        x_scale, y_scale = sign * self.width / size, self.height / size
+        x_start = self.left + (self.width if self.flipped else 0) - width / 2
+        y_start = self.top - height / 2
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
-        turned = np.array([[cos, -sin], [sin, cos]])
-        box = np.array([[x_step, 0.0, x_first], [0.0, y_step, y_first]])
-        matrix: NDArray[np.float64] = turned @ box
+        rotation = np.array([[cos, -sin], [sin, cos]])
+        box = np.array([[x_scale, 0.0, x_start], [0.0, y_scale, y_start]])
+        matrix: NDArray[np.float64] = rotation @ box
         matrix[:, 2] += (width / 2, height / 2)
         return matrix
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Draws views: a rotation, a box of random area and proportions, and a flip of half of them.
+    """Random rotation, crop of random area and aspect ratio, and horizontal flip of one in two images.
 
-    The distribution is that of torchvision's ``RandomRotation``, ``RandomResizedCrop`` and ``RandomHorizontalFlip``;
-    their draws, which take longer than the cutting, are replaced by a single one.
+    The distribution is that of torchvision's ``RandomRotation``, ``RandomResizedCrop`` and ``RandomHorizontalFlip``,
+    but all numbers are drawn at once, since their separate draws take longer than the crop.
 
     Args:
         size: Side of the views, in pixels.
-        degrees: Largest rotation.
-        area: Least and largest part of the image's area.
-        proportions: Least and largest ratio of width to height.
+        degrees: Maximum rotation, in degrees.
+        area: Range of the crop's fraction of the image's area.
+        ratio: Range of the crop's aspect ratio, width to height.
 
     Source: Szegedy et al. (2014), section 6, https://arxiv.org/abs/1409.4842
     """
@@ -78,100 +78,98 @@ class RandomResizedCrop:
     size: int
     degrees: float = 0.0
     area: tuple[float, float] = (0.08, 1.0)
-    proportions: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def draw(self, height: int, width: int, *, generator: torch.Generator | None = None) -> ResizedCrop:
-        """Draw one for an image of a height and a width in pixels, from a generator or torch's own."""
+        """Draw a crop of an image of ``height`` x ``width`` pixels, from a generator or torch's global one."""
         turn, flip, down, across, *tries = torch.rand(4 + 2 * _TRIES, generator=generator).tolist()
         angle, flipped = self.degrees * (2 * turn - 1), flip < 1 / 2
-        for area, proportions in zip(tries[::2], tries[1::2], strict=True):
-            surface = height * width * _between(self.area, area)
-            ratio = math.exp(_between((math.log(self.proportions[0]), math.log(self.proportions[1])), proportions))
-            columns, rows = round(math.sqrt(surface * ratio)), round(math.sqrt(surface / ratio))
+        for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
+            area = height * width * _interpolate(self.area, area_draw)
+            ratio = math.exp(_interpolate((math.log(self.ratio[0]), math.log(self.ratio[1])), ratio_draw))
+            columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < columns <= width and 0 < rows <= height:
                 top, left = int(down * (height - rows + 1)), int(across * (width - columns + 1))
                 return ResizedCrop(top, left, rows, columns, angle, flipped)
-        # None fits into an image that is very long: the largest in its middle that has the proportions.
-        ratio = min(max(width / height, self.proportions[0]), self.proportions[1])
+        # None fits into a very elongated image: take the largest central crop within the aspect ratios.
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         columns, rows = min(width, round(height * ratio)), min(height, round(width / ratio))
         return ResizedCrop((height - rows) // 2, (width - columns) // 2, max(1, rows), max(1, columns), angle, flipped)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Draw a view ``(3, S, S)`` of an image ``(3, H, W)``, uint8."""
+        """Return a random view ``(3, S, S)`` of an image ``(3, H, W)``, uint8."""
         view = np.empty((self.size, self.size, 3), dtype=np.uint8)
         crop_image(pixels, self.draw(*pixels.shape[1:]), out=view)
         return torch.from_numpy(view).permute(2, 0, 1)
 
 
-def _between(ends: tuple[float, float], share: float) -> float:
-    return ends[0] + (ends[1] - ends[0]) * share
+def _interpolate(ends: tuple[float, float], fraction: float) -> float:
+    return ends[0] + (ends[1] - ends[0]) * fraction
 
 
-def crop_image(pixels: Tensor, placement: ResizedCrop, *, out: NDArray[np.uint8]) -> None:
-    """Cut a view out of one image, on the CPU, in one sampling.
+def crop_image(pixels: Tensor, crop: ResizedCrop, *, out: NDArray[np.uint8]) -> None:
+    """Crop, resize, rotate and flip one image on the CPU, in one resampling.
 
-    Points between pixels are interpolated linearly; where the box is twice as large as the view, areas are averaged.
+    Interpolates linearly, or averages areas where the box is at least twice as large as the view.
 
     Args:
         pixels: ``(3, H, W)``, uint8.
-        placement: Where it lies.
-        out: Where to write it: ``(S, S, 3)``, in one piece.
+        crop: The parameters.
+        out: The array to write to, ``(S, S, 3)``, contiguous.
     """
     size = len(out)
     image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
     height, width = image.shape[:2]
-    if placement.angle:
-        scale = min(placement.height, placement.width) / size
-        matrix = placement.matrix(height, width, size)
-        if scale >= _MUCH_SMALLER:
+    if crop.angle:
+        scale = min(crop.height, crop.width) / size
+        matrix = crop.matrix(height, width, size)
+        if scale >= _AREA_SCALE:
             smaller = (max(1, round(width / scale)), max(1, round(height / scale)))
             image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
             matrix = np.diag([smaller[0] / width, smaller[1] / height]) @ matrix
-        # OpenCV counts from the first pixel's center.
+        # OpenCV's origin is the center of the first pixel.
         matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
         cv2.warpAffine(image, matrix, (size, size), dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        return
+    box = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    interpolation = cv2.INTER_AREA if min(box.shape[:2]) >= _AREA_SCALE * size else cv2.INTER_LINEAR
+    if crop.flipped:
+        cv2.flip(cv2.resize(box, (size, size), interpolation=interpolation), 1, dst=out)
     else:
-        bottom, right = placement.top + placement.height, placement.left + placement.width
-        box = image[placement.top : bottom, placement.left : right]
-        shrinks = min(box.shape[:2]) >= _MUCH_SMALLER * size
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        if placement.flipped:
-            cv2.flip(cv2.resize(box, (size, size), interpolation=how), 1, dst=out)
-        else:
-            cv2.resize(box, (size, size), dst=out, interpolation=how)
+        cv2.resize(box, (size, size), dst=out, interpolation=interpolation)
 
 
 def crop_batch(pixels: Tensor, starts: Tensor, sizes: Tensor, matrices: Tensor, size: int) -> Tensor:
-    """Cut one view out of each of many images, on the device where they lie, in one sampling for all.
+    """Crop one view out of each of many images, on their device, in one resampling for all.
 
-    Points between pixels are interpolated linearly; what lies outside of an image is black.
+    Interpolates linearly; positions outside an image are black.
 
     Args:
-        pixels: All images one after the other, each row by row with the channels of a pixel beside each other: uint8.
-        starts: Where the image of each view begins in it, ``(B,)``, int64.
-        sizes: Its height and width, ``(B, 2)``, int64.
-        matrices: Of :meth:`ResizedCrop.matrix`, ``(B, 2, 3)``, float32.
+        pixels: All images one after the other, each as ``(H, W, 3)``, flattened, uint8.
+        starts: Offset of each view's image in ``pixels``, ``(B,)``, int64.
+        sizes: Height and width of each view's image, ``(B, 2)``, int64.
+        matrices: As of :meth:`ResizedCrop.matrix`, ``(B, 2, 3)``, float32.
         size: Side S of the views, in pixels.
 
     Returns:
-        ``(B, 3, S, S)``, float32 in [0, 1], the channels of a pixel beside each other in memory.
+        ``(B, 3, S, S)``, float32 in [0, 1], in channels-last memory layout.
     """
     centers = torch.arange(size, device=pixels.device) + 0.5
-    towards_x, towards_y, first = matrices[:, :, :, None, None].unbind(2)
-    x, y = (towards_x * centers + towards_y * centers[:, None] + first).unbind(1)
+    towards_x, towards_y, origin = matrices[:, :, :, None, None].unbind(2)
+    x, y = (towards_x * centers + towards_y * centers[:, None] + origin).unbind(1)
     height, width = sizes[:, 0, None, None], sizes[:, 1, None, None]
     inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
     x, y = (x - 0.5).clamp(min=0).minimum(width - 1), (y - 0.5).clamp(min=0).minimum(height - 1)
     left, top = x.long(), y.long()
-    right, below = (left + 1).minimum(width - 1), (top + 1).minimum(height - 1)
+    right, bottom = (left + 1).minimum(width - 1), (top + 1).minimum(height - 1)
     channels = torch.arange(3, device=pixels.device)
 
     def at(row: Tensor, column: Tensor) -> Tensor:
-        where = starts[:, None, None] + 3 * (row * width + column)
-        return pixels[where[..., None] + channels].float()
+        offsets = starts[:, None, None] + 3 * (row * width + column)
+        return pixels[offsets[..., None] + channels].float()
 
-    x_share, y_share = (x - left)[..., None], (y - top)[..., None]
-    upper = torch.lerp(at(top, left), at(top, right), x_share)
-    lower = torch.lerp(at(below, left), at(below, right), x_share)
-    views = torch.lerp(upper, lower, y_share) * (inside[..., None] / 255)
+    x_weight, y_weight = (x - left)[..., None], (y - top)[..., None]
+    upper = torch.lerp(at(top, left), at(top, right), x_weight)
+    lower = torch.lerp(at(bottom, left), at(bottom, right), x_weight)
+    views = torch.lerp(upper, lower, y_weight) * (inside[..., None] / 255)
     return views.permute(0, 3, 1, 2)

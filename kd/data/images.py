@@ -1,4 +1,4 @@
-"""Labeled images: where they come from is behind them, their classes, labels and pixels are at hand."""
+"""Labeled images as a value: classes, labels and keys in memory, pixels read on demand."""
 
 import hashlib
 from collections import Counter
@@ -13,7 +13,7 @@ from torch import Tensor
 from kd.errors import UserError
 from kd.randomness import derive_seed
 
-_SHOWN = 5
+_MAX_SHOWN = 5
 
 UNLABELED = -1
 """The label of an image without one."""
@@ -21,16 +21,17 @@ UNLABELED = -1
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images with their classes, read one at a time.
+    """Images of some classes, read one at a time.
 
     Args:
         classes: Names of the classes; a label is an index into them.
-        labels: Label of each image, ``(N,)``; :data:`UNLABELED` where it has none.
-        keys: What identifies each image wherever the data lie (its path within its folder); its views hang on it.
+        labels: Label of each image, ``(N,)``, or :data:`UNLABELED`.
+        keys: Identifier of each image, independent of where the data set lies (its path within its folder); the random
+            views of an image depend on it.
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
-        files: The file of each image, where each has one.
-        fingerprint: What changes when any of the images does; ``None``: that can't be told.
-        cached_side: The longest short side of what was made smaller when it was decoded into a store, or ``None``.
+        files: The file of each image, or empty if the images don't come from files.
+        fingerprint: A digest that changes whenever an image does; ``None`` if there is none.
+        cached_side: The short side, in pixels, to which larger images were resized in a decode cache, or ``None``.
     """
 
     classes: tuple[str, ...]
@@ -42,25 +43,25 @@ class LabeledImages:
     cached_side: int | None = None
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def subset(self, indices: Sequence[int]) -> "LabeledImages":
-        """Return some of the images."""
+        """Return the images at the given indices."""
         files = [self.files[index] for index in indices] if self.files else ()
         keys = [self.keys[index] for index in indices]
         return replace(
             self,
             labels=[self.labels[index] for index in indices],
             keys=keys,
-            load=partial(_load_chosen, self.load, indices),
+            load=partial(_load_from_subset, self.load, indices),
             files=files,
             fingerprint=fingerprint_of_files(files, keys) if files else None,
         )
 
 
 def hide_labels(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
-    """Return the same images, those at some indices without their labels."""
+    """Return the same images with the labels at the given indices replaced by :data:`UNLABELED`."""
     labels = list(images.labels)
     for index in indices:
         labels[index] = UNLABELED
@@ -68,30 +69,30 @@ def hide_labels(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
 
 
 def concatenate(first: LabeledImages, second: LabeledImages) -> LabeledImages:
-    """Return the images of both, with the classes of the first; the indices of the second follow on."""
+    """Return the images of both, with the classes of the first."""
+    fingerprints = (first.fingerprint, second.fingerprint)
     return LabeledImages(
         classes=first.classes,
         labels=[*first.labels, *second.labels],
         keys=[*first.keys, *second.keys],
-        load=partial(_load_either, first, second),
+        load=partial(_load_from_either, first, second),
         files=[*first.files, *second.files],
         cached_side=first.cached_side if second.cached_side is not None or not second.files else None,
-        fingerprint=None
-        if None in (first.fingerprint, second.fingerprint)
-        else f"{first.fingerprint} {second.fingerprint}",
+        fingerprint=None if None in fingerprints else f"{first.fingerprint} {second.fingerprint}",
     )
 
 
-def _load_chosen(load: Callable[[int], Tensor], indices: Sequence[int], index: int) -> Tensor:
+# Functions rather than lambdas, so that the images can be sent to loader processes.
+def _load_from_subset(load: Callable[[int], Tensor], indices: Sequence[int], index: int) -> Tensor:
     return load(indices[index])
 
 
-def _load_either(first: LabeledImages, second: LabeledImages, index: int) -> Tensor:
+def _load_from_either(first: LabeledImages, second: LabeledImages, index: int) -> Tensor:
     return first.load(index) if index < len(first) else second.load(index - len(first))
 
 
 def fingerprint_of_files(files: Sequence[Path], keys: Sequence[str]) -> str:
-    """Return what changes when a file among these changes: a digest of their keys, sizes and times of change."""
+    """Return a digest of the keys, the sizes and the modification times of files."""
     digest = hashlib.blake2b(digest_size=16)
     for file, key in zip(files, keys, strict=True):
         facts = file.stat()
@@ -104,9 +105,9 @@ class Splits:
     """Training and validation images of the same classes.
 
     Args:
-        name: Short name of the data, for folders and tables.
-        train: Images to learn from.
-        val: Images to measure on.
+        name: Short name of the data set, for folders and tables.
+        train: Training images.
+        val: Validation images.
     """
 
     name: str
@@ -120,46 +121,43 @@ class Splits:
 
     @property
     def train_size(self) -> int:
-        """How many images there are to learn from."""
+        """Number of training images."""
         return len(self.train)
 
     @property
     def train_counts(self) -> Sequence[int] | None:
-        """How many of them each class has; ``None`` where that is not known."""
+        """Number of training images of each class; ``None`` if unknown."""
         counts = Counter(self.train.labels)
         return [counts[label] for label in range(len(self.classes))]
 
 
 def match_classes(images: LabeledImages, classes: Sequence[str], *, network: str) -> LabeledImages:
-    """Return the same images with the labels that a network has for their classes, which are matched by name.
+    """Return the same images with the labels that a network uses for their classes, matched by name.
 
     Args:
-        images: The images; their classes may be in another order, or some of the network's.
-        classes: The network's.
-        network: What network that is, for the message.
+        images: The images; their classes may be a subset of the network's, in any order.
+        classes: The network's classes.
+        network: The network's name, for the message.
 
     Raises:
-        UserError: If the images have a class that the network has not.
+        UserError: If the network doesn't have one of the classes.
     """
-    places = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in images.classes if name not in places]
+    positions = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in images.classes if name not in positions]
     if unknown:
-        some = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
-        raise UserError(f"{network} was trained for other classes: only the images have {some}")
-    names = [places[name] for name in images.classes]
-    labels = [UNLABELED if label == UNLABELED else names[label] for label in images.labels]
+        shown = ", ".join(unknown[:_MAX_SHOWN]) + (", ..." if len(unknown) > _MAX_SHOWN else "")
+        raise UserError(f"{network} was trained on other classes: only the images have {shown}")
+    labels = [label if label == UNLABELED else positions[images.classes[label]] for label in images.labels]
     return replace(images, classes=tuple(classes), labels=labels)
 
 
 def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[int]:
-    """Choose a part of each class.
-
-    A smaller fraction of the same seed is a part of the larger one.
+    """Draw a stratified random subset; a smaller fraction with the same seed is a subset of a larger one.
 
     Args:
-        images: The images to choose from.
-        fraction: Part of each class to keep, above 0, at most 1; at least one image of each class stays.
-        seed: What the choice hangs on.
+        images: The images to draw from.
+        fraction: Fraction of each class to keep, in (0, 1]; at least one image of each class is kept.
+        seed: Random seed.
 
     Returns:
         Indices of the images kept, ascending.
@@ -177,18 +175,18 @@ def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[
 def channel_statistics(
     images: LabeledImages, view: Callable[[Tensor], Tensor], *, sample: int = 256
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure the mean and the standard deviation of each color channel, with pixels in [0, 1].
+    """Compute the mean and the standard deviation of each color channel, for pixels in [0, 1].
 
     Args:
         images: The images, of which an evenly spaced sample is read.
-        view: What makes a square of each, as the network will see it.
-        sample: How many images to read at most.
+        view: Turns an image into a square, as the network will see it.
+        sample: Maximum number of images to read.
 
     Returns:
-        Mean and standard deviation of red, green and blue, rounded to four digits.
+        Mean and standard deviation of red, green and blue, rounded to four digits; the latter is at least 0.01.
     """
     indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).round().long().tolist()
     pixels = torch.stack([view(images.load(index)) for index in indices]).float() / 255
     std, mean = torch.std_mean(pixels, dim=(0, 2, 3))
-    # A channel that never changes must not be divided by zero.
+    # Normalizing a constant channel would divide by zero.
     return tuple(round(m, 4) for m in mean.tolist()), tuple(round(max(s, 1e-2), 4) for s in std.tolist())

@@ -1,4 +1,4 @@
-"""Views: one square version of an image, a pure function of (seed, epoch, image)."""
+"""Views: square versions of images, pure functions of (seed, epoch, image)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,90 +18,90 @@ from kd.registry import Registry
 
 View = Callable[[Tensor], Tensor]
 
-_DETAIL = 2
+_CROP_SCALE = 2
 
 AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
-"""By name: a function of the image size in pixels that gives the random transforms, uint8 to uint8, in order."""
+"""Augmentations by name: functions of the image size in pixels that return the transforms, uint8 to uint8, in order."""
 
 
 @AUGMENTATIONS.register("crop")
 def crop(size: int) -> list[View]:
-    """Cut 8 to 100 % of the area at 3:4 to 4:3 and flip half of them; Szegedy et al. (2014), section 6."""
+    """Random resized crop (8 to 100 % of the area, 3:4 to 4:3) and flip; Szegedy et al. (2014), section 6."""
     return [RandomResizedCrop(size)]
 
 
 @AUGMENTATIONS.register("rotate")
 def rotate(size: int) -> list[View]:
-    """Rotate by up to 30 degrees, then as ``crop``, in one sampling."""
+    """Random rotation by up to 30 degrees, then ``crop``, in one resampling."""
     return [RandomResizedCrop(size, degrees=30.0)]
 
 
 @AUGMENTATIONS.register("trivial")
 def trivial(size: int) -> list[View]:
-    """As ``crop``, then one random operation of random strength; Müller & Hutter (2021), arXiv:2103.10158."""
+    """``crop``, then TrivialAugment: one random operation; Müller & Hutter (2021), https://arxiv.org/abs/2103.10158."""
     return [*crop(size), v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)]
 
 
 @AUGMENTATIONS.register("rand")
 def rand(size: int) -> list[View]:
-    """As ``crop``, then two random operations of magnitude 9; Cubuk et al. (2019), arXiv:1909.13719."""
+    """``crop``, then RandAugment: two operations of magnitude 9; Cubuk et al. (2019), https://arxiv.org/abs/1909.13719."""
     return [*crop(size), v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)]
 
 
 def short_side(size: int, augment: str = "none") -> int:
-    """Return how long the short side of an image must be that views are cut out of, in pixels.
+    """Return the short side, in pixels, to which images may be resized before views are cropped out of them.
 
-    A plain view shows 7/8 of it. One that is cut out shows a part, down to 8 % of the area, which must not be the
-    enlargement of an image that was made too small before: a student that learns from blurred views is a worse one.
+    A plain view shows 7/8 of the short side. A random crop shows as little as 8 % of the area, which would be blurred
+    by a smaller short side: students trained on blurred views are less accurate.
 
     Args:
         size: Side of the views, in pixels.
-        augment: As of :func:`training_view`.
+        augment: As for `training_view`.
     """
-    return plain_side(size) if augment == "none" else round(size * _DETAIL)
+    return plain_side(size) if augment == "none" else round(size * _CROP_SCALE)
 
 
 def plain_view(size: int, resize: str = "crop") -> View:
-    """Return the view without chance, of validation images.
+    """Return the deterministic view, used for validation.
 
     Args:
-        size: Side of the square, in pixels.
-        resize: ``crop`` resizes the short side to 8/7 of ``size`` and cuts the center (256 to 224 is the field's
-            habit); ``squash`` resizes to the square regardless of proportions.
+        size: Side of the view, in pixels.
+        resize: ``crop`` resizes the short side to 8/7 of ``size`` and crops the center (256 and 224 pixels are usual);
+            ``squash`` resizes to a square, ignoring the aspect ratio.
     """
     if resize == "squash":
-        return _in_order([v2.Resize((size, size), antialias=True)])
-    return _in_order([v2.Resize(short_side(size), antialias=True), v2.CenterCrop(size)])
+        return _compose([v2.Resize((size, size), antialias=True)])
+    return _compose([v2.Resize(short_side(size), antialias=True), v2.CenterCrop(size)])
 
 
 def training_view(augment: str, size: int, resize: str = "crop") -> View:
-    """Return the view of training images, which draws from torch's CPU generator.
+    """Return the view of training images, which draws from torch's global CPU generator.
 
     Args:
-        augment: ``none`` for the plain view, or a name from :data:`AUGMENTATIONS`.
-        size: Side of the square, in pixels.
-        resize: How the plain view becomes square.
+        augment: Name in :data:`AUGMENTATIONS`, or ``none`` for the plain view.
+        size: Side of the view, in pixels.
+        resize: As for `plain_view`.
 
     Raises:
-        UserError: If there is no such augmentation.
+        UserError: If the augmentation is unknown.
     """
-    return plain_view(size, resize) if augment == "none" else _in_order(AUGMENTATIONS[augment](size))
+    return plain_view(size, resize) if augment == "none" else _compose(AUGMENTATIONS[augment](size))
 
 
-def _in_order(transforms: Sequence[View]) -> View:
+def _compose(transforms: Sequence[View]) -> View:
     view: View = transforms[0] if len(transforms) == 1 else v2.Compose(transforms)
     return view
 
 
 class Views(Dataset[tuple[Tensor, int]]):
-    """Views of images with their labels, asked for by ``(epoch, index)``, one or a batch at a time.
+    """Views of images with their labels, indexed by ``(epoch, index)``.
 
     Args:
         images: The images.
-        view: What makes a square of each.
-        seed: What the views hang on, with the epoch and the image; ``None`` for a view without chance.
-        left_out: Called with what is said of an image that can't be decoded, which is then left out of its batch;
-            ``None``: that is an error.
+        view: Turns an image into a square.
+        seed: Random seed of the views, together with epoch and image key; ``None`` for a deterministic view.
+        left_out: Called with the error message of an image that can't be decoded, which is then left out of its batch;
+            ``None`` raises the error.
     """
 
     def __init__(
@@ -113,32 +113,36 @@ class Views(Dataset[tuple[Tensor, int]]):
         self.seed = seed
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.images)
 
-    def __getitem__(self, which: tuple[int, int]) -> tuple[Tensor, int]:
-        """Return the view ``(3, S, S)``, uint8, of image ``index`` in ``epoch``, and its label."""
-        views, labels = self.__getitems__([which])
+    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, int]:
+        """Return the view ``(3, S, S)``, uint8, and the label for one ``(epoch, index)``."""
+        views, labels = self.__getitems__([position])
         return views[0], int(labels[0])
 
-    def __getitems__(self, which: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return a batch: views ``(B, 3, S, S)``, uint8, a pixel's channels beside each other, and labels ``(B,)``."""
-        loaded = [(epoch, index, pixels) for epoch, index in which if (pixels := self._load(index)) is not None]
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return a batch: views ``(B, 3, S, S)``, uint8, in channels-last memory layout, and labels ``(B,)``.
+
+        Raises:
+            UserError: If an image can't be decoded, or with ``left_out`` none of the batch can.
+        """
+        loaded = [(epoch, index, pixels) for epoch, index in positions if (pixels := self._load(index)) is not None]
         if not loaded:
-            raise UserError("of a whole batch no image can be decoded")
+            raise UserError("no image of a whole batch can be decoded")
         labels = torch.tensor([self.images.labels[index] for _, index, _ in loaded])
         if not isinstance(self.view, RandomResizedCrop) or self.seed is None:
-            views = [self._seen(epoch, index, pixels).permute(1, 2, 0) for epoch, index, pixels in loaded]
+            views = [self._apply_view(epoch, index, pixels).permute(1, 2, 0) for epoch, index, pixels in loaded]
             return torch.stack(views).permute(0, 3, 1, 2), labels
         batch = np.empty((len(loaded), self.view.size, self.view.size, 3), dtype=np.uint8)
-        for (epoch, index, pixels), place in zip(loaded, batch, strict=True):
-            crop_image(pixels, self.placement(epoch, index, *pixels.shape[1:]), out=place)
+        for (epoch, index, pixels), out in zip(loaded, batch, strict=True):
+            crop_image(pixels, self.draw_crop(epoch, index, *pixels.shape[1:]), out=out)
         return torch.from_numpy(batch).permute(0, 3, 1, 2), labels
 
-    def placement(self, epoch: int, index: int, height: int, width: int) -> ResizedCrop:
-        """Draw where the view of an image of that size lies, of views that are cut out and nothing more."""
+    def draw_crop(self, epoch: int, index: int, height: int, width: int) -> ResizedCrop:
+        """Draw the crop of an image of ``height`` x ``width`` pixels, for views that are random resized crops."""
         if not isinstance(self.view, RandomResizedCrop) or self.seed is None:
-            raise TypeError("these views are not drawn, or more than cut out")
+            raise TypeError("these views are not random resized crops")
         seed = derive_seed(self.seed, "view", epoch, self.images.keys[index])
         return self.view.draw(height, width, generator=torch.Generator().manual_seed(seed))
 
@@ -151,7 +155,7 @@ class Views(Dataset[tuple[Tensor, int]]):
             self.left_out(str(error))
             return None
 
-    def _seen(self, epoch: int, index: int, pixels: Tensor) -> Tensor:
+    def _apply_view(self, epoch: int, index: int, pixels: Tensor) -> Tensor:
         if self.seed is None:
             return self.view(pixels)
         with seeded(self.seed, "view", epoch, self.images.keys[index]):
@@ -159,15 +163,16 @@ class Views(Dataset[tuple[Tensor, int]]):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Gives ``(epoch, index)``, so that the views need no state of the workers; shared out over processes.
+    """Samples ``(epoch, index)``, so that views need no state in the workers; distributed over processes.
 
     Args:
-        indices: The images to give.
-        seed: What the order hangs on, with the epoch; ``None`` keeps the order.
-        rank: Number of this process.
+        indices: The images to sample.
+        seed: Random seed of the order, together with the epoch; ``None`` keeps the order of ``indices``.
+        rank: Rank of this process.
         world_size: Number of processes.
-        even: Give each process the same number, by giving the first ones again; a batch of one image needs it.
-        period: After so many epochs they come again, with the same views in the same order; ``None``: never.
+        even: Whether to give each process the same number of images by repeating the first ones, as batches of a single
+            image need it.
+        period: Number of epochs after which views and order repeat; ``None``: never.
     """
 
     def __init__(
@@ -190,15 +195,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self._skipped = 0
 
     def skip(self, images: int) -> None:
-        """Leave out the first images of the epoch that comes next: a resumed one gave them before."""
+        """Skip the first images of the next epoch, which an interrupted run has already used."""
         self._skipped = images
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next; Lightning calls it."""
+        """Set the next epoch; called by Lightning."""
         self.epoch = epoch if self.period is None else epoch % self.period
 
     def __len__(self) -> int:
-        """Count the images of this process."""
+        """Return the number of images of this process."""
         if self.even:
             return math.ceil(len(self.indices) / self.world_size)
         return len(range(self.rank, len(self.indices), self.world_size))

@@ -1,4 +1,4 @@
-"""Where views lie, against torchvision's own transforms."""
+"""Random resized crops, against torchvision's transforms."""
 
 import math
 
@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as v2f
 from kd.data import RandomResizedCrop, ResizedCrop, crop_batch, crop_image
 
 HEIGHT, WIDTH = 90, 120
-PLACEMENTS = [
+CROPS = [
     ResizedCrop(0, 0, 90, 120),
     ResizedCrop(10, 20, 50, 40),
     ResizedCrop(10, 20, 50, 40, flipped=True),
@@ -28,68 +28,68 @@ def image() -> Tensor:
     return (fine[0] * 255).to(torch.uint8)
 
 
-def by_torchvision(image: Tensor, placement: ResizedCrop, size: int) -> Tensor:
-    turned = v2f.rotate(image, placement.angle, interpolation=v2.InterpolationMode.BILINEAR)
-    box = [placement.top, placement.left, placement.height, placement.width]
+def by_torchvision(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
+    turned = v2f.rotate(image, crop.angle, interpolation=v2.InterpolationMode.BILINEAR)
+    box = [crop.top, crop.left, crop.height, crop.width]
     view: Tensor = v2f.resized_crop(turned, *box, size=[size, size], antialias=True)
-    return (view.flip(-1) if placement.flipped else view).float()
+    return (view.flip(-1) if crop.flipped else view).float()
 
 
-def on_the_cpu(image: Tensor, placement: ResizedCrop, size: int) -> Tensor:
+def on_the_cpu(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
     view = np.empty((size, size, 3), dtype=np.uint8)
-    crop_image(image, placement, out=view)
+    crop_image(image, crop, out=view)
     return torch.from_numpy(view).permute(2, 0, 1).float()
 
 
-def on_the_device(image: Tensor, placement: ResizedCrop, size: int) -> Tensor:
-    # It lies behind another image.
+def on_the_device(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
+    # After another image.
     pixels = torch.cat([torch.zeros(30, dtype=torch.uint8), image.permute(1, 2, 0).flatten()])
-    matrix = torch.tensor(placement.matrix(HEIGHT, WIDTH, size), dtype=torch.float32)
+    matrix = torch.tensor(crop.matrix(HEIGHT, WIDTH, size), dtype=torch.float32)
     return 255 * crop_batch(pixels, torch.tensor([30]), torch.tensor([[HEIGHT, WIDTH]]), matrix[None], size)[0]
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("size", [64, 112])
-def test_a_view_is_torchvisions(image: Tensor, placement: ResizedCrop, size: int) -> None:
-    expected = by_torchvision(image, placement, size)
-    # Away from its edge: there the pixels beyond a box, or the black around a turned image, are mixed in otherwise.
+def test_a_crop_equals_torchvisions(image: Tensor, crop: ResizedCrop, size: int) -> None:
+    expected = by_torchvision(image, crop, size)
+    # Without the border, where the two interpolate differently with pixels outside the box or the black corners.
     inside = (..., slice(8, -8), slice(8, -8))
-    for view in (on_the_cpu(image, placement, size), on_the_device(image, placement, size)):
+    for view in (on_the_cpu(image, crop, size), on_the_device(image, crop, size)):
         difference = (view - expected).abs()
         assert difference.mean() < 1.5
-        if placement.angle == 0:
+        if crop.angle == 0:
             assert difference[inside].max() < 8
 
 
 @pytest.mark.parametrize("angle", [0.0, 25.0])
-def test_large_images_are_averaged_not_sampled(angle: float) -> None:
-    # Stripes one pixel wide: a sampling without averages would leave some of them.
+def test_large_images_are_averaged_without_aliasing(angle: float) -> None:
+    # Stripes one pixel wide, of which sampling without averaging would keep some.
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
     image[:, :, ::2] = 200
     view = on_the_cpu(image, ResizedCrop(100, 100, 200, 200, angle=angle), 20)
     assert (view - 100).abs().max() <= 30
 
 
-def test_a_place_outside_of_a_turned_image_is_black(image: Tensor) -> None:
+def test_the_corners_of_a_rotated_image_are_black(image: Tensor) -> None:
     corner = ResizedCrop(0, 0, HEIGHT, WIDTH, angle=45.0)
     for view in (on_the_cpu(image, corner, 60), on_the_device(image, corner, 60)):
         assert view[:, 0, 0].max() == 0
         assert view[:, 30, 30].min() > 0
 
 
-def test_a_matrix_takes_the_corners_of_the_view_to_those_of_the_box() -> None:
+def test_a_matrix_maps_the_corners_of_the_view_to_those_of_the_box() -> None:
     box = ResizedCrop(10, 20, 50, 40)
     corners = np.array([[0, 64], [0, 64], [1, 1]], dtype=float)
     np.testing.assert_allclose(box.matrix(HEIGHT, WIDTH, 64) @ corners, [[20, 60], [10, 60]])
     mirrored = ResizedCrop(10, 20, 50, 40, flipped=True)
     np.testing.assert_allclose(mirrored.matrix(HEIGHT, WIDTH, 64) @ corners, [[60, 20], [10, 60]])
-    # A quarter turn counter-clockwise of a square image brings its right upper corner to the left upper one.
+    # A quarter turn counter-clockwise brings the upper right corner of a square image to the upper left.
     turned = ResizedCrop(0, 0, 90, 90, angle=90.0)
     np.testing.assert_allclose(turned.matrix(90, 90, 64) @ [0, 0, 1], [90, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (224, 224), (20, 900), (900, 20), (1, 1)])
-def test_boxes_lie_within_the_image(height: int, width: int) -> None:
+def test_crops_lie_within_the_image(height: int, width: int) -> None:
     draws = RandomResizedCrop(224, degrees=30.0)
     for seed in range(200):
         one = draws.draw(height, width, generator=torch.Generator().manual_seed(seed))
@@ -98,7 +98,7 @@ def test_boxes_lie_within_the_image(height: int, width: int) -> None:
         assert abs(one.angle) <= 30
 
 
-def test_areas_proportions_places_and_flips_are_distributed_as_torchvisions() -> None:
+def test_crops_are_distributed_as_torchvisions() -> None:
     draws = RandomResizedCrop(224, degrees=30.0)
     generator = torch.Generator().manual_seed(0)
     torchvisions = v2.RandomResizedCrop(224)

@@ -1,4 +1,4 @@
-"""The store of decoded images: the same pixels, read faster."""
+"""The cache of decoded images holds the same pixels."""
 
 import os
 import pickle
@@ -19,75 +19,75 @@ def folder(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "images", [(40, 30), (30, 44), (12, 10)])
 
 
-def test_plain_views_are_the_same_to_the_last_bit(folder: Path, tmp_path: Path) -> None:
+def test_plain_views_of_cached_images_are_bit_identical(folder: Path, tmp_path: Path) -> None:
     files = read_folder(folder)
-    stored = cache_decoded(files, round(14 * 8 / 7), tmp_path / "stores")
+    cached = cache_decoded(files, round(14 * 8 / 7), tmp_path / "caches")
     for index in range(len(files)):
         torch.testing.assert_close(
-            plain_view(14)(stored.load(index)), plain_view(14)(files.load(index)), rtol=0, atol=0
+            plain_view(14)(cached.load(index)), plain_view(14)(files.load(index)), rtol=0, atol=0
         )
-    assert stored.cached_side == 16
+    assert cached.cached_side == 16
 
 
-def test_short_sides_are_made_smaller_and_never_larger(folder: Path, tmp_path: Path) -> None:
-    stored = cache_decoded(read_folder(folder), 16, tmp_path / "stores")
-    assert [tuple(stored.load(index).shape) for index in range(3)] == [(3, 16, 21), (3, 23, 16), (3, 10, 12)]
-    torch.testing.assert_close(stored.load(2), load_image(folder / "ant" / "2.png"), rtol=0, atol=0)
+def test_images_are_made_smaller_and_never_larger(folder: Path, tmp_path: Path) -> None:
+    cached = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
+    assert [tuple(cached.load(index).shape) for index in range(3)] == [(3, 16, 21), (3, 23, 16), (3, 10, 12)]
+    torch.testing.assert_close(cached.load(2), load_image(folder / "ant" / "2.png"), rtol=0, atol=0)
 
 
-def test_a_later_run_reads_the_store_and_no_file(folder: Path, tmp_path: Path) -> None:
+def test_a_later_run_reads_the_cache_and_no_file(folder: Path, tmp_path: Path) -> None:
     done: list[tuple[int, int]] = []
     files = read_folder(folder)
-    first = cache_decoded(files, 16, tmp_path / "stores", progress=lambda *how: done.append(how))
+    first = cache_decoded(files, 16, tmp_path / "caches", progress=lambda *how: done.append(how))
     assert done == [(6, 6)]
     for path in files.files:
         facts = path.stat()
         path.write_bytes(b"x" * facts.st_size)
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    again = cache_decoded(files, 16, tmp_path / "stores", progress=lambda *how: done.append(how))
+    again = cache_decoded(files, 16, tmp_path / "caches", progress=lambda *how: done.append(how))
     assert len(done) == 1
     torch.testing.assert_close(again.load(3), first.load(3), rtol=0, atol=0)
 
 
 def test_a_file_that_changed_is_decoded_again(folder: Path, tmp_path: Path) -> None:
-    before = cache_decoded(read_folder(folder), 16, tmp_path / "stores")
+    before = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     Image.new("RGB", (30, 30), (9, 9, 9)).save(folder / "ant" / "0.png")
-    after = cache_decoded(read_folder(folder), 16, tmp_path / "stores")
+    after = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     assert not torch.equal(after.load(0)[0, :10, :10], before.load(0)[0, :10, :10])
     torch.testing.assert_close(after.load(1), before.load(1), rtol=0, atol=0)
 
 
-def test_what_a_killed_run_left_is_written_over(folder: Path, tmp_path: Path) -> None:
-    first = cache_decoded(read_folder(folder), 16, tmp_path / "stores")
-    (place,) = [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
-    (place / "index.json").unlink()
-    (place / "pixels.u8").write_bytes(b"half")
-    place.with_suffix(".part").mkdir()
-    again = cache_decoded(read_folder(folder), 16, tmp_path / "stores")
+def test_a_cache_left_incomplete_by_a_killed_run_is_repathd(folder: Path, tmp_path: Path) -> None:
+    first = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
+    (path,) = [each for each in (tmp_path / "caches").iterdir() if each.is_dir()]
+    (path / "index.json").unlink()
+    (path / "pixels.u8").write_bytes(b"half")
+    (path / ".pixels.u8.abc.tmp").write_bytes(b"half")
+    again = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     torch.testing.assert_close(again.load(4), first.load(4), rtol=0, atol=0)
-    assert not place.with_suffix(".part").exists()
+    assert sorted(file.name for file in path.iterdir()) == ["index.json", "pixels.u8"]
 
 
-def test_an_image_that_is_broken_is_named_and_leaves_no_store(folder: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_an_error_with_its_path_and_leaves_no_cache(folder: Path, tmp_path: Path) -> None:
     (folder / "bee" / "1.png").write_bytes(b"\x89PNG and no more")
     with pytest.raises(UserError, match=r"1\.png: this image can't be decoded"):
-        cache_decoded(read_folder(folder), 16, tmp_path / "stores")
-    assert not list((tmp_path / "stores").glob("*/index.json"))
+        cache_decoded(read_folder(folder), 16, tmp_path / "caches")
+    assert not list((tmp_path / "caches").glob("*/index.json"))
 
 
-def test_without_room_or_files_the_images_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
+def test_images_over_the_limits_or_without_files_are_not_cached(folder: Path, tmp_path: Path) -> None:
     files = read_folder(folder)
-    assert cache_decoded(files, 16, tmp_path / "stores", limits=CacheLimits(disk=0.0)) is files
-    assert cache_decoded(files, 16, tmp_path / "stores", limits=CacheLimits(memory=0.0)) is files
-    assert not (tmp_path / "stores").exists()
-    assert cache_decoded(files, 16, tmp_path / "stores", limits=CacheLimits()) is not files
+    assert cache_decoded(files, 16, tmp_path / "caches", limits=CacheLimits(disk=0.0)) is files
+    assert cache_decoded(files, 16, tmp_path / "caches", limits=CacheLimits(memory=0.0)) is files
+    assert not (tmp_path / "caches").exists()
+    assert cache_decoded(files, 16, tmp_path / "caches", limits=CacheLimits()) is not files
     in_memory = LabeledImages(("a", "b"), [0], ["0"], lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8))
-    assert cache_decoded(in_memory, 16, tmp_path / "stores") is in_memory
+    assert cache_decoded(in_memory, 16, tmp_path / "caches") is in_memory
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_share_the_store(folder: Path, tmp_path: Path, workers: int) -> None:
-    images = cache_decoded(read_folder(folder), 16, tmp_path / "stores")
+def test_loader_processes_share_the_cache(folder: Path, tmp_path: Path, workers: int) -> None:
+    images = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     images.load(0)
     assert len(pickle.dumps(images)) < 5000
     data = ImageData(Splits("s", images, images), image_size=14, batch_size=3, num_workers=workers)
@@ -96,8 +96,8 @@ def test_workers_share_the_store(folder: Path, tmp_path: Path, workers: int) -> 
     torch.testing.assert_close(batches, [part for batch in alone.train_dataloader() for part in batch], rtol=0, atol=0)
 
 
-def test_a_view_can_not_write_into_the_store(folder: Path, tmp_path: Path) -> None:
-    images = cache_decoded(read_folder(folder), 16, tmp_path / "stores")
+def test_writing_to_an_image_leaves_the_cache_unchanged(folder: Path, tmp_path: Path) -> None:
+    images = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     before = images.load(0).clone()
     images.load(0).zero_()
     torch.testing.assert_close(images.load(0), before, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Views that are cut out on the device are those of the CPU."""
+"""Views cropped on the device equal those cropped on the CPU."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def batches(images: LabeledImages, augment: str, *, on_device: bool, workers: in
 
 @pytest.mark.parametrize("augment", ["crop", "rotate", "trivial", "none"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_device_sees_the_views_that_the_cpu_sees(stored: LabeledImages, augment: str, workers: int) -> None:
+def test_views_cropped_on_the_device_equal_those_of_the_cpu(stored: LabeledImages, augment: str, workers: int) -> None:
     there = batches(stored, augment, on_device=True, workers=workers)
     here = batches(stored, augment, on_device=False)
     assert len(there) == len(here) == 2
@@ -43,7 +43,7 @@ def test_the_device_sees_the_views_that_the_cpu_sees(stored: LabeledImages, augm
         assert (views - expected).abs().mean() < 0.01
 
 
-def test_images_on_the_device_need_not_cross(stored: LabeledImages) -> None:
+def test_batches_of_resident_images_contain_no_pixels(stored: LabeledImages) -> None:
     data = ImageData(Splits("s", stored, stored), image_size=28, augment="rotate", on_device=True)
     which = [(0, 3), (0, 1), (5, 3)]
     crossing, labels = DeferredCropDataset(data.train_views, resident=False).__getitems__(which)
@@ -56,7 +56,7 @@ def test_images_on_the_device_need_not_cross(stored: LabeledImages) -> None:
     torch.testing.assert_close(resident.crop(pixels), crossing.crop(None), rtol=0, atol=0)
 
 
-def test_large_images_do_not_cross(stored: LabeledImages, tmp_path: Path) -> None:
+def test_large_images_are_not_sent_to_the_device(stored: LabeledImages, tmp_path: Path) -> None:
     files = read_folder(tmp_path / "images")
     for images, small in (
         (stored, True),
@@ -68,9 +68,9 @@ def test_large_images_do_not_cross(stored: LabeledImages, tmp_path: Path) -> Non
         assert can_defer_crops(data.train_views) is data.on_device is small
 
 
-def test_what_is_more_than_cut_out_is_refused(stored: LabeledImages) -> None:
+def test_views_that_are_more_than_crops_are_refused(stored: LabeledImages) -> None:
     data = ImageData(Splits("s", stored, stored), image_size=28, augment="trivial", on_device=True)
-    with pytest.raises(ValueError, match="no more is done to them"):
+    with pytest.raises(ValueError, match="only random resized crops"):
         DeferredCropDataset(data.train_views, resident=False)
 
 

@@ -12,21 +12,21 @@ def labeled(labels: list[int], pixels: torch.Tensor | None = None) -> LabeledIma
 
 
 @pytest.mark.parametrize(("fraction", "kept"), [(1.0, [10, 20]), (0.5, [5, 10]), (0.25, [2, 5]), (0.001, [1, 1])])
-def test_a_fraction_is_a_part_of_each_class(fraction: float, kept: list[int]) -> None:
+def test_a_fraction_is_stratified_by_class(fraction: float, kept: list[int]) -> None:
     images = labeled([0] * 10 + [1] * 20)
     indices = keep_fraction(images, fraction, seed=0)
     assert np.bincount([images.labels[index] for index in indices]).tolist() == kept
     assert indices == sorted(set(indices))
 
 
-def test_a_smaller_fraction_is_a_part_of_the_larger_one_and_hangs_on_the_seed() -> None:
+def test_a_smaller_fraction_is_a_subset_of_a_larger_one_and_depends_on_the_seed() -> None:
     images = labeled([0] * 50 + [1] * 50)
     small, large, other = (keep_fraction(images, part, seed=seed) for part, seed in ((0.2, 0), (0.6, 0), (0.2, 1)))
     assert set(small) < set(large)
     assert small == keep_fraction(images, 0.2, seed=0) != other
 
 
-def test_statistics_are_those_of_numpy() -> None:
+def test_channel_statistics_equal_numpys() -> None:
     pixels = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = channel_statistics(labeled([0, 1] * 10, pixels), plain_view(4, "squash"))
     expected = pixels.numpy().astype(np.float64) / 255
@@ -34,5 +34,5 @@ def test_statistics_are_those_of_numpy() -> None:
     np.testing.assert_allclose(std, expected.std(axis=(0, 2, 3), ddof=1), atol=1e-4)
 
 
-def test_a_channel_that_never_changes_divides_by_no_zero() -> None:
+def test_the_deviation_of_a_constant_channel_is_not_zero() -> None:
     assert channel_statistics(labeled([0, 1]), plain_view(4))[1] == (0.01, 0.01, 0.01)

@@ -9,7 +9,7 @@ from tests.conftest import MakeFolder
 
 @pytest.mark.parametrize("augment", ["none", *AUGMENTATIONS])
 @pytest.mark.parametrize("shape", [(3, 20, 30), (3, 64, 9)])
-def test_every_augmentation_makes_squares_of_bytes(augment: str, shape: tuple[int, ...]) -> None:
+def test_every_augmentation_returns_uint8_squares(augment: str, shape: tuple[int, ...]) -> None:
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     view = training_view(augment, 16)(pixels)
     assert (tuple(view.shape), view.dtype) == ((3, 16, 16), torch.uint8)
@@ -20,8 +20,8 @@ def test_an_unknown_augmentation_is_refused() -> None:
         training_view("corp", 16)
 
 
-def test_crop_keeps_proportions_and_squash_does_not() -> None:
-    # A white square in the middle of a wide black picture.
+def test_crop_keeps_the_aspect_ratio_and_squash_does_not() -> None:
+    # A white square in the middle of a wide black image.
     pixels = torch.zeros(3, 20, 60, dtype=torch.uint8)
     pixels[:, :, 20:40] = 255
     assert plain_view(16, "crop")(pixels).float().mean() > 250
@@ -33,7 +33,7 @@ def test_a_view_is_a_function_of_seed_epoch_and_image(make_folder: MakeFolder, a
     train = read_splits(make_folder(size=(40, 40))).train
 
     def view(*, seed: int = 0, epoch: int = 0, index: int = 0) -> Tensor:
-        torch.rand(7)  # whatever was drawn before does not matter
+        torch.rand(7)  # earlier draws don't matter
         return Views(train, training_view(augment, 16), seed=seed)[epoch, index][0]
 
     assert torch.equal(view(), view())
@@ -41,7 +41,7 @@ def test_a_view_is_a_function_of_seed_epoch_and_image(make_folder: MakeFolder, a
     assert all(not torch.equal(view(), other) for other in others)
 
 
-def test_a_view_hangs_on_the_image_not_on_its_place(make_folder: MakeFolder) -> None:
+def test_a_view_depends_on_the_image_not_on_its_index(make_folder: MakeFolder) -> None:
     root = make_folder(size=(40, 40))
     before = read_splits(root).train
     (root / "train" / "ant" / "0.png").unlink()
@@ -50,7 +50,7 @@ def test_a_view_hangs_on_the_image_not_on_its_place(make_folder: MakeFolder) -> 
     assert torch.equal(views[0][4, before.keys.index("bee/3.png")][0], views[1][4, after.keys.index("bee/3.png")][0])
 
 
-def test_an_epochs_order_hangs_on_seed_and_epoch() -> None:
+def test_the_order_depends_on_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[tuple[int, int]]:
         sampler = EpochSampler(range(20), seed=seed)
         sampler.set_epoch(epoch)
@@ -64,7 +64,7 @@ def test_an_epochs_order_hangs_on_seed_and_epoch() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_processes_share_the_images_out(count: int, world_size: int) -> None:
+def test_images_are_distributed_over_processes(count: int, world_size: int) -> None:
     exact = [EpochSampler(range(count), seed=None, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert sorted(index for sampler in exact for _, index in sampler) == list(range(count))
     assert all(len(list(sampler)) == len(sampler) for sampler in exact)
@@ -75,7 +75,7 @@ def test_processes_share_the_images_out(count: int, world_size: int) -> None:
     assert {index for sampler in even for _, index in sampler} == set(range(count))
 
 
-# Three workers on two cores are slow, and that is all.
+# Three workers on two cores are only slow.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_batches_are_the_same_for_any_number_of_workers(make_folder: MakeFolder) -> None:
     splits = read_splits(make_folder(size=(40, 40)))
