@@ -1,4 +1,4 @@
-"""The samples of a sharded archive: an image and its label, ``KEY.jpg`` and ``KEY.cls``, in the archive's order."""
+"""Samples of a sharded archive: an image and its label, ``KEY.jpg`` and ``KEY.cls``, as webdataset stores them."""
 
 import io
 import re
@@ -18,24 +18,24 @@ from kd.pixels import IMAGE_SUFFIXES, decode
 
 LABEL = "cls"
 MARK_EVERY = 50
-"""Samples from one mark to the next."""
+"""Number of samples between two marks of a shard."""
 
-# What webdataset takes for a note about the archive.
-_NOTE = re.compile(r"__[^/]*__($|/)")
+# Files that webdataset ignores as metadata of the archive.
+_METADATA = re.compile(r"__[^/]*__($|/)")
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """An archive.
+    """An archive of samples.
 
     Args:
-        name: What it goes by: folder and file, within the folder of the data.
-        url: Where it lies: a path, or what webdataset opens.
-        images: How many it holds.
-        labels: The label of each; kept of validation images alone, which are few.
-        keys: The key of each, likewise.
-        marks: Where every so many samples begin, in bytes; an archive on a disk is read from there on.
+        name: Its folder and file name within the folder of the data set.
+        url: Its path, or a URL that webdataset can open.
+        images: Number of images.
+        labels: Label of each image; only known for validation images.
+        keys: Key of each image, likewise.
+        marks: Byte offsets of every fiftieth sample, from which an archive on disk can be read.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Shard:
 
 
 class Sample(NamedTuple):
-    """An image as it is encoded.
+    """An encoded image and its label.
 
     Args:
-        key: Its file's name within the archive; its views hang on it.
-        label: Its class.
-        encoded: The bytes of its file.
-        url: Where the archive lies.
+        key: The image's file name within the archive; its random views depend on it.
+        label: The label.
+        encoded: The bytes of the image file.
+        url: The archive.
     """
 
     key: str
@@ -62,7 +62,7 @@ class Sample(NamedTuple):
     url: str
 
     def decode(self) -> Tensor:
-        """Decode it: ``(3, H, W)``, uint8.
+        """Decode the image to ``(3, H, W)``, uint8.
 
         Raises:
             UserError: If it can't be decoded.
@@ -71,14 +71,14 @@ class Sample(NamedTuple):
 
 
 class Member(NamedTuple):
-    """Where an image lies within its archive.
+    """Position of an image within its archive.
 
     Args:
-        key: Its file's name.
-        label: Its class.
-        offset: Where its bytes begin.
-        size: How many these are.
-        begin: Where its sample begins.
+        key: The image's file name.
+        label: The label.
+        offset: Offset of the image file's content, in bytes.
+        size: Size of the image file, in bytes.
+        begin: Offset of the sample, in bytes.
     """
 
     key: str
@@ -89,7 +89,7 @@ class Member(NamedTuple):
 
 
 def import_webdataset() -> Any:  # noqa: ANN401 (a module without types)
-    """Return webdataset, which is imported where it is asked for alone.
+    """Import webdataset, an optional dependency.
 
     Raises:
         UserError: If it is not installed.
@@ -98,123 +98,110 @@ def import_webdataset() -> Any:  # noqa: ANN401 (a module without types)
         import webdataset
     except ImportError:
         raise UserError(
-            "--dataset webdataset takes the package webdataset: pip install webdataset (it is in the extra shards)"
+            "--dataset webdataset: webdataset is not installed; run pip install webdataset (part of the extra shards)"
         ) from None
     return webdataset
 
 
 def stream(shard: Shard, first: int, last: int, *, classes: int) -> Iterator[Sample]:
-    """Read the samples of an archive from one to another, in their order; those before, or since a mark, are read past.
+    """Read consecutive samples of a shard.
 
     Args:
-        shard: The archive.
-        first: Number of the first sample.
-        last: Number after that of the last one.
+        shard: The shard; if it is on disk, it is read from the last mark before the first sample.
+        first: Index of the first sample.
+        last: Index after the last sample.
         classes: Number of classes.
 
     Raises:
-        UserError: If the archive can't be read, is not as it was when it was counted, or a sample is incomplete.
+        UserError: If the shard can't be read, has fewer samples than its index says, or a sample is invalid.
     """
     mark = first // MARK_EVERY if shard.marks and Path(shard.url).is_file() else 0
-    seen = mark * MARK_EVERY
+    count = mark * MARK_EVERY
     try:
-        with _opened(shard.url, shard.marks[mark] if mark else 0) as files:
-            for parts in files:
-                seen += 1
-                if seen > first:
-                    yield _sample(parts, shard.url, classes)
-                if seen == last:
+        with _open(shard.url, shard.marks[mark] if mark else 0) as samples:
+            for files in samples:
+                count += 1
+                if count > first:
+                    key = files["__key__"]
+                    image, label = _find_parts(files, key, shard.url)
+                    number = _parse_label(files[label], f"{key}.{label}", shard.url, classes)
+                    yield Sample(f"{key}.{image}", number, files[image], shard.url)
+                if count == last:
                     return
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{shard.url}: this shard can't be read: {_first_line(error)}") from None
-    raise UserError(f"{shard.url}: this shard holds {seen} samples, and {shard.images} were counted in it before")
+    raise UserError(f"{shard.url}: this shard has {count} samples, but its index says {shard.images}; count it again")
 
 
 @contextmanager
-def _opened(url: str, offset: int) -> Iterator[Iterator[dict[str, Any]]]:
-    """Open an archive and group its files to samples, as they come; from some byte on, if it is a file."""
-    library = import_webdataset()
-    opened = library.gopen(url)
+def _open(url: str, offset: int) -> Iterator[Iterator[dict[str, Any]]]:
+    """Open an archive, from a byte offset if it is a file, and group its files into samples."""
+    webdataset = import_webdataset()
+    opened = webdataset.gopen(url)
     try:
         if offset:
             opened.seek(offset)
-        files = library.tariterators.tar_file_expander([{"url": url, "stream": opened}])
-        yield library.tariterators.group_by_keys(files, lcase=False)
+        files = webdataset.tariterators.tar_file_expander([{"url": url, "stream": opened}])
+        yield webdataset.tariterators.group_by_keys(files, lcase=False)
     finally:
         if hasattr(opened, "ignore_errors"):
-            # A command that nobody listens to any more ends with an error of its own; what it did not send is missed.
+            # A command in a pipe fails when it is closed early; missing samples are noticed by their number.
             opened.ignore_errors = True
         opened.close()
 
 
 def members(path: Path, *, classes: int) -> list[Member]:
-    """Look through an archive on the disk, without reading its images.
+    """List the images of a shard on disk without reading them.
 
     Raises:
-        UserError: If it can't be read, or a sample is incomplete.
+        UserError: If the shard can't be read or a sample is invalid.
     """
-    library, found = import_webdataset(), list[Member]()
-    key, parts, label = "", dict[str, Any](), b""
+    split_name = import_webdataset().tariterators.base_plus_ext
+    samples: list[tuple[str, dict[str, tarfile.TarInfo], bytes]] = []
     try:
         with tarfile.open(path, "r:") as archive:
-            for one in archive:
-                stem, suffix = library.tariterators.base_plus_ext(one.name)
-                if stem is None or not one.isreg() or _NOTE.match(one.name):
+            for info in archive:
+                key, suffix = split_name(info.name)
+                if key is None or not info.isreg() or _METADATA.match(info.name):
                     continue
-                if parts and stem != key:
-                    found.append(_member(parts, key, label, path, classes))
-                    parts = {}
-                key, parts[suffix] = stem, one
+                if not samples or samples[-1][0] != key:
+                    samples.append((key, {}, b""))
+                _, files, label = samples[-1]
+                files[suffix] = info
                 if suffix.lower() == LABEL:
-                    file = archive.extractfile(one)
-                    label = b"" if file is None else file.read()
+                    content = archive.extractfile(info)
+                    label = b"" if content is None else content.read()
+                samples[-1] = (key, files, label)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{path}: this shard can't be read: {_first_line(error)}") from None
-    if parts:
-        found.append(_member(parts, key, label, path, classes))
+    found = []
+    for key, files, text in samples:
+        image, suffix = _find_parts(files, key, str(path))
+        number = _parse_label(text, f"{key}.{suffix}", str(path), classes)
+        begin = min(info.offset for info in files.values())
+        found.append(Member(f"{key}.{image}", number, files[image].offset_data, files[image].size, begin))
     return found
 
 
-def _member(parts: Mapping[str, tarfile.TarInfo], key: str, label: bytes, path: Path, classes: int) -> Member:
-    image, which = _complete(parts, key, str(path))
-    held = parts[image]
-    return Member(
-        key=f"{key}.{image}",
-        label=_label(label, which, key, str(path), classes),
-        offset=held.offset_data,
-        size=held.size,
-        begin=min(one.offset for one in parts.values()),
-    )
-
-
-def _sample(parts: Mapping[str, Any], url: str, classes: int) -> Sample:
-    key = parts["__key__"]
-    image, label = _complete(parts, key, url)
-    return Sample(f"{key}.{image}", _label(parts[label], label, key, url, classes), parts[image], url)
-
-
-def _complete(parts: Mapping[str, Any], key: str, url: str) -> tuple[str, str]:
-    """Return the endings of a sample's image and of its label."""
-    images = [suffix for suffix in parts if suffix.lower() in _IMAGES]
-    labels = [suffix for suffix in parts if suffix.lower() == LABEL]
+def _find_parts(files: Mapping[str, Any], key: str, url: str) -> tuple[str, str]:
+    """Return the suffixes of a sample's image and label."""
+    images = [suffix for suffix in files if suffix.lower() in _IMAGES]
+    labels = [suffix for suffix in files if suffix.lower() == LABEL]
     if not labels:
-        raise UserError(f"{url}: the sample {key} has no label, {key}.{LABEL}")
+        raise UserError(f"{url}: sample {key} has no label; add {key}.{LABEL}")
     if len(images) != 1:
-        what = "no image" if not images else f"{len(images)} images"
-        raise UserError(f"{url}: the sample {key} has {what}; it takes one, such as {key}.jpg")
+        found = "no image" if not images else f"{len(images)} images"
+        raise UserError(f"{url}: sample {key} has {found}; it needs one, such as {key}.jpg")
     return images[0], labels[0]
 
 
-def _label(text: bytes, suffix: str, key: str, url: str, classes: int) -> int:
+def _parse_label(text: bytes, name: str, url: str, classes: int) -> int:
     try:
         label = int(text)
     except ValueError:
-        shown = text[:20].decode(errors="replace")
-        raise UserError(f"{url}: the label {key}.{suffix} is no whole number: {shown!r}") from None
+        raise UserError(f"{url}: label {name} must be an integer, not {text[:20].decode(errors='replace')!r}") from None
     if not 0 <= label < classes:
-        raise UserError(
-            f"{url}: the label {key}.{suffix} is {label}, and classes.txt names {classes} classes (0 to {classes - 1})"
-        )
+        raise UserError(f"{url}: label {name} is {label}, but classes.txt has {classes} classes (0 to {classes - 1})")
     return label
 
 

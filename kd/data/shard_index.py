@@ -1,4 +1,4 @@
-"""How many images each archive holds: told by an index beside the archives, or counted once."""
+"""Number of images in each shard: read from an index beside the shards, or counted once and cached."""
 
 import hashlib
 import json
@@ -12,127 +12,125 @@ from filelock import FileLock
 
 from kd.data.samples import MARK_EVERY, Shard, members
 from kd.errors import UserError
+from kd.files import write_text
 
 INDEX_FILE = "index.json"
 _VERSION = 1
-_AT_ONCE = 4
+_THREADS = 4
 
-Counted = tuple[tuple[Shard, ...], tuple[int, ...] | None]
-"""Archives, and the images of each class in all of them, where that is known."""
+Counts = tuple[tuple[Shard, ...], tuple[int, ...] | None]
+"""The shards, and the number of images of each class over all of them, if known."""
 
 
-def counted(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counted:
-    """Say how many images some archives hold.
+def count_images(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counts:
+    """Return shards with their numbers of images.
 
     Args:
-        root: Folder that holds the index.
-        urls: Where each archive lies, by its name.
+        root: Folder with the index.
+        urls: Path or URL of each shard, by name.
         classes: Number of classes.
-        cache: Folder where the counts of archives that no index tells of are kept.
-        labeled: Whether the labels and keys of their images are asked for.
+        cache: Folder for the counts of shards that are not in the index.
+        labeled: Whether the labels and keys of the images are needed.
 
     Raises:
-        UserError: If an archive is not as it should be, or lies elsewhere and no index tells of it.
+        UserError: If a shard is invalid, or is remote and not in the index.
     """
-    index = _read(root / INDEX_FILE) or {"version": _VERSION}
+    path = root / INDEX_FILE
+    index = _read(path) or {"version": _VERSION}
     if index.get("version") != _VERSION:
-        raise UserError(f"{root / INDEX_FILE}: this index is of another version; delete it, and make it again")
+        raise UserError(f"{path}: this index has another version; delete it to have the shards counted again")
     try:
         for split in (index[name] for name in ("train", "val") if name in index):
-            known = {one["name"]: one for one in split["shards"]}
-            if urls.keys() <= known.keys() and (not labeled or all("labels" in known[name] for name in urls)):
-                return _told(root, urls, known, split["counts"], classes=classes)
+            entries = {entry["name"]: entry for entry in split["shards"]}
+            if urls.keys() <= entries.keys() and (not labeled or all("labels" in entries[name] for name in urls)):
+                return _from_index(path, urls, entries, split["counts"], classes=classes)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{root / INDEX_FILE}: this is no index as kd shard writes it ({error!r}); delete it") from None
-    elsewhere = [url for url in urls.values() if not Path(url).is_file()]
-    if elsewhere:
-        raise UserError(
-            f"{elsewhere[0]}: {root / INDEX_FILE} does not say how many images this shard holds; kd shard writes it "
-            "beside the shards that it makes"
-        )
-    return _counted_here(urls, classes=classes, cache=cache, labeled=labeled)
+        raise UserError(f"{path}: this is not an index written by kd shard ({error!r}); delete it") from None
+    remote = [url for url in urls.values() if not Path(url).is_file()]
+    if remote:
+        raise UserError(f"{remote[0]}: this remote shard is not in {path}; copy the index that kd shard wrote")
+    return _from_files(urls, classes=classes, cache=cache, labeled=labeled)
 
 
 def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labeled: bool) -> dict[str, Any]:
-    """Look through archives on the disk and return what an index says of a split.
+    """Count the images of shards on disk, and return the index of a split.
 
     Args:
-        shards: Name and place of each.
+        shards: Name and path of each shard.
         classes: Number of classes.
-        labeled: Whether it has labels and keys.
+        labeled: Whether to include labels and keys.
 
     Raises:
-        UserError: If one is not as it should be.
+        UserError: If a shard is invalid.
     """
     counts = [0] * classes
-    described: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        looks = threads.map(partial(members, classes=classes), [path for _, path in shards])
-        for (name, path), found in zip(shards, looks, strict=True):
-            if not found:
-                raise UserError(f"{path}: this shard holds no sample (KEY.jpg and KEY.cls)")
-            for one in found:
-                counts[one.label] += 1
-            marks = [one.begin for one in found[::MARK_EVERY]]
-            more = {"labels": [one.label for one in found], "keys": [one.key for one in found]} if labeled else {}
-            described.append({"name": name, "images": len(found), "bytes": path.stat().st_size, "marks": marks} | more)
-    return {"counts": counts, "shards": described}
+    entries: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(_THREADS) as threads:
+        listings = threads.map(partial(members, classes=classes), [path for _, path in shards])
+        for (name, path), listing in zip(shards, listings, strict=True):
+            if not listing:
+                raise UserError(f"{path}: this shard has no samples (KEY.jpg and KEY.cls)")
+            for member in listing:
+                counts[member.label] += 1
+            marks = [member.begin for member in listing[::MARK_EVERY]]
+            entry = {"name": name, "images": len(listing), "bytes": path.stat().st_size, "marks": marks}
+            if labeled:
+                entry |= {
+                    "labels": [member.label for member in listing],
+                    "keys": [member.key for member in listing],
+                }
+            entries.append(entry)
+    return {"counts": counts, "shards": entries}
 
 
 def write_index(splits: Mapping[str, dict[str, Any]], path: Path) -> None:
-    """Write an index of training and validation images: the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps({"version": _VERSION} | dict(splits)), encoding="utf-8")
-    beside.replace(path)
+    """Write an index of some splits, as of `describe`, atomically."""
+    write_text(path, json.dumps({"version": _VERSION} | dict(splits)))
 
 
-def _told(
-    root: Path, urls: Mapping[str, str], known: Mapping[str, Any], counts: Sequence[int], *, classes: int
-) -> Counted:
+def _from_index(
+    index: Path, urls: Mapping[str, str], entries: Mapping[str, Any], counts: Sequence[int], *, classes: int
+) -> Counts:
     if len(counts) != classes:
-        raise UserError(
-            f"{root / INDEX_FILE}: this index is about {len(counts)} classes, and classes.txt names {classes}"
-        )
+        raise UserError(f"{index}: this index has {len(counts)} classes, but classes.txt has {classes}")
     for name, url in urls.items():
-        path = Path(url)
-        if path.is_file() and path.stat().st_size != known[name]["bytes"]:
+        path, expected = Path(url), entries[name]["bytes"]
+        if path.is_file() and path.stat().st_size != expected:
             raise UserError(
-                f"{path}: this shard has {path.stat().st_size:,} bytes, and {root / INDEX_FILE} says "
-                f"{known[name]['bytes']:,}; without that file the shards are counted again"
+                f"{path}: this shard has {path.stat().st_size:,} bytes, but {index} says {expected:,}; delete that "
+                "file to have the shards counted again"
             )
-    # Of a part of the shards the images of each class are not known.
-    whole = urls.keys() == known.keys()
-    return tuple(_shard(known[name], url) for name, url in urls.items()), tuple(counts) if whole else None
+    # The counts of each class are those of all shards of the split.
+    is_whole = urls.keys() == entries.keys()
+    return tuple(_shard(entries[name], url) for name, url in urls.items()), tuple(counts) if is_whole else None
 
 
-def _counted_here(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counted:
+def _from_files(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counts:
     digest = hashlib.blake2b(f"{_VERSION} {classes} {labeled}".encode(), digest_size=16)
     for name, url in urls.items():
         facts = Path(url).stat()
         digest.update(f"{name}\0{url}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
-    kept = cache / f"{digest.hexdigest()}.json"
+    path = cache / f"{digest.hexdigest()}.json"
     cache.mkdir(parents=True, exist_ok=True)
-    # One process counts, the others of this machine wait for it.
-    with FileLock(kept.with_suffix(".lock")):
-        index = _read(kept)
+    # Of several processes on a machine, one counts, and the others wait.
+    with FileLock(path.with_suffix(".lock")):
+        index = _read(path)
         if index is None:
-            places = [(name, Path(url)) for name, url in urls.items()]
-            index = {"split": describe(places, classes=classes, labeled=labeled)}
-            write_index(index, kept)
+            shards = [(name, Path(url)) for name, url in urls.items()]
+            index = {"split": describe(shards, classes=classes, labeled=labeled)}
+            write_index(index, path)
     split = index["split"]
-    return tuple(_shard(one, urls[one["name"]]) for one in split["shards"]), tuple(split["counts"])
+    return tuple(_shard(entry, urls[entry["name"]]) for entry in split["shards"]), tuple(split["counts"])
 
 
-def _shard(facts: Mapping[str, Any], url: str) -> Shard:
-    labels, keys = facts.get("labels", ()), facts.get("keys", ())
+def _shard(entry: Mapping[str, Any], url: str) -> Shard:
     return Shard(
-        name=facts["name"],
+        name=entry["name"],
         url=url,
-        images=int(facts["images"]),
-        labels=tuple(map(int, labels)),
-        keys=tuple(map(str, keys)),
-        marks=tuple(map(int, facts.get("marks", ()))),
+        images=int(entry["images"]),
+        labels=tuple(map(int, entry.get("labels", ()))),
+        keys=tuple(map(str, entry.get("keys", ()))),
+        marks=tuple(map(int, entry.get("marks", ()))),
     )
 
 
@@ -140,7 +138,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: this index can't be read: {error}; delete it, and the shards are counted") from None
-    return found
+        raise UserError(f"{path}: this index can't be read: {error}; delete it to have the shards counted") from None
+    return index

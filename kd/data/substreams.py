@@ -1,23 +1,23 @@
-"""Which part of a stream each process and worker reads: arithmetic, that no image is read twice or missed."""
+"""Partition of a stream of images over processes and workers, such that each image is read exactly once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SUBSTREAMS = 8
-"""Streams that a process reads side by side, however many workers share them out: the order is the same for any."""
+"""Substreams of a process, however many workers read them: the order is the same for any number of workers."""
 
 
 @dataclass(frozen=True)
 class Substreams:
-    """A process's part of an epoch: a piece of the line of all images, in lanes that take turns at giving a batch.
+    """A process's part of an epoch: a contiguous range of all images, divided into substreams.
 
-    Each lane reads a piece of its own from end to end, and batch ``i`` comes from lane ``i % SUBSTREAMS``.
+    Each substream reads a contiguous range of its own, and batch ``i`` comes from substream ``i % SUBSTREAMS``.
 
     Args:
-        start: Where on the line the part begins.
-        count: How many images it has.
-        batch_size: Images in a batch.
-        drop_last: Whether a last batch that is not full is left out.
+        start: Index of the first image of the part.
+        count: Number of images.
+        batch_size: Number of images in a batch.
+        drop_last: Whether an incomplete last batch is dropped.
     """
 
     start: int
@@ -27,55 +27,55 @@ class Substreams:
 
     @property
     def batches(self) -> int:
-        """How many batches there are."""
+        """Number of batches."""
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 
     def size(self, batch: int) -> int:
-        """Return how many images a batch has."""
+        """Return the number of images in a batch."""
         return min(self.batch_size, self.count - batch * self.batch_size)
 
-    def piece(self, lane: int) -> tuple[int, int]:
-        """Return where on the line a lane begins and ends."""
-        begin = self.start + sum(self._length(one) for one in range(lane))
-        return begin, begin + self._length(lane)
+    def piece(self, substream: int) -> tuple[int, int]:
+        """Return the range of images of a substream, ``(begin, end)``."""
+        begin = self.start + sum(self._length(earlier) for earlier in range(substream))
+        return begin, begin + self._length(substream)
 
     def before(self, batch: int) -> int:
-        """Return how many images its lane gave before a batch."""
+        """Return the number of images that a batch's substream yields before it."""
         return batch // SUBSTREAMS * self.batch_size
 
-    def _length(self, lane: int) -> int:
-        turns = len(range(lane, self.batches, SUBSTREAMS))
-        has_last = bool(self.batches) and (self.batches - 1) % SUBSTREAMS == lane
-        return turns * self.batch_size - (self.batch_size - self.size(self.batches - 1) if has_last else 0)
+    def _length(self, substream: int) -> int:
+        batches = range(substream, self.batches, SUBSTREAMS)
+        return (len(batches) - 1) * self.batch_size + self.size(batches[-1]) if batches else 0
 
     def line(self) -> Iterator[int]:
-        """Iterate over the places on the line, batch by batch, as they are given where nothing is shuffled."""
-        begins = [self.piece(lane)[0] for lane in range(SUBSTREAMS)]
+        """Iterate over the indices of the images, batch by batch, as they are read without shuffling."""
+        begins = [self.piece(substream)[0] for substream in range(SUBSTREAMS)]
         for batch in range(self.batches):
             first = begins[batch % SUBSTREAMS] + self.before(batch)
             yield from range(first, first + self.size(batch))
 
 
 def usable_workers(workers: int) -> int:
-    """Return how many workers there are, of at most so many, if each has the same number of lanes.
+    """Return the largest number of workers, at most ``workers``, among which the substreams divide evenly.
 
     Example:
         >>> [usable_workers(workers) for workers in (0, 1, 3, 7, 16)]
         [0, 1, 2, 4, 8]
     """
-    return max((one for one in range(1, min(workers, SUBSTREAMS) + 1) if SUBSTREAMS % one == 0), default=0)
+    divisors = [count for count in range(1, min(workers, SUBSTREAMS) + 1) if SUBSTREAMS % count == 0]
+    return max(divisors, default=0)
 
 
 def shard_ranges(counts: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a piece out of a line of archives; past its end the line begins anew.
+    """Map a range of images to ranges within consecutive shards; past the last shard it continues with the first.
 
     Args:
-        counts: Images of each archive, in the order of the line.
-        begin: Where the piece begins.
-        end: Where it ends.
+        counts: Number of images of each shard, in order.
+        begin: Index of the first image.
+        end: Index after the last image.
 
     Returns:
-        Number of the archive, its first image, and that after the last.
+        Number of the shard, index of its first image, and index after its last image.
 
     Example:
         >>> list(shard_ranges([3, 2], 1, 6))

@@ -1,4 +1,4 @@
-"""Sharded archives: made of a folder, streamed once in an epoch, in an order and in views that hang on the seed."""
+"""Sharded archives: written from a folder, and streamed in an order and views that depend on the seed."""
 
 import io
 import json
@@ -65,15 +65,15 @@ def png(color: tuple[int, int, int] = (200, 0, 0)) -> bytes:
     return file.getvalue()
 
 
-def by_hand(folder: Path, **files: bytes) -> Path:
-    """Write shards of two classes without an index; further files stand in the second one of training."""
+def write_foreign(folder: Path, **files: bytes) -> Path:
+    """Write shards of two classes without an index, with further files in the second training shard."""
     for name, more in (("train/a.tar", {}), ("train/b.tar", files), ("val/a.tar", {})):
         write_tar(folder / name, {"1.png": png(), "1.cls": b"0", "2.cls": b"1\n", "2.png": png()} | more)
     (folder / "classes.txt").write_text("ant\nbee\n")
     return folder
 
 
-def test_every_file_of_the_folder_is_in_a_shard_and_the_index_tells_of_it(photos: Path, sharded: Path) -> None:
+def test_every_file_is_in_a_shard_and_counted_in_the_index(photos: Path, sharded: Path) -> None:
     folder = read_splits(photos)
     assert (sharded / "classes.txt").read_text().split() == list(folder.classes)
     index = json.loads((sharded / "index.json").read_text())
@@ -91,9 +91,7 @@ def test_every_file_of_the_folder_is_in_a_shard_and_the_index_tells_of_it(photos
     assert [one.name for one in sharded.parent.glob("*.part")] == []
 
 
-def test_shards_are_the_same_bytes_for_a_seed_and_their_order_is_not_that_of_the_classes(
-    photos: Path, sharded: Path
-) -> None:
+def test_the_bytes_of_shards_depend_on_the_seed_and_classes_are_shuffled(photos: Path, sharded: Path) -> None:
     again, other = (sharded.parent / name for name in ("again", "other"))
     for folder, seed in ((again, 0), (other, 1)):
         write_shards(read_splits(photos), folder, per_shard=4, seed=seed)
@@ -103,20 +101,20 @@ def test_shards_are_the_same_bytes_for_a_seed_and_their_order_is_not_that_of_the
     assert sorted(labels) != list(labels)
 
 
-def test_what_is_there_is_not_written_over(photos: Path, sharded: Path) -> None:
-    with pytest.raises(UserError, match="sharded: this is there already"):
+def test_an_existing_folder_is_not_overwritten(photos: Path, sharded: Path) -> None:
+    with pytest.raises(UserError, match="sharded: this already exists"):
         write_shards(read_splits(photos), sharded)
 
 
 def test_images_without_files_are_refused(tmp_path: Path) -> None:
     images = LabeledImages(classes=("a", "b"), labels=[0], keys=["1"], load=lambda _: torch.zeros(3, 2, 2))
-    with pytest.raises(UserError, match="are no files"):
+    with pytest.raises(UserError, match="don't come from files"):
         write_shards(Splits("drawn", images, images), tmp_path / "out")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_each_image_is_read_once_in_an_epoch_by_any_number_of_processes(
+def test_any_number_of_processes_read_each_image_once_per_epoch(
     sharded: Path, batch_size: int, world_size: int
 ) -> None:
     data = ShardData(splits_in(sharded), image_size=8, batch_size=batch_size)
@@ -125,7 +123,7 @@ def test_each_image_is_read_once_in_an_epoch_by_any_number_of_processes(
     seen = Counter(key for part in parts for batch in part for key in batch)
     counts, drop_last = data._counts(world_size)
     if not drop_last:
-        # A batch of one image comes in full on each process.
+        # With batches of one image, the first images are repeated to give each process the same number.
         assert len(seen) == 3 * TRAIN
         assert sum(seen.values()) == (3 * TRAIN if batch_size > 1 else -(-3 * TRAIN // world_size) * world_size)
     else:
@@ -137,13 +135,13 @@ def test_each_image_is_read_once_in_an_epoch_by_any_number_of_processes(
 
 @pytest.mark.parametrize("count", [0, 1, 5, 16, 17, 63])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_lanes_share_a_part_out_without_a_gap(count: int, batch_size: int) -> None:
-    lanes = Substreams(10, count, batch_size)
-    pieces = [lanes.piece(lane) for lane in range(SUBSTREAMS)]
-    assert [begin for begin, _ in pieces] == [10, *(end for _, end in pieces[:-1])]
-    assert pieces[-1][1] == 10 + count
-    assert sorted(lanes.line()) == list(range(10, 10 + count))
-    assert sum(lanes.size(batch) for batch in range(lanes.batches)) == count
+def test_substreams_partition_a_range(count: int, batch_size: int) -> None:
+    substreams = Substreams(10, count, batch_size)
+    ranges = [substreams.piece(substream) for substream in range(SUBSTREAMS)]
+    assert [begin for begin, _ in ranges] == [10, *(end for _, end in ranges[:-1])]
+    assert ranges[-1][1] == 10 + count
+    assert sorted(substreams.line()) == list(range(10, 10 + count))
+    assert sum(substreams.size(batch) for batch in range(substreams.batches)) == count
 
 
 def epochs(data: ShardData, number: int = 2) -> list[tuple[Tensor, Tensor]]:
@@ -166,20 +164,20 @@ def test_batches_are_the_same_for_any_number_of_workers(sharded: Path, workers: 
     assert len(alone) == 2 * 10
 
 
-def test_the_order_hangs_on_seed_and_epoch(sharded: Path) -> None:
+def test_the_order_depends_on_seed_and_epoch(sharded: Path) -> None:
     def order(seed: int, epoch: int) -> list[list[str]]:
         return keys_of(part_of(ShardData(splits_in(sharded), image_size=8, batch_size=2, seed=seed), 0, 1), epoch)
 
     assert order(0, 0) == order(0, 0)
     others = (order(0, 0), order(0, 1), order(1, 0))
     assert len({str(one) for one in others}) == 3
-    # By the buffer, too: not only whole shards change places.
+    # Images are also shuffled within a shard.
     whole = ShardData(splits_in(sharded, train_data="train/000000.tar"), image_size=8, batch_size=4)
     assert len({str(keys_of(part_of(whole, 0, 1), epoch)) for epoch in range(8)}) > 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_that_is_resumed_goes_on_with_the_batch_that_comes_next(sharded: Path, workers: int) -> None:
+def test_a_resumed_epoch_continues_with_the_next_batch(sharded: Path, workers: int) -> None:
     def batches(skipped: int) -> list[Tensor]:
         data = ShardData(splits_in(sharded), image_size=8, batch_size=2, num_workers=workers)
         loader = data.train_dataloader()
@@ -190,19 +188,19 @@ def test_an_epoch_that_is_resumed_goes_on_with_the_batch_that_comes_next(sharded
             found += [views for views, _ in loader]
         return found
 
-    # In the second turn of a lane, too; the epoch that follows is whole.
+    # Also after a second batch of a substream; the following epoch is complete.
     for skipped in (1, 9):
         torch.testing.assert_close(batches(skipped), batches(0)[skipped:], rtol=0, atol=0)
 
 
-def test_after_a_period_the_same_batches_come_again(sharded: Path) -> None:
+def test_batches_repeat_after_a_period(sharded: Path) -> None:
     batches = epochs(ShardData(splits_in(sharded), image_size=8, batch_size=20, period=2), 3)
     torch.testing.assert_close(batches[0], batches[2], rtol=0, atol=0)
     assert not torch.equal(batches[0][0], batches[1][0])
 
 
 @pytest.mark.parametrize("augment", ["none", "rotate", "trivial"])
-def test_a_view_is_that_of_the_folders_image(photos: Path, sharded: Path, augment: str) -> None:
+def test_views_equal_those_of_the_folder(photos: Path, sharded: Path, augment: str) -> None:
     folder = ImageData(read_splits(photos), image_size=8, augment=augment, seed=3)
     data = ShardData(splits_in(sharded), image_size=8, batch_size=4, augment=augment, seed=3)
     part = part_of(data, 0, 1)
@@ -215,14 +213,14 @@ def test_a_view_is_that_of_the_folders_image(photos: Path, sharded: Path, augmen
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_validation_image_counts_once_at_the_place_that_is_said(sharded: Path, workers: int) -> None:
+def test_validation_batches_follow_the_validation_indices(sharded: Path, workers: int) -> None:
     splits = splits_in(sharded)
     data = ShardData(splits, image_size=8, batch_size=2, num_workers=workers)
     batches = list(data.val_dataloader())
     order = data.validation_indices()
     assert sorted(order) == list(range(3 * VAL))
     assert torch.cat([labels for _, labels in batches]).tolist() == [splits.val.labels[index] for index in order]
-    # Read at its place, each is the same image.
+    # Random access gives the same images.
     expected = torch.stack([ImageData(splits, image_size=8).val_views[0, index][0] for index in order])
     torch.testing.assert_close(torch.cat([views for views, _ in batches]), expected, rtol=0, atol=0)
 
@@ -235,7 +233,7 @@ def test_labels_can_be_hidden(sharded: Path) -> None:
 
 
 def test_shards_without_an_index_are_counted_once(tmp_path: Path) -> None:
-    folder = by_hand(tmp_path / "foreign")
+    folder = write_foreign(tmp_path / "foreign")
     splits = splits_in(folder)
     assert (splits.train_size, splits.train_counts, splits.val.keys) == (4, (2, 2), ["1.png", "2.png"])
     kept = list((tmp_path / "cache" / "shards").glob("*.json"))
@@ -248,8 +246,8 @@ def test_shards_without_an_index_are_counted_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1, 49, 50, 51, 109])
-def test_an_archive_is_read_from_its_marks_on(tmp_path: Path, first: int) -> None:
-    # Names that take a header of their own, too.
+def test_a_shard_is_read_from_its_marks(tmp_path: Path, first: int) -> None:
+    # Including names so long that they have a header of their own.
     files = {f"{'long' * (30 * (number % 2))}{number}": png() for number in range(110)}
     shard_files = {
         f"{name}.{end}": value for name, png_ in files.items() for end, value in (("png", png_), ("cls", b"1"))
@@ -276,54 +274,54 @@ def test_shards_are_read_through_a_command(sharded: Path) -> None:
     [
         (
             {"3.png": png(), "3.cls": b"2"},
-            r"b\.tar: the label 3\.cls is 2, and classes\.txt names 2 classes \(0 to 1\)",
+            r"b\.tar: label 3\.cls is 2, but classes\.txt has 2 classes \(0 to 1\)",
         ),
-        ({"3.png": png(), "3.cls": b"bee"}, r"b\.tar: the label 3\.cls is no whole number: 'bee'"),
-        ({"3.png": png(), "4.png": png(), "4.cls": b"0"}, r"b\.tar: the sample 3 has no label, 3\.cls"),
-        ({"3.cls": b"1"}, r"b\.tar: the sample 3 has no image"),
-        ({"3.cls": b"1", "3.png": png(), "3.jpg": png()}, r"b\.tar: the sample 3 has 2 images"),
+        ({"3.png": png(), "3.cls": b"bee"}, r"b\.tar: label 3\.cls must be an integer, not 'bee'"),
+        ({"3.png": png(), "4.png": png(), "4.cls": b"0"}, r"b\.tar: sample 3 has no label; add 3\.cls"),
+        ({"3.cls": b"1"}, r"b\.tar: sample 3 has no image"),
+        ({"3.cls": b"1", "3.png": png(), "3.jpg": png()}, r"b\.tar: sample 3 has 2 images"),
     ],
 )
-def test_an_incomplete_sample_is_found_before_training(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
+def test_an_invalid_sample_is_an_error_before_training(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        splits_in(by_hand(tmp_path / "foreign", **files))
+        splits_in(write_foreign(tmp_path / "foreign", **files))
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
     folder = tmp_path / "foreign"
-    with pytest.raises(UserError, match="--data_dir names the folder of the shards"):
+    with pytest.raises(UserError, match="--dataset webdataset: set --data_dir"):
         load_splits("webdataset")
     with pytest.raises(UserError, match=f"--data_dir {folder}: there is no such folder"):
         splits_in(folder)
-    by_hand(folder)
+    write_foreign(folder)
     (folder / "val" / "a.tar").rename(folder / "val" / "a.tgz")
-    with pytest.raises(UserError, match=r"val: there are no shards \(\*\.tar\) in this folder, which --val_data names"):
+    with pytest.raises(UserError, match=r"val: there are no shards \(\*\.tar\) in this folder, set by --val_data"):
         splits_in(folder)
-    with pytest.raises(UserError, match=r"test: there is no such folder of shards \(--val_data names it\)"):
+    with pytest.raises(UserError, match=r"test: there is no such folder of shards \(set by --val_data\)"):
         splits_in(folder, val_data="test")
-    with pytest.raises(UserError, match=r"index\.json does not say how many images this shard holds"):
+    with pytest.raises(UserError, match=r"this remote shard is not in .*index\.json"):
         splits_in(folder, train_data="https://nowhere.example/train/{a..b}.tar")
-    with pytest.raises(UserError, match=r"--train_data \{a: this pattern makes no list"):
+    with pytest.raises(UserError, match=r"--train_data \{a: this pattern is invalid"):
         splits_in(folder, train_data="{a")
     (folder / "train" / "b.tar").write_bytes(b"no archive at all")
     with pytest.raises(UserError, match=r"b\.tar: this shard can't be read"):
         splits_in(folder)
     write_tar(folder / "train" / "b.tar", {"README": b"nothing"})
-    with pytest.raises(UserError, match=r"b\.tar: this shard holds no sample"):
+    with pytest.raises(UserError, match=r"b\.tar: this shard has no samples"):
         splits_in(folder)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, r"classes\.txt: there is no such file; it names the classes"),
-        ("ant\n", "there is one class only, 'ant'"),
+        (None, r"classes\.txt: there is no such file; list the class names"),
+        ("ant\n", "there is only one class, 'ant'"),
         ("ant\n\nbee\n", "line 2 is empty"),
-        ("ant\nbee\nant\n", "the class 'ant' stands there twice"),
+        ("ant\nbee\nant\n", "class 'ant' occurs twice"),
     ],
 )
-def test_classes_that_make_no_sense_are_refused(tmp_path: Path, text: str | None, words: str) -> None:
-    folder = by_hand(tmp_path / "foreign")
+def test_an_invalid_list_of_classes_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    folder = write_foreign(tmp_path / "foreign")
     (folder / "classes.txt").unlink()
     if text is not None:
         (folder / "classes.txt").write_text(text)
@@ -331,47 +329,47 @@ def test_classes_that_make_no_sense_are_refused(tmp_path: Path, text: str | None
         splits_in(folder)
 
 
-def test_an_index_that_does_not_fit_is_refused(sharded: Path) -> None:
+def test_an_index_that_does_not_match_is_refused(sharded: Path) -> None:
     with (sharded / "classes.txt").open("a") as file:
         file.write("dog\n")
-    with pytest.raises(UserError, match=r"this index is about 3 classes, and classes\.txt names 4"):
+    with pytest.raises(UserError, match=r"this index has 3 classes, but classes\.txt has 4"):
         splits_in(sharded)
     (sharded / "classes.txt").write_text("ant\nbee\ncat\n")
     with (sharded / "train" / "000002.tar").open("ab") as file:
         file.write(bytes(512))
-    with pytest.raises(UserError, match=r"000002\.tar: this shard has [\d,]+ bytes, and .*index\.json says"):
+    with pytest.raises(UserError, match=r"000002\.tar: this shard has [\d,]+ bytes, but .*index\.json says"):
         splits_in(sharded)
     (sharded / "index.json").write_text("{")
     with pytest.raises(UserError, match=r"index\.json: this index can't be read"):
         splits_in(sharded)
     (sharded / "index.json").write_text('{"version": 0}')
-    with pytest.raises(UserError, match="of another version"):
+    with pytest.raises(UserError, match="has another version"):
         splits_in(sharded)
     (sharded / "index.json").write_text('{"version": 1, "train": {"shards": [{}]}}')
-    with pytest.raises(UserError, match=r"this is no index as kd shard writes it \(KeyError\('name'\)\)"):
+    with pytest.raises(UserError, match=r"this is not an index written by kd shard \(KeyError\('name'\)\)"):
         splits_in(sharded)
 
 
-def test_a_shard_that_lost_samples_is_named_when_it_is_read(sharded: Path) -> None:
+def test_a_shard_that_lost_samples_is_an_error_when_read(sharded: Path) -> None:
     data = ShardData(splits_in(sharded), image_size=8, batch_size=20)
     write_tar(sharded / "train" / "000001.tar", {"1.png": png(), "1.cls": b"0"})
-    with pytest.raises(UserError, match=r"000001\.tar: this shard holds 1 samples, and 4 were counted"):
+    with pytest.raises(UserError, match=r"000001\.tar: this shard has 1 samples, but its index says 4"):
         keys_of(part_of(data, 0, 1))
     (sharded / "train" / "000001.tar").unlink()
     with pytest.raises(UserError, match=r"000001\.tar: this shard can't be read: .*No such file"):
         keys_of(part_of(data, 0, 1))
 
 
-def test_an_image_that_can_not_be_decoded_is_named_or_left_out(tmp_path: Path) -> None:
-    splits = splits_in(by_hand(tmp_path / "foreign", **{"3.png": b"no image", "3.cls": b"0"}))
+def test_an_undecodable_image_is_an_error_or_left_out(tmp_path: Path) -> None:
+    splits = splits_in(write_foreign(tmp_path / "foreign", **{"3.png": b"no image", "3.cls": b"0"}))
     with pytest.raises(UserError, match=r"b\.tar, 3\.png: this image can't be decoded"):
         list(ShardData(splits, image_size=8, batch_size=5).train_dataloader())
-    said: list[str] = []
-    (batch,) = ShardData(splits, image_size=8, batch_size=5, left_out=said.append).train_dataloader()
-    assert (len(batch[1]), len(said)) == (4, 1)
+    messages: list[str] = []
+    (batch,) = ShardData(splits, image_size=8, batch_size=5, left_out=messages.append).train_dataloader()
+    assert (len(batch[1]), len(messages)) == (4, 1)
 
 
-def test_without_the_library_it_says_what_to_install(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_webdataset_is_an_error_with_the_remedy(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    with pytest.raises(UserError, match=r"takes the package webdataset: pip install webdataset .*extra shards"):
+    with pytest.raises(UserError, match=r"webdataset is not installed; run pip install webdataset .*extra shards"):
         splits_in(sharded)

@@ -73,7 +73,7 @@ def test_an_experiment_on_shards_runs_from_start_to_end(sharded: Path, capsys: p
         ("--image_cache here", "--image_cache here: nothing of a stream is stored"),
         ("--teacher_cache here", "--teacher_cache here: nothing of a stream is stored"),
         ("--augment_on device", "--augment_on device: views of streamed images are cut out by the workers"),
-        ("--val_data test", "test: there is no such folder of shards (--val_data names it)"),
+        ("--val_data test", "test: there is no such folder of shards (set by --val_data)"),
     ],
 )
 def test_what_takes_images_one_by_one_is_refused(
@@ -88,8 +88,8 @@ def test_what_takes_images_one_by_one_is_refused(
     ("flags", "words"),
     [
         ("absent out", "--data_dir absent: there is no such folder"),
-        ("{photos} {photos}", "this is there already"),
-        ("{photos} out --per_shard 0", "--per_shard must be at least 1, and is 0"),
+        ("{photos} {photos}", "this already exists"),
+        ("{photos} out --per_shard 0", "--per_shard 0: must be at least 1"),
     ],
 )
 def test_shards_that_can_not_be_made_are_refused(
