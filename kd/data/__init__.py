@@ -1,27 +1,18 @@
-"""Folders and named data sets, views, and the LightningDataModule."""
+"""Image data sets, their views, and the LightningDataModules that load them."""
 
 from kd.data.batches import Batches
-from kd.data.crops import RandomResizedCrop, ResizedCrop, crop_batch, crop_image
+from kd.data.crops import RandomResizedCrop, crop_image
 from kd.data.datamodule import ImageData
 from kd.data.datasets import DATASETS, cache_dir, load_splits, validation_images
 from kd.data.decode_cache import CacheLimits, cache_decoded
 from kd.data.folders import load_image, read_folder, read_splits, read_unlabeled
 from kd.data.image_check import BROKEN, FileFinding, check_images, drop_broken, find_duplicates
-from kd.data.images import (
-    UNLABELED,
-    LabeledImages,
-    Splits,
-    channel_statistics,
-    concatenate,
-    hide_labels,
-    keep_fraction,
-    match_classes,
-)
+from kd.data.images import UNLABELED, LabeledImages, Splits, channel_statistics, match_classes
 from kd.data.mixing import Mixing
 from kd.data.sharding import write_shards
-from kd.data.shards import ShardedSplits, read_shards
+from kd.data.shards import ShardedSplits
 from kd.data.streamed import ShardData
-from kd.data.views import AUGMENTATIONS, EpochSampler, Views, plain_view, short_side, training_view
+from kd.data.views import AUGMENTATIONS, plain_view, short_side
 
 __all__ = [
     "AUGMENTATIONS",
@@ -30,38 +21,29 @@ __all__ = [
     "UNLABELED",
     "Batches",
     "CacheLimits",
-    "EpochSampler",
     "FileFinding",
     "ImageData",
     "LabeledImages",
     "Mixing",
     "RandomResizedCrop",
-    "ResizedCrop",
     "ShardData",
     "ShardedSplits",
     "Splits",
-    "Views",
     "cache_decoded",
     "cache_dir",
     "channel_statistics",
     "check_images",
-    "concatenate",
-    "crop_batch",
     "crop_image",
     "drop_broken",
     "find_duplicates",
-    "hide_labels",
-    "keep_fraction",
     "load_image",
     "load_splits",
     "match_classes",
     "plain_view",
     "read_folder",
-    "read_shards",
     "read_splits",
     "read_unlabeled",
     "short_side",
-    "training_view",
     "validation_images",
     "write_shards",
 ]

@@ -148,7 +148,7 @@ def crop_batch(pixels: Tensor, starts: Tensor, sizes: Tensor, matrices: Tensor, 
         pixels: All images one after the other, each as ``(H, W, 3)``, flattened, uint8.
         starts: Offset of each view's image in ``pixels``, ``(B,)``, int64.
         sizes: Height and width of each view's image, ``(B, 2)``, int64.
-        matrices: As of :meth:`ResizedCrop.matrix`, ``(B, 2, 3)``, float32.
+        matrices: As of `ResizedCrop.matrix`, ``(B, 2, 3)``, float32.
         size: Side S of the views, in pixels.
 
     Returns:

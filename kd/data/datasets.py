@@ -45,11 +45,11 @@ def load_splits(
     """Read a data set.
 
     Args:
-        dataset: ``imagefolder``, ``webdataset`` (sharded archives), or a name in :data:`DATASETS`.
-        data_dir: Folder of the data set; for those in :data:`DATASETS`, ``None`` selects one in `cache_dir`.
+        dataset: ``imagefolder``, ``webdataset`` (sharded archives), or a name in `DATASETS`.
+        data_dir: Folder of the data set; for those in `DATASETS`, ``None`` selects one in `cache_dir`.
         train_data: Folder of training images within ``data_dir`` (imagefolder, webdataset).
         val_data: Folder of validation images within ``data_dir`` (imagefolder, webdataset).
-        download: Whether to download a data set in :data:`DATASETS` that is missing.
+        download: Whether to download a data set in `DATASETS` that is missing.
 
     Raises:
         UserError: If the data set is missing or invalid.
@@ -89,7 +89,7 @@ def validation_images(
         dataset: As for `load_splits`.
         data_dir: Folder of the data set; for imagefolder also a folder of class folders.
         val_data: Folder of validation images within ``data_dir``.
-        download: Whether to download a data set in :data:`DATASETS` that is missing.
+        download: Whether to download a data set in `DATASETS` that is missing.
 
     Raises:
         UserError: If the images are missing or invalid.

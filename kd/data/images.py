@@ -25,7 +25,7 @@ class LabeledImages:
 
     Args:
         classes: Names of the classes; a label is an index into them.
-        labels: Label of each image, ``(N,)``, or :data:`UNLABELED`.
+        labels: Label of each image, ``(N,)``, or `UNLABELED`.
         keys: Identifier of each image, independent of where the data set lies (its path within its folder); the random
             views of an image depend on it.
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
@@ -61,7 +61,7 @@ class LabeledImages:
 
 
 def hide_labels(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
-    """Return the same images with the labels at the given indices replaced by :data:`UNLABELED`."""
+    """Return the same images with the labels at the given indices replaced by `UNLABELED`."""
     labels = list(images.labels)
     for index in indices:
         labels[index] = UNLABELED

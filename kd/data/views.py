@@ -78,7 +78,7 @@ def training_view(augment: str, size: int, resize: str = "crop") -> View:
     """Return the view of training images, which draws from torch's global CPU generator.
 
     Args:
-        augment: Name in :data:`AUGMENTATIONS`, or ``none`` for the plain view.
+        augment: Name in `AUGMENTATIONS`, or ``none`` for the plain view.
         size: Side of the view, in pixels.
         resize: As for `plain_view`.
 

@@ -68,15 +68,15 @@ class BaseLoss:
 
     def __post_init__(self) -> None:
         """Check the type and the range of each hyperparameter."""
-        for one in fields(self):
-            value, bounds = getattr(self, one.name), one.metadata
-            if one.type is bool and not isinstance(value, bool):
-                raise ValueError(f"{one.name} must be True or False, not {value!r}")
-            if one.type in (int, float):
-                valid = isinstance(value, int if one.type is int else int | float) and not isinstance(value, bool)
+        for parameter in fields(self):
+            name, kind, bounds = parameter.name, parameter.type, parameter.metadata
+            value = getattr(self, name)
+            if kind is bool and not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, not {value!r}")
+            if kind in (int, float):
+                valid = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
                 if not (valid and math.isfinite(value) and bounds.get("is_valid", lambda _: True)(value)):
-                    expected = bounds.get("description", "a finite number")
-                    raise ValueError(f"{one.name} must be {expected}, not {value!r}")
+                    raise ValueError(f"{name} must be {bounds.get('description', 'a finite number')}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ LOSSES: Registry[type[BaseLoss]] = Registry("loss")
 
 def hyperparameters_of(loss: type[BaseLoss]) -> str:
     """Return the hyperparameters of a loss with their defaults, such as ``alpha=1.0, beta=8.0``."""
-    return ", ".join(f"{one.name}={one.default}" for one in inspect.signature(loss).parameters.values())
+    parameters = inspect.signature(loss).parameters.values()
+    return ", ".join(f"{parameter.name}={parameter.default}" for parameter in parameters)
 
 
 def markdown_table() -> str:

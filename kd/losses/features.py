@@ -73,7 +73,7 @@ class FeatureLoss(BaseLoss):
         Args:
             student: ``(B, C', H', W')``, float32.
             teacher: ``(B, C, H, W)``, float32.
-            adapter: What :meth:`build_adapter` returned for this pair.
+            adapter: What `build_adapter` returned for this pair.
         """
         raise NotImplementedError
 

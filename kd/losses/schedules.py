@@ -63,7 +63,7 @@ class Schedule:
     """A number that changes over the epochs.
 
     Args:
-        name: Name in :data:`SCHEDULES`.
+        name: Name in `SCHEDULES`.
         arguments: The schedule's own numbers.
     """
 

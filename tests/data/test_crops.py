@@ -9,7 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
-from kd.data import RandomResizedCrop, ResizedCrop, crop_batch, crop_image
+from kd.data import RandomResizedCrop, crop_image
+from kd.data.crops import ResizedCrop, crop_batch
 
 HEIGHT, WIDTH = 90, 120
 CROPS = [

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.data import ImageData, LabeledImages, Splits, cache_decoded, concatenate, read_folder
+from kd.data import ImageData, LabeledImages, Splits, cache_decoded, read_folder
 from kd.data.deferred_crops import DeferredCropDataset, DeferredCrops, can_defer_crops
+from kd.data.images import concatenate
 from tests.conftest import write_pictures
 
 

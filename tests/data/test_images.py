@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from kd.data import LabeledImages, channel_statistics, keep_fraction, plain_view
+from kd.data import LabeledImages, channel_statistics, plain_view
+from kd.data.images import keep_fraction
 
 
 def labeled(labels: list[int], pixels: torch.Tensor | None = None) -> LabeledImages:

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.data import AUGMENTATIONS, EpochSampler, ImageData, Views, plain_view, read_splits, training_view
+from kd.data import AUGMENTATIONS, ImageData, plain_view, read_splits
+from kd.data.views import EpochSampler, Views, training_view
 from kd.errors import UserError
 from tests.conftest import MakeFolder
 
