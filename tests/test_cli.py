@@ -59,18 +59,18 @@ def test_the_first_generations_file_runs_and_says_how_it_was_understood(
     Path("commandline_args.txt").write_text(text)
     assert experiment(["--no-teacher_pretrained", "--accelerator", "cpu", "--teacher_model", "linear"]) == 0
     out, _ = said(capsys)
-    assert "commandline_args.txt has the first generation's form; its recipe comes with it: --optimizer sgd" in out
+    assert "commandline_args.txt: read as a file of the first generation; its recipe is added: optimizer=sgd" in out
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--bach_size 3", "error: on the command line: there is no flag --bach_size; did you mean '--batch_size'?"),
+        ("--bach_size 3", "error: --bach_size: unknown flag; did you mean '--batch_size'?"),
         (
             "--batch_size two",
-            "error: on the command line: --batch_size is a whole number or auto, not 'two'",
+            "error: --batch_size two: must be a whole number or auto",
         ),
-        ("--temperature 0", "error: on the command line: --temperature must be above 0"),
+        ("--temperature 0", "error: --temperature 0: must be above 0"),
         ("--data_dir absent", "error: --data_dir absent: there is no such folder"),
         ("--dataset digits --distill", "error: --distill: there is no teacher"),
         ("--dataset digits --distill --loss ce=1", "there is nothing to distill"),
@@ -301,7 +301,5 @@ def test_help_comes_before_anything_heavy_is_imported(repository: Path) -> None:
 def test_experiment_py_is_the_command(repository: Path) -> None:
     done = run_python(repository, str(repository / "experiment.py"), "--temprature", "3")
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "error: on the command line: there is no flag --temprature; did you mean '--temperature'"
-    )
+    assert done.stderr.startswith("error: --temprature: unknown flag; did you mean '--temperature'")
     assert done.stdout == ""

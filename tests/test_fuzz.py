@@ -134,7 +134,7 @@ def test_a_config_that_unfolds_without_end_is_refused_at_once() -> None:
         with pytest.raises(UserError, match=f"key '{key}'"):
             resolve(["--config", "c.yaml"])
     Path("c.yaml").write_text(f"seed: 1{'0' * 400}")
-    with pytest.raises(UserError, match="--seed must be at most 9223372036854775807"):
+    with pytest.raises(UserError, match="must be at most 9223372036854775807"):
         resolve(["--config", "c.yaml"])
 
 

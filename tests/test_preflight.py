@@ -183,4 +183,4 @@ def test_an_automatic_batch_size_is_said_and_used(make_folder: MakeFolder, capsy
     facts = json.loads(Path("logs/it/baseline/version_0/metrics.json").read_text())
     assert (facts["recipe"]["batch_size"], facts["steps"]) == (8, 3)
     assert experiment(f"--data_dir {make_folder('other')} --batch_size many".split()) == 2
-    assert "--batch_size is a whole number or auto, not 'many'" in capsys.readouterr().err
+    assert "--batch_size many: must be a whole number or auto" in capsys.readouterr().err

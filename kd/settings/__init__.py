@@ -1,18 +1,17 @@
 """The settings of an experiment: their declarations, and the sources that their values come from."""
 
+from kd.settings.declaration import Phase
+from kd.settings.help import markdown_table
 from kd.settings.schema import (
     DataSettings,
     MachineSettings,
     ModelSettings,
     ObjectiveSettings,
     OptimizationSettings,
-    Phase,
     PhaseSettings,
     Settings,
     SourceSettings,
-    check_ranges,
     field_type,
-    markdown_table,
     per_machine_settings,
     searchable_settings,
     setting_fields,
@@ -33,7 +32,6 @@ __all__ = [
     "Resolved",
     "Settings",
     "SourceSettings",
-    "check_ranges",
     "field_type",
     "markdown_table",
     "per_machine_settings",

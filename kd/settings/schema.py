@@ -1,282 +1,186 @@
 """The declarations of all settings, as frozen dataclasses by section; :mod:`kd.settings.sources` reads the values.
 
-One setting has one name, spelled alike as field, flag, key in a YAML file and word in ``commandline_args.txt``.
+A setting has one name everywhere: field, flag, key in a YAML file and word in ``commandline_args.txt``.
 """
 
 import dataclasses
-import math
-import operator
 import typing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from kd.errors import UserError
+from pydantic import Field
 
-Phase = Literal["teacher", "baseline", "distilled"]
-"""What a training is for. An assistant counts as ``distilled``."""
+from kd.settings.declaration import (
+    ALL,
+    DISTILLED,
+    INT64_MAX,
+    NOTHING,
+    NUMBER,
+    STUDENT,
+    TEACHER,
+    TEXT,
+    Batches,
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Phase,
+    Positive,
+    Share,
+    Switch,
+    Text,
+    setting,
+)
 
-NOTHING: frozenset[Phase] = frozenset()
-TEACHER: frozenset[Phase] = frozenset({"teacher"})
-DISTILLED: frozenset[Phase] = frozenset({"distilled"})
-STUDENT: frozenset[Phase] = frozenset({"baseline", "distilled"})
-ALL: frozenset[Phase] = TEACHER | STUDENT
-
-
-def setting(
-    default: Any,  # noqa: ANN401
-    help_text: str,
-    *,
-    affects: frozenset[Phase],
-    searchable: bool,
-    per_machine: bool = False,
-    not_for_streams: str | None = None,
-    streams_allow: tuple[str, ...] = (),
-    above: float | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> Any:  # noqa: ANN401 (a field has the type of its annotation)
-    """Declare a setting with everything that the program needs to know about it.
-
-    Args:
-        default: The value where no source gives one.
-        help_text: One line for ``--help`` and the documentation.
-        affects: The phases whose results depend on it; runs are compared and resumed only if these settings are equal.
-        searchable: Whether a sweep may search it.
-        per_machine: Whether it may differ between the workers of one sweep.
-        not_for_streams: Why a data set that is streamed from shards can't have it; ``None``: it can.
-        streams_allow: Values besides the default that such a data set can have nevertheless.
-        above: Exclusive lower bound.
-        at_least: Inclusive lower bound.
-        at_most: Inclusive upper bound.
-        below: Exclusive upper bound.
-    """
-    facts = {
-        "help": help_text,
-        "affects": affects,
-        "searchable": searchable,
-        "per_machine": per_machine,
-        "not_for_streams": not_for_streams,
-        "streams_allow": streams_allow,
-        "bounds": {"above": above, "at least": at_least, "at most": at_most, "below": below},
-    }
-    return field(default=default, metadata=facts)
+_READ_WHOLE = "a stream is read as a whole; write shards of the subset instead"
+_NOT_STORED = "outputs for streamed images are not stored; leave it out"
 
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """What to do. With none of the three phases named, the student is trained on the labels."""
+    """What to run. Without any of the three phases, the student is trained on the labels."""
 
-    train_teacher: bool = setting(
-        False, "train (or fine-tune) the teacher on the labels", affects=NOTHING, searchable=False, per_machine=True
-    )
-    baseline: bool = setting(
-        False, "train the student on the labels alone, for comparison", affects=NOTHING, searchable=False
-    )
-    distill: bool = setting(
-        False, "train the student to match the teacher's outputs", affects=NOTHING, searchable=False, per_machine=True
-    )
-    name: str | None = setting(
+    train_teacher: Switch = setting(False, "train (or fine-tune) the teacher on the labels", NOTHING, per_machine=True)
+    baseline: Switch = setting(False, "train the student on the labels alone, for comparison", NOTHING)
+    distill: Switch = setting(False, "train the student to match the teacher's outputs", NOTHING, per_machine=True)
+    name: Text | None = setting(
         None,
-        "name of the experiment's folder; None: from data set, teacher and student",
-        affects=NOTHING,
-        searchable=False,
+        "name of the experiment's folder; None: derived from data set, teacher and student",
+        NOTHING,
         per_machine=True,
     )
-    seed: int = setting(0, "what everything random hangs on", at_least=0, affects=NOTHING, searchable=False)
-    seeds: int = setting(
-        1,
-        "repeat baseline and distilled with this many seeds, counted up from --seed",
-        at_least=1,
-        affects=NOTHING,
-        searchable=False,
-    )
-    resume: str | None = setting(
+    seed: Natural = setting(0, "random seed", NOTHING)
+    seeds: Count = setting(1, "repeat baseline and distilled with this many seeds: seed, seed + 1, ...", NOTHING)
+    resume: Text | None = setting(
         None,
-        "go on with what was cut off, in the experiment of this name or, with its settings, in the one of a folder "
-        "(--resume logs/NAME); what is finished is not trained again; with nothing to go on with it starts",
-        affects=NOTHING,
-        searchable=False,
+        "resume an interrupted run: that of the same --name, or the one in a folder, with its settings "
+        "(--resume logs/NAME); finished phases are not repeated; without a run to resume, start a new one",
+        NOTHING,
+        bare="auto",
     )
-    strict: bool = setting(
-        False,
-        "stop at the warnings of the checks before the first step, too",
-        affects=NOTHING,
-        searchable=False,
-        per_machine=True,
-    )
-    allow_weak_teacher: bool = setting(
-        False, "distill even from a teacher that is no better than chance", affects=NOTHING, searchable=False
-    )
+    strict: Switch = setting(False, "treat warnings of the checks before training as errors", NOTHING, per_machine=True)
+    allow_weak_teacher: Switch = setting(False, "distill even from a teacher that is no better than chance", NOTHING)
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The images."""
+    """Images, their views and their caches."""
 
-    dataset: str = setting(
+    dataset: Text = setting(
         "imagefolder",
-        "imagefolder, webdataset (sharded archives; docs/scale.md), or by name: imagenette, imagenette_320px, "
+        "imagefolder, webdataset (sharded archives), or a data set by name: imagenette, imagenette_320px, "
         "imagenette_160px, mnist, fashion_mnist, cifar10, cifar100, digits",
-        affects=ALL,
-        searchable=False,
+        ALL,
     )
-    data_dir: str | None = setting(
-        None,
-        "folder that holds the images; None: a cache folder, for the data sets that go by name",
-        affects=ALL,
-        searchable=False,
-        per_machine=True,
+    data_dir: Text | None = setting(
+        None, "folder of the images; None: the cache folder, for data sets by name", ALL, per_machine=True
     )
-    train_data: str = setting(
-        "train",
-        "folder of the training images, within --data_dir (imagefolder; webdataset: or a pattern of shards)",
-        affects=ALL,
-        searchable=False,
+    train_data: Text = setting(
+        "train", "folder of the training images in --data_dir (webdataset: or a pattern of shards)", ALL
     )
-    val_data: str = setting(
-        "val",
-        "folder of the validation images, within --data_dir (imagefolder; webdataset: or a pattern of shards)",
-        affects=ALL,
-        searchable=False,
+    val_data: Text = setting(
+        "val", "folder of the validation images in --data_dir (webdataset: or a pattern of shards)", ALL
     )
-    image_size: int = setting(
-        224, "side of the square that the networks see, in pixels", at_least=1, affects=ALL, searchable=False
+    image_size: Count = setting(224, "side of the square input images, in pixels", ALL)
+    num_classes: Annotated[int, Field(strict=True, ge=2, le=INT64_MAX), NUMBER] | None = setting(
+        None, "expected number of classes, checked against the data; never required", NOTHING
     )
-    num_classes: int | None = setting(
-        None, "checked against the data if given; it is never needed", at_least=2, affects=NOTHING, searchable=False
-    )
-    batch_size: int | Literal["auto"] = setting(
+    batch_size: Count | Literal["auto"] = setting(
         64,
-        "images in a batch, on each device; auto: the largest power of two, at most 512, that fits",
-        at_least=1,
-        affects=ALL,
+        "images per batch on each device; auto: the largest power of two up to 512 that fits into memory",
+        ALL,
         searchable=True,
     )
-    num_workers: int | None = setting(
+    num_workers: Natural | None = setting(
         None,
-        "processes that load images; 0: the training process itself; None: from the cores",
-        at_least=0,
-        affects=NOTHING,
-        searchable=False,
+        "data loading processes; 0: load in the main process; None: from the number of cores",
+        NOTHING,
         per_machine=True,
     )
-    download: bool = setting(
-        False,
-        "download a data set that goes by name if it is not there",
-        affects=NOTHING,
-        searchable=False,
-        per_machine=True,
-    )
+    download: Switch = setting(False, "download a data set by name if it is missing", NOTHING, per_machine=True)
     augment: Literal["none", "crop", "rotate", "trivial", "rand"] = setting(
         "crop",
-        "views of the training images: none, crop (resized crop, flip), rotate (rotation by up to 30 degrees, resized "
-        "crop, flip), trivial (TrivialAugmentWide), rand (RandAugment)",
-        affects=ALL,
+        "augmentation of the training images: none, crop (random resized crop and flip), rotate (rotation by up to "
+        "30 degrees, then as crop), trivial (TrivialAugmentWide), rand (RandAugment)",
+        ALL,
         searchable=True,
     )
     resize: Literal["crop", "squash"] = setting(
         "crop",
-        "how validation images (and training images under --augment none) become square: crop (short side to 8/7 of "
-        "image_size, then the center), squash (regardless of proportions)",
-        affects=ALL,
-        searchable=False,
+        "how validation images (and training images with --augment none) become square: crop (short side to 8/7 of "
+        "image_size, then center crop) or squash (ignoring the aspect ratio)",
+        ALL,
     )
-    train_fraction: float = setting(
+    train_fraction: Fraction = setting(
         1.0,
-        "part of each class that the student's phases see, drawn by the seed",
-        above=0,
-        at_most=1,
-        affects=STUDENT,
+        "fraction of each class that the student is trained on, drawn with --seed",
+        STUDENT,
         searchable=True,
-        not_for_streams="a stream is read as a whole; make shards of the part that is meant",
+        not_for_streams=_READ_WHOLE,
     )
-    teacher_train_fraction: float = setting(
-        1.0,
-        "part of each class that the teacher sees",
-        above=0,
-        at_most=1,
-        affects=TEACHER,
-        searchable=False,
-        not_for_streams="a stream is read as a whole; make shards of the part that is meant",
+    teacher_train_fraction: Fraction = setting(
+        1.0, "fraction of each class that the teacher is trained on", TEACHER, not_for_streams=_READ_WHOLE
     )
-    unlabeled_data: str | None = setting(
+    unlabeled_data: Text | None = setting(
         None,
-        "folder of images without classes, at any depth: the student is distilled on them too, by the teacher alone",
-        affects=DISTILLED,
+        "folder of unlabeled images, searched recursively; the student is distilled on them, too",
+        DISTILLED,
         searchable=True,
-        not_for_streams="images of a folder can't be mixed into a stream",
+        not_for_streams="images of a folder can't be mixed into a stream; leave it out",
     )
-    unlabeled_rest: bool = setting(
+    unlabeled_rest: Switch = setting(
         False,
-        "distill on the images that --train_fraction leaves out too, without their labels",
-        affects=DISTILLED,
+        "distill on the images that --train_fraction leaves out, too, without their labels",
+        DISTILLED,
         searchable=True,
-        not_for_streams="a stream is read as a whole; make shards of the part that is meant",
+        not_for_streams=_READ_WHOLE,
     )
-    views: int | None = setting(
+    views: Count | None = setting(
         None,
-        "views of each training image of a student: after so many epochs the same come again; None: new ones in each",
-        at_least=1,
-        affects=STUDENT,
+        "number of distinct views per training image; the sequence then repeats; None: new views every epoch",
+        STUDENT,
         searchable=True,
     )
     augment_on: Literal["auto", "cpu", "device"] = setting(
         "auto",
-        "where views are cut out, under --augment crop or rotate: cpu, device (in one sampling for the batch), or auto "
-        "(on a GPU, device)",
-        affects=ALL,
-        searchable=False,
+        "where --augment crop and rotate are computed: cpu, device, or auto (device on a GPU, else cpu)",
+        ALL,
         per_machine=True,
-        not_for_streams="views of streamed images are cut out by the workers",
+        not_for_streams="streamed images are augmented by the data loading processes; use auto or cpu",
         streams_allow=("cpu",),
     )
-    image_cache: str = setting(
+    image_cache: Text = setting(
         "auto",
-        "store of decoded images, which later runs read: none, a folder, or auto (the cache, where there is room)",
-        affects=ALL,
-        searchable=False,
+        "cache of decoded images, reused by later runs: none, a folder, or auto (if there is disk space)",
+        ALL,
         per_machine=True,
-        not_for_streams="nothing of a stream is stored; leave it out",
+        not_for_streams="streamed images are not cached; leave it out",
         streams_allow=("none",),
     )
-    teacher_cache: str = setting(
+    teacher_cache: Text = setting(
         "auto",
-        "store of the teacher's logits, which later runs of the same views read: none, a folder, or auto",
-        affects=NOTHING,
-        searchable=False,
+        "cache of the teacher's logits, reused by later runs with the same views: none, a folder, or auto",
+        NOTHING,
         per_machine=True,
-        not_for_streams="nothing of a stream is stored; leave it out",
+        not_for_streams=_NOT_STORED,
         streams_allow=("none",),
     )
-    teacher_top: int | None = setting(
+    teacher_top: Count | None = setting(
         None,
-        "store so many of the teacher's logits, the largest, and spread what is left over evenly; None: all of them",
-        at_least=1,
-        affects=DISTILLED,
-        searchable=False,
-        not_for_streams="nothing of a stream is stored; leave it out",
+        "store only this many of the teacher's largest logits per image and spread the remaining probability evenly; "
+        "None: store all",
+        DISTILLED,
+        not_for_streams=_NOT_STORED,
     )
     on_bad_image: Literal["error", "skip"] = setting(
-        "error",
-        "what to do about an image that can't be decoded: error, naming it, or skip, and count it",
-        affects=NOTHING,
-        searchable=False,
+        "error", "images that can't be decoded: error (stop and name the file) or skip (leave out and count)", NOTHING
     )
-    mixup: float = setting(
-        0.0,
-        "mixup of the student's images: alpha of its Beta distribution; 0: none",
-        at_least=0,
-        affects=STUDENT,
-        searchable=True,
+    mixup: NonNegative = setting(
+        0.0, "mixup of the student's images: alpha of the Beta distribution; 0: off", STUDENT, searchable=True
     )
-    cutmix: float = setting(
-        0.0,
-        "CutMix of the student's images: alpha of its Beta distribution; 0: none",
-        at_least=0,
-        affects=STUDENT,
-        searchable=True,
+    cutmix: NonNegative = setting(
+        0.0, "CutMix of the student's images: alpha of the Beta distribution; 0: off", STUDENT, searchable=True
     )
 
 
@@ -284,47 +188,37 @@ class DataSettings:
 class ModelSettings:
     """The networks. ``kd models`` lists the names."""
 
-    teacher_model: tuple[str, ...] = setting(
+    teacher_model: tuple[Text, ...] = setting(
         ("densenet121",),
-        "torchvision's name, timm/NAME, simple, convnet(widths=[16,32]), ..., or path/to/file.py:factory; several "
-        "answer as one",
-        affects=TEACHER,
-        searchable=False,
+        "teacher: a torchvision name, timm/NAME, simple, convnet(widths=[16,32]), ..., or path/to/file.py:function; "
+        "several form an ensemble",
+        TEACHER,
     )
-    student_model: str = setting("simple", "as for --teacher_model", affects=STUDENT, searchable=True)
-    teacher_pretrained: bool = setting(
-        False, "start the teacher from published weights", affects=TEACHER, searchable=False
+    student_model: Text = setting("simple", "student, named as for --teacher_model", STUDENT, searchable=True)
+    teacher_pretrained: Switch = setting(False, "start the teacher from pretrained weights", TEACHER)
+    student_pretrained: Switch = setting(False, "start the student from pretrained weights", STUDENT, searchable=True)
+    assistant_pretrained: Switch = setting(
+        False, "start the assistants from pretrained weights", NOTHING, searchable=True
     )
-    student_pretrained: bool = setting(
-        False, "start the student from published weights", affects=STUDENT, searchable=True
-    )
-    assistant_pretrained: bool = setting(
-        False, "start the assistants from published weights", affects=NOTHING, searchable=True
-    )
-    teacher_checkpoint: tuple[str, ...] = setting(
+    teacher_checkpoint: tuple[Text, ...] = setting(
         (),
-        "checkpoint of the teacher to distill, or of each; none: what --train_teacher left",
-        affects=DISTILLED,
-        searchable=False,
+        "checkpoint of the teacher (one for each of several); empty: the one that --train_teacher wrote",
+        DISTILLED,
         per_machine=True,
     )
-    teacher_weights: tuple[float, ...] = setting(
-        (), "weights of several teachers, of any sum; none: all alike", at_least=0, affects=DISTILLED, searchable=False
+    teacher_weights: tuple[NonNegative, ...] = setting(
+        (), "weights of several teachers; they are normalized; empty: equal weights", DISTILLED
     )
     teacher_average: Literal["probabilities", "logits"] = setting(
-        "probabilities", "what of several teachers is averaged", affects=DISTILLED, searchable=False
+        "probabilities", "outputs of several teachers that are averaged", DISTILLED
     )
-    teacher_image_size: tuple[int, ...] = setting(
-        (),
-        "side of the images that the teacher (or each) is made for, if not image_size: it sees the student's, resized",
-        at_least=1,
-        affects=ALL,
-        searchable=False,
+    teacher_image_size: tuple[Count, ...] = setting(
+        (), "input size of the teacher (or of each), to which the student's views are resized; empty: image_size", ALL
     )
-    assistants: tuple[str, ...] = setting(
+    assistants: tuple[Text, ...] = setting(
         (),
-        "networks between teacher and student, from large to small: each is distilled from the one before it",
-        affects=NOTHING,
+        "networks between teacher and student, from large to small; each is distilled from the one before it",
+        NOTHING,
         searchable=True,
     )
 
@@ -333,162 +227,107 @@ class ModelSettings:
 class ObjectiveSettings:
     """What the student minimizes. Teacher and baseline minimize cross-entropy with the labels."""
 
-    loss: tuple[str, ...] = setting(
+    loss: tuple[Text, ...] = setting(
         ("ce=0.1", "kl=0.9"),
         "terms with their weights; `kd losses` lists them; your own: path/to/file.py:function=0.9",
-        affects=DISTILLED,
+        DISTILLED,
         searchable=True,
     )
-    compare_losses: tuple[str, ...] = setting(
-        (),
-        'objectives to compare, each in quotes ("ce=0.1 kl=0.9" mse): the student is distilled with each of them',
-        affects=NOTHING,
-        searchable=False,
+    compare_losses: tuple[Text, ...] = setting(
+        (), 'objectives to compare, each in quotes ("ce=0.1 kl=0.9" mse): one student is distilled with each', NOTHING
     )
-    temperature: float | None = setting(
+    temperature: Positive | None = setting(
         None,
-        "temperature of the terms that have one and do not say it; None: each loss's own",
-        above=0,
-        affects=DISTILLED,
+        "temperature of the terms that have one and don't set it themselves; None: each term's default",
+        DISTILLED,
         searchable=True,
     )
-    label_smoothing: float = setting(
-        0.0,
-        "part of each label spread over all classes, for ce",
-        at_least=0,
-        at_most=1,
-        affects=STUDENT,
-        searchable=True,
-    )
-    teacher_label_smoothing: float = setting(
-        0.0,
-        "the same for the teacher's own training, where it makes a worse teacher",
-        at_least=0,
-        at_most=1,
-        affects=TEACHER,
-        searchable=False,
+    label_smoothing: Share = setting(0.0, "label smoothing of the term ce", STUDENT, searchable=True)
+    teacher_label_smoothing: Share = setting(
+        0.0, "label smoothing for --train_teacher; it makes a worse teacher", TEACHER
     )
 
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """How the networks are trained. A ``teacher_`` twin left at None is the student's value."""
+    """How the networks are trained. A ``teacher_`` setting that is None takes the student's value."""
 
-    optimizer: Literal["sgd", "adamw"] = setting("adamw", "the optimizer", affects=ALL, searchable=True)
-    learning_rate: float = setting(1e-3, "peak learning rate", above=0, affects=ALL, searchable=True)
-    teacher_learning_rate: float | None = setting(
-        None, "peak learning rate for the teacher", above=0, affects=TEACHER, searchable=False
+    optimizer: Literal["sgd", "adamw"] = setting("adamw", "sgd or adamw", ALL, searchable=True)
+    learning_rate: Positive = setting(1e-3, "peak learning rate", ALL, searchable=True)
+    teacher_learning_rate: Positive | None = setting(None, "peak learning rate of the teacher", TEACHER)
+    momentum: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False), NUMBER] = setting(
+        0.9, "momentum of sgd; first beta of adamw", ALL, searchable=True
     )
-    momentum: float = setting(
-        0.9, "sgd's momentum; adamw's first beta", at_least=0, below=1, affects=ALL, searchable=True
-    )
-    weight_decay: float = setting(
-        0.01, "weight decay of all but biases and normalization layers", at_least=0, affects=ALL, searchable=True
+    weight_decay: NonNegative = setting(
+        0.01, "weight decay; biases and normalization layers are exempt", ALL, searchable=True
     )
     schedule: Literal["cosine", "constant"] = setting(
-        "cosine", "learning rate after the warm-up: to zero, or constant", affects=ALL, searchable=True
+        "cosine", "learning rate after the warm-up: cosine decay to zero, or constant", ALL, searchable=True
     )
-    warmup_epochs: float = setting(
-        0.0, "epochs over which the learning rate rises from zero", at_least=0, affects=ALL, searchable=True
+    warmup_epochs: NonNegative = setting(0.0, "epochs of linear learning rate warm-up from zero", ALL, searchable=True)
+    max_epochs: Count = setting(20, "number of epochs", ALL, searchable=True)
+    teacher_epochs: Count | None = setting(None, "number of epochs of the teacher", TEACHER)
+    max_steps: Count | None = setting(
+        None, "stop after this many optimizer steps, if that is earlier", STUDENT, searchable=True
     )
-    max_epochs: int = setting(20, "epochs", at_least=1, affects=ALL, searchable=True)
-    teacher_epochs: int | None = setting(None, "epochs for the teacher", at_least=1, affects=TEACHER, searchable=False)
-    max_steps: int | None = setting(
-        None, "end after this many optimizer steps, if that is sooner", at_least=1, affects=STUDENT, searchable=True
-    )
-    teacher_steps: int | None = setting(
-        None, "the same for the teacher; None: no such end", at_least=1, affects=TEACHER, searchable=False
-    )
-    ema: float | None = setting(
+    teacher_steps: Count | None = setting(None, "the same for the teacher; None: no limit", TEACHER)
+    ema: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False), NUMBER] | None = setting(
         None,
-        "decay of a moving average of the student's weights, such as 0.999: it is measured and saved",
-        above=0,
-        below=1,
-        affects=STUDENT,
+        "decay of an exponential moving average of the student's weights, such as 0.999; the average is evaluated "
+        "and saved",
+        STUDENT,
         searchable=True,
     )
-    gradient_clip: float | None = setting(None, "largest norm of the gradient", above=0, affects=ALL, searchable=True)
-    accumulate: int = setting(
-        1, "batches whose gradients are summed before a step", at_least=1, affects=ALL, searchable=True
+    gradient_clip: Positive | None = setting(
+        None, "maximum norm of the gradient; None: no clipping", ALL, searchable=True
     )
+    accumulate: Count = setting(1, "gradient accumulation: batches per optimizer step", ALL, searchable=True)
 
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """Where it runs, through Lightning, and what it leaves."""
+    """Hardware, through Lightning, and files."""
 
-    accelerator: str = setting(
-        "auto",
-        "auto (a GPU if there is one), cpu, gpu, ...: as Lightning has it",
-        affects=NOTHING,
-        searchable=False,
-        per_machine=True,
+    accelerator: Text = setting(
+        "auto", "Lightning's accelerator: auto (a GPU if there is one), cpu, gpu, ...", NOTHING, per_machine=True
     )
-    devices: str = setting(
-        "auto",
-        "how many devices (2), or which ('0,1', or '1,' for the second alone)",
-        affects=ALL,
-        searchable=False,
-        per_machine=True,
+    devices: Text = setting(
+        "auto", "number of devices (2), or their indices ('0,1'; '1,' for the second only)", ALL, per_machine=True
     )
-    num_nodes: int = setting(1, "machines", at_least=1, affects=ALL, searchable=False, per_machine=True)
-    strategy: str = setting(
-        "auto", "auto, ddp, fsdp, ...: as Lightning has it", affects=NOTHING, searchable=False, per_machine=True
+    num_nodes: Count = setting(1, "number of machines", ALL, per_machine=True)
+    strategy: Text = setting("auto", "Lightning's strategy: auto, ddp, fsdp, ...", NOTHING, per_machine=True)
+    precision: Text = setting(
+        "auto", "auto (the fastest on this machine at the same accuracy), or Lightning's: 32-true, bf16-mixed, ...", ALL
     )
-    precision: str = setting(
-        "auto",
-        "auto (for each network what is fastest here at the same accuracy), or as Lightning has it",
-        affects=ALL,
-        searchable=False,
+    channels_last: Annotated[Literal["auto", "true", "false"], TEXT] = setting(
+        "auto", "channels-last memory format; auto: where it is faster", ALL, per_machine=True
     )
-    channels_last: Literal["auto", "true", "false"] = setting(
-        "auto",
-        "whether the channels of a pixel lie beside each other in memory; auto: where it is faster",
-        affects=ALL,
-        searchable=False,
-        per_machine=True,
-    )
-    compile: bool = setting(
+    compile: Switch = setting(
         False,
-        "compile the networks (torch.compile): a minute at the start of each phase; without a compiler, go on as is",
-        affects=ALL,
-        searchable=False,
+        "compile the networks with torch.compile: about a minute more per phase; ignored without a compiler",
+        ALL,
         per_machine=True,
     )
-    default_root_dir: str = setting(
-        "logs", "folder of all experiments", affects=NOTHING, searchable=False, per_machine=True
-    )
-    checkpoint_every: int | None = setting(
+    default_root_dir: Text = setting("logs", "folder of all experiments", NOTHING, per_machine=True)
+    checkpoint_every: Count | None = setting(
         None,
-        "steps after which a checkpoint to resume from is written; None: at the ends of epochs, at most twice a minute",
-        at_least=1,
-        affects=NOTHING,
-        searchable=False,
+        "steps between checkpoints to resume from; None: at the ends of epochs, at most twice a minute",
+        NOTHING,
         per_machine=True,
     )
-    fast_dev_run: bool = setting(
-        False,
-        "one batch of everything, to see whether it runs; leaves no files",
-        affects=NOTHING,
-        searchable=False,
-        per_machine=True,
+    fast_dev_run: Switch = setting(
+        False, "smoke test: run one batch of everything and write no files", NOTHING, per_machine=True
     )
-    limit_train_batches: int | float = setting(
-        1.0, "batches of an epoch: a number, or a part such as 0.1", above=0, affects=ALL, searchable=False
-    )
-    limit_val_batches: int | float = setting(
-        1.0, "batches of a validation: a number, or a part", above=0, affects=ALL, searchable=False
-    )
+    limit_train_batches: Batches = setting(1.0, "training batches per epoch: a number, or a fraction such as 0.1", ALL)
+    limit_val_batches: Batches = setting(1.0, "validation batches: a number, or a fraction such as 0.1", ALL)
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Where flags come from besides the command line: defaults < args_file < config < command line."""
+    """Where settings come from besides the command line: defaults < args_file < config < command line."""
 
-    args_file: str = setting(
-        "commandline_args.txt", "text file of flags; the default one may be missing", affects=NOTHING, searchable=False
-    )
-    config: tuple[str, ...] = setting((), "YAML files of settings; a later one wins", affects=NOTHING, searchable=False)
+    args_file: Text = setting("commandline_args.txt", "text file of flags; the default one may be missing", NOTHING)
+    config: tuple[Text, ...] = setting((), "YAML files of settings; later ones win", NOTHING)
 
 
 @dataclass(frozen=True)
@@ -504,7 +343,7 @@ class Settings:
     sources: SourceSettings = SourceSettings()
 
     def flat(self) -> dict[str, Any]:
-        """Return every setting but the sources under its name: plain strings, numbers, booleans, lists and None."""
+        """Return all settings but the sources by name: plain strings, numbers, truth values, lists and None."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for section in dataclasses.fields(self)
@@ -517,8 +356,8 @@ def setting_fields() -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
     """Iterate over ``(section, field)``, in the order of ``--help``."""
     defaults = Settings()
     for section in dataclasses.fields(Settings):
-        for one in dataclasses.fields(getattr(defaults, section.name)):
-            yield section.name, one
+        for declared in dataclasses.fields(getattr(defaults, section.name)):
+            yield section.name, declared
 
 
 def field_type(name: str) -> Any:  # noqa: ANN401 (a type, or a union of types)
@@ -554,57 +393,3 @@ def unsupported_by_streams(settings: Settings) -> list[tuple[str, str]]:
         if reason is not None and value not in (declared.default, *declared.metadata["streams_allow"]):
             found.append((f"--{declared.name}" if value is True else f"--{declared.name} {value}", reason))
     return found
-
-
-_LARGEST = 2**63 - 1
-"""What a counter of torch's holds."""
-
-_HOLDS: dict[str, Callable[[float, float], bool]] = {
-    "above": operator.gt,
-    "at least": operator.ge,
-    "at most": operator.le,
-    "below": operator.lt,
-}
-
-
-def check_ranges(settings: Settings, names: frozenset[str], *, origin: str) -> None:
-    """Refuse values out of their range.
-
-    Args:
-        settings: The settings.
-        names: The settings to look at: those that one source gave.
-        origin: That source, for the message.
-
-    Raises:
-        UserError: If a value is out of its range.
-    """
-    for section, one in setting_fields():
-        given = getattr(getattr(settings, section), one.name)
-        for value in given if isinstance(given, tuple) else (given,):
-            if one.name not in names or isinstance(value, str | bool) or value is None:
-                continue
-            wrong = [
-                f"{words} {bound}"
-                for words, bound in one.metadata["bounds"].items()
-                if bound is not None and not _HOLDS[words](value, bound)
-            ]
-            if isinstance(value, float) and not math.isfinite(value):
-                wrong = ["finite"]
-            elif isinstance(value, int) and abs(value) > _LARGEST:
-                wrong = [f"at most {_LARGEST}"]
-            if wrong:
-                raise UserError(f"{origin}: --{one.name} must be {' and '.join(wrong)}, and is {value}")
-
-
-def markdown_table() -> str:
-    """Return all settings as a Markdown table, as it stands in the README."""
-    lines = ["| flag | default | what it is |", "|---|---|---|"]
-    section_before = None
-    for section, one in setting_fields():
-        if section != section_before:
-            lines.append(f"| **{section}** | | |")
-            section_before = section
-        default = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
-        words = one.metadata["help"].replace("|", "\\|")
-        lines.append(f"| `--{one.name}` | {'' if default in ('', None) else f'`{default}`'} | {words} |")
-    return "\n".join(lines)

@@ -1,45 +1,33 @@
-"""Where the settings' values come from, and which source wins; the one place that decides it.
+"""The sources of the settings' values: the command line, files of flags, YAML files. :func:`resolve` merges them.
 
-Defaults in code < ``commandline_args.txt`` < ``--config`` YAML < command line. Every source is turned into flags and
-read by the same parser on top of the ones before it, so that all share spelling, types and errors, and an error names
-its source.
+Each source is read into a mapping from names to raw values with their origins; the merged mapping is validated once.
 """
 
-import contextlib
-import io
 import json
 import re
 import reprlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from kd.errors import UserError
+from kd.files import write_text
 from kd.registry import suggestion
-from kd.settings.schema import Settings, check_ranges, setting_fields
-
-DESCRIPTION = (
-    "Train a teacher, train a student on the labels alone, distill the teacher into the student, and compare. "
-    "--distill, --no-distill, --distill true and --distill false all mean what they say, and so for every switch. "
-    "Flags are also read from commandline_args.txt and from --config files; the command line wins."
-)
+from kd.settings.help import print_help
+from kd.settings.schema import Settings, field_type, setting_fields
 
 COMMAND_LINE = "on the command line"
-AUTO = "auto"
 CONFIG_FILE = "config.yaml"
 
-_FIELDS = {one.name: one for _, one in setting_fields()}
-_SWITCHES = frozenset(name for name, one in _FIELDS.items() if one.type is bool)
-_SOURCES = frozenset(one.name for section, one in setting_fields() if section == "sources")
-_TRUTH = {"true": "True", "false": "False"}
-# A flag that may stand by itself, and what it and its contrary then mean.
-_ALONE = {"resume": {"true": AUTO, "false": "None"}}
+_SECTION_OF = {declared.name: section for section, declared in setting_fields()}
+_BARE = {declared.name: declared.metadata["bare"] for _, declared in setting_fields()}
+_SWITCHES = frozenset(name for name in _SECTION_OF if field_type(name) is bool)
+_SEVERAL = frozenset(declared.name for _, declared in setting_fields() if isinstance(declared.default, tuple))
+_SOURCES = frozenset(name for name, section in _SECTION_OF.items() if section == "sources")
 
 # A few lines of YAML can unfold to more than fits into memory.
 _SHORT = reprlib.Repr()
@@ -47,40 +35,52 @@ _SHORT.maxstring = _SHORT.maxother = 200
 _SHORT.maxlevel = 3
 _CONTAINERS = (list, dict, set, tuple)
 
-# What the parser says of a value, and what a person is told.
-_PLAIN_WORDS = (
-    (r"Error parsing (--\w+): invalid literal for int\(\) .*?: ('.*?')", r"\1 is a whole number, not \2"),
-    (r"Error parsing (--\w+): could not convert string to float: ('.*?')", r"\1 is a number, not \2"),
-    (
-        r"Error parsing (--\w+): no type matching (?:\{None\}\|)?(\S+) could be .*? \[('.*?')\]\. Got.*?(?=Arg)",
-        r"\1 is \2, not \3 ",
-    ),
-    (r"(--\w+) is INT\|\{auto\}, not", r"\1 is a whole number or auto, not"),
-)
+# What the first generation of this program did without a flag for it.
+_FIRST_GENERATION = {
+    "optimizer": "sgd",
+    "schedule": "constant",
+    "weight_decay": 0,
+    "augment": "rotate",
+    "loss": ["mse=1"],
+    "teacher_pretrained": True,
+}
 
-# What the first generation of this tool did without a flag for it; its JSON file goes on meaning what it meant.
-_FIRST_GENERATION = (
-    *("--optimizer", "sgd", "--schedule", "constant", "--weight_decay", "0", "--augment", "rotate"),
-    *("--loss", "mse=1", "--teacher_pretrained"),
-)
+# pydantic's types of errors, in words that follow "must be".
+_WORDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_unicode": "text",
+    "literal_error": "{expected}",
+    "finite_number": "finite",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+}
+_KINDS = ("_type", "_unicode", "literal_error")
+
+_ADAPTER = TypeAdapter(Settings)
 
 
-@dataclass(frozen=True)
-class _Flags:
-    """Some flags of one source (a line, a key): the words, and where they stand, for the messages."""
+class Given(NamedTuple):
+    """A raw value and where it was given, such as ``config.yaml, key 'loss'``."""
 
-    words: tuple[str, ...]
+    value: Any
     origin: str
-    remark: str | None = None
+
+
+Values = dict[str, Given]
 
 
 class Resolved(NamedTuple):
-    """What all sources together say.
+    """The result of merging all sources.
 
     Args:
         settings: The settings.
-        remarks: What a person should know (how an old file was understood).
-        origins: Where each setting was given, for the messages; those that nobody gave are not in it.
+        remarks: Notes for the user, such as how an old file was interpreted.
+        origins: Where each setting was given, for messages; defaults are left out.
     """
 
     settings: Settings
@@ -91,41 +91,37 @@ class Resolved(NamedTuple):
 def resolve(
     arguments: Sequence[str], *, prog: str = "experiment.py", values: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Resolved:
-    """Read all sources and let the later ones win.
+    """Read and merge all sources: defaults < file of flags < resumed experiment < YAML files < command line.
 
     Args:
         arguments: The command line, without the program's name.
         prog: The program's name, for ``--help``.
-        values: Further settings by their name, under where they come from, as if each were a ``--config`` file after
-            those on the command line.
+        values: Further settings by name, under their origin, as if each were a ``--config`` file after those on the
+            command line.
 
     Raises:
-        UserError: If a source is missing or says something that is not understood.
+        UserError: If a source is missing or can't be read, or a name or value in it is not legal.
         SystemExit: After ``--help``.
     """
     if set(arguments) & {"-h", "--help"}:
-        _parse(["--help"], Settings(), prog=prog)
-    command_line = _Flags(tuple(arguments), COMMAND_LINE)
-    first = _apply([command_line], Settings(), prog=prog)
-    named = first.sources
-    given = _normalize(command_line)[1]
-    text_file = _args_file(named.args_file, is_asked_for="args_file" in given)
-    settings = Settings()
-    remarks: list[str] = []
-    origins: dict[str, str] = {}
-    resumed = _resumed(first.phases.resume)
-    configs = [*map(_yaml_file, map(Path, named.config))]
-    configs += [_as_flags(some, origin=origin) for origin, some in (values or {}).items()]
-    for source in (text_file, *resumed, *configs, [command_line]):
-        entries = list(source)
-        settings = _apply(entries, settings, prog=prog)
-        remarks += [entry.remark for entry in entries if entry.remark]
-        origins |= {name: entry.origin for entry in entries for name in _normalize(entry)[1]}
-    return Resolved(settings, remarks, origins)
+        print_help(prog)
+        raise SystemExit(0)
+    command_line = _read_flags(arguments, origin=COMMAND_LINE)
+    named = _validate({name: given for name, given in command_line.items() if name in (*_SOURCES, "resume")})
+    flags_file, remarks = _read_flags_file(named.sources.args_file, is_required="args_file" in command_line)
+    configs = [_read_mapping(read_yaml(Path(file)), origin=file) for file in named.sources.config]
+    configs += [_read_mapping(mapping, origin=origin) for origin, mapping in (values or {}).items()]
+    merged: Values = {}
+    for source in (flags_file, _read_resumed(named.phases.resume), *configs):
+        for name in sorted(source.keys() & _SOURCES):
+            raise _error(f"--{name}: can only be given on the command line", source[name].origin)
+        merged |= source
+    merged |= command_line
+    return Resolved(_validate(merged), remarks, {name: given.origin for name, given in merged.items()})
 
 
 def with_origin(message: str, origins: Mapping[str, str]) -> str:
-    """Add to a message where the first flag that it names was given, unless that was on the command line."""
+    """Add where the first flag named in a message was given, unless on the command line."""
     for name in re.findall(r"--(\w+)", message):
         origin = origins.get(name, COMMAND_LINE)
         if origin != COMMAND_LINE:
@@ -134,146 +130,134 @@ def with_origin(message: str, origins: Mapping[str, str]) -> str:
 
 
 def write_config(settings: Settings, path: Path) -> None:
-    """Write the resolved settings as a YAML file that is a legal ``--config`` again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    beside.replace(path)
+    """Write the resolved settings as a YAML file that ``--config`` reads again."""
+    write_text(path, yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True))
 
 
-def _apply(entries: Sequence[_Flags], settings: Settings, *, prog: str) -> Settings:
-    """Read one source on top of the settings so far: all of it at once, or bit by bit to find what is wrong in it."""
-    normalized = [_normalize(entry) for entry in entries]
-    for entry, (_, names) in zip(entries, normalized, strict=True):
-        if entry.origin != COMMAND_LINE and names & _SOURCES:
-            raise UserError(f"{entry.origin}: --{min(names & _SOURCES)} can only stand on the command line")
-    output = io.StringIO()
+def read_yaml(file: Path) -> dict[Any, Any]:
+    """Read a YAML file of ``name: value`` lines, without checking names or values.
+
+    Raises:
+        UserError: If the file is missing or holds something else.
+    """
     try:
-        with contextlib.redirect_stderr(output):
-            parsed = _parse(list(chain.from_iterable(words for words, _ in normalized)), settings, prog=prog)
-    except SystemExit:
-        if len(entries) > 1:
-            for entry in entries:
-                _apply([entry], settings, prog=prog)
-        raise UserError(f"{entries[0].origin}: {_plain(output.getvalue())}") from None
-    for entry, (_, names) in zip(entries, normalized, strict=True):
-        check_ranges(parsed, names, origin=entry.origin)
-    return parsed
+        values = yaml.safe_load(_read_text(file.expanduser()))
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 (malformed dates and numbers raise anything)
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{file}: must hold 'name: value' lines, not a {type(values).__name__}")
+    return values or {}
 
 
-def _parse(words: Sequence[str], settings: Settings, *, prog: str) -> Settings:
-    return tyro.cli(
-        Settings,
-        args=list(words),
-        default=settings,
-        prog=prog,
-        description=DESCRIPTION,
-        use_underscores=True,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
-    )
+def _error(message: str, origin: str) -> UserError:
+    return UserError(message if origin == COMMAND_LINE else f"{message}\n  (in {origin})")
 
 
-def _normalize(source: _Flags) -> tuple[list[str], frozenset[str]]:
-    """Spell flags in the parser's one way (``--name value``, switches with True or False), and refuse unknown names."""
-    words: list[str] = []
-    names: set[str] = set()
-    rest = list(source.words)
+def _validate(values: Values) -> Settings:
+    """Convert and check raw values; defaults fill the rest."""
+    nested: dict[str, dict[str, Any]] = {}
+    for name, given in values.items():
+        nested.setdefault(_SECTION_OF[name], {})[name] = given.value
+    try:
+        return _ADAPTER.validate_python(nested)
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False)
+    name = str(errors[0]["loc"][1])
+    errors = [error for error in errors if error["loc"][1] == name and error["input"] is errors[0]["input"]]
+    # A union reports an error for each member; a number out of range fails the others by its type.
+    errors = [error for error in errors if not error["type"].endswith(_KINDS)] or errors
+    words = dict.fromkeys(_in_words(error["type"], error.get("ctx", {})) for error in errors)
+    if "a number" in words:
+        words.pop("a whole number", None)
+    value = errors[0]["input"]
+    shown = value if isinstance(value, str) and len(value) < _SHORT.maxstring else _SHORT.repr(value)
+    message = f"--{name} {shown}: must be {' or '.join(words)}"
+    raise UserError(with_origin(message, {name: values[name].origin}))
+
+
+def _in_words(error_type: str, context: Mapping[str, Any]) -> str:
+    """Return what a value must be, from the type of pydantic's error and its context, such as the bound."""
+    bounds = {key: f"{bound:g}" if isinstance(bound, float) else bound for key, bound in context.items()}
+    return _WORDS[error_type].format(**bounds).replace("'", "")
+
+
+def _plain(name: str, value: object) -> object:
+    """Return a raw value with None and a switched flag's true and false resolved."""
+    word = str(value).lower() if isinstance(value, str | bool) else None
+    if _BARE[name] is not None and word in ("true", "false"):
+        return _BARE[name] if word == "true" else None
+    return None if word == "none" and type(None) in getattr(field_type(name), "__args__", ()) else value
+
+
+def _read_flags(words: Sequence[str], *, origin: str) -> Values:
+    """Read flags: ``--name value``, ``--name=value``, ``--name a b c``, ``--switch``, ``--no-switch``."""
+    values: Values = {}
+    rest = list(words)
     while rest:
-        word = rest.pop(0)
-        if not re.match(r"--?[A-Za-z]", word):
-            words.append(word)
-            continue
-        given, equals, value = word.partition("=")
-        name, negated = _setting_of(given, origin=source.origin)
-        if name in names:
-            raise UserError(f"{source.origin}: --{name} is given twice")
-        names.add(name)
-        if equals:
-            rest.insert(0, value)
-        words.append(f"--{name}")
-        has_truth = bool(rest) and rest[0].lower() in _TRUTH
-        if negated and (equals or has_truth):
-            raise UserError(f"{source.origin}: {given} takes no value; say --{name} true or --{name} false")
-        if name in _ALONE:
-            stands_alone = not rest or bool(re.match(r"--?[A-Za-z]", rest[0]))
-            value = "false" if negated else "true" if stands_alone else rest.pop(0)
-            words.append(_ALONE[name].get(value.lower(), value))
-        elif name in _SWITCHES:
-            if equals and not has_truth:
-                raise UserError(f"{source.origin}: --{name} is true or false, not {value!r}")
-            words.append("False" if negated else _TRUTH[rest.pop(0).lower()] if has_truth else "True")
-        elif equals:
-            words.append(rest.pop(0))
-    return words, frozenset(names)
+        flag, equals, value = rest.pop(0).partition("=")
+        if not _is_flag(flag):
+            raise _error(f"{flag}{equals}{value}: expected a flag such as --distill here", origin)
+        name, negated = _setting_of(flag, origin=origin)
+        if name in values:
+            raise _error(f"--{name}: given twice; keep one of them", origin)
+        given = [value] if equals else []
+        while rest and not _is_flag(rest[0]):
+            given.append(rest.pop(0))
+        if negated and given:
+            raise _error(f"{flag}: takes no value; write --{name} true or --{name} false", origin)
+        can_stand_alone = name in _SWITCHES or _BARE[name] is not None
+        if can_stand_alone and not given:
+            given = ["false" if negated else "true"]
+        if name not in _SEVERAL and len(given) != 1:
+            problem = "needs a value" if not given else f"takes one value, not {len(given)}"
+            raise _error(f"{' '.join([flag, *given])}: {problem}", origin)
+        values[name] = Given(given if name in _SEVERAL else _plain(name, given[0]), origin)
+    return values
+
+
+def _is_flag(word: str) -> bool:
+    return bool(re.match(r"--?[A-Za-z]", word))
 
 
 def _setting_of(flag: str, *, origin: str) -> tuple[str, bool]:
-    """Return the setting that a flag is about, and whether it is switched off by ``--no-``."""
+    """Return the name of a flag's setting, and whether the flag is ``--no-name``."""
     name = flag.removeprefix("--")
-    if name in _FIELDS:
+    if name in _SECTION_OF:
         return name, False
-    if name.removeprefix("no-") in _SWITCHES | _ALONE.keys():
-        return name.removeprefix("no-"), True
-    spelled = "--" + flag.lstrip("-").replace("-", "_")
-    hint = suggestion(spelled, [f"--{known}" for known in _FIELDS])
-    raise UserError(f"{origin}: there is no flag {flag}{hint} (--help lists them all)")
+    positive = name.removeprefix("no-")
+    if positive in _SWITCHES or _BARE.get(positive) is not None:
+        return positive, True
+    hint = suggestion("--" + flag.lstrip("-").replace("-", "_"), [f"--{known}" for known in _SECTION_OF])
+    raise _error(f"{flag}: unknown flag{hint or '; --help lists all flags'}", origin)
 
 
-def _plain(output: str) -> str:
-    """Return the parser's message without its box (drawn in ASCII where need be) and its pointer to --help."""
-    # The first line is the box's title.
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()[1:]
-    rules = r"[╭╰].*|[│\s]*[─-]*[│\s]*"
-    kept = [line.strip("│ ") for line in lines if not re.fullmatch(rules, line)]
-    text = re.sub(r"\s*For full helptext,.*$", "", " ".join(kept))
-    text = re.sub(
-        r"Error parsing (--\w+): invalid literal for int\(\) .*?: ('.*?')", r"\1 is a whole number, not \2", text
-    )
-    for parsers_words, plain_words in _PLAIN_WORDS:
-        text = re.sub(parsers_words, plain_words, text)
-    return re.sub(r"\s*Argument helptext:\s*", "\n  ", text).strip()
-
-
-def _args_file(path: str, *, is_asked_for: bool) -> Iterator[_Flags]:
-    """Read the text file of flags; only the default one may be missing."""
+def _read_flags_file(path: str, *, is_required: bool) -> tuple[Values, list[str]]:
+    """Read a text file of flags, or the JSON object of the first generation; return its values and remarks."""
     file = Path(path).expanduser()
     if not file.is_file():
-        if is_asked_for:
-            raise UserError(f"{COMMAND_LINE}: --args_file {path}: there is no such file")
-        return
+        if is_required:
+            raise UserError(f"--args_file {path}: no such file")
+        return {}, []
     text = _read_text(file)
     if text.lstrip().startswith("{"):
-        yield from _first_generation(file, text)
-        return
-    seen: dict[str, int] = {}
+        remark = (
+            f"{file}: read as a file of the first generation; its recipe is added: "
+            f"{', '.join(f'{name}={value}' for name, value in _FIRST_GENERATION.items())}"
+        )
+        return _read_first_generation(file, text), [remark]
+    values: Values = {}
     for number, words in _logical_lines(file, text):
-        flags = _Flags(words, f"{file}, line {number}")
-        for name in _normalize(flags)[1]:
-            if name in seen:
-                raise UserError(f"{flags.origin}: --{name} stands in line {seen[name]} already")
-            seen[name] = number
-        yield flags
+        line = _read_flags(words, origin=f"{file}, line {number}")
+        for name in sorted(line.keys() & values.keys()):
+            raise _error(f"--{name}: given twice, also in {values[name].origin}; keep one of them", line[name].origin)
+        values |= line
+    return values, []
 
 
-def _resumed(path: str | None) -> Iterator[Iterable[_Flags]]:
-    """Read the settings of the experiment whose folder, or anything in it, is to be resumed."""
-    if path in (None, AUTO):
-        return
-    start = Path(str(path)).expanduser().absolute()
-    if not start.exists():
-        raise UserError(f"{COMMAND_LINE}: --resume {path}: there is no such folder")
-    for folder in (start, *start.parents):
-        # Each training of an experiment has such a file, too.
-        if (folder / CONFIG_FILE).is_file() and not folder.name.startswith("version_"):
-            yield _yaml_file(folder / CONFIG_FILE)
-            place = ("--default_root_dir", str(folder.parent), "--name", folder.name)
-            yield [_Flags(place, f"{COMMAND_LINE}, --resume {path}")]
-            return
-    raise UserError(f"{COMMAND_LINE}: --resume {path}: this is no experiment: there is no {CONFIG_FILE} there")
-
-
-def _logical_lines(file: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Split a file of flags into lines; one that does not begin with a flag goes on where the one above it ended."""
+def _logical_lines(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield lines of words with their numbers; a line that doesn't begin with a flag continues the one above it."""
     pending: list[str] = []
     start = 1
     for number, line in enumerate(text.splitlines(), start=1):
@@ -282,93 +266,72 @@ def _logical_lines(file: Path, text: str) -> Iterator[tuple[int, tuple[str, ...]
         except ValueError as error:
             raise UserError(f"{file}, line {number}: {error}") from None
         if pending and words and words[0].startswith("-"):
-            yield start, tuple(pending)
+            yield start, pending
             pending = []
         if words and not pending:
             start = number
-        pending += words
+        pending = pending + words
     if pending:
-        yield start, tuple(pending)
+        yield start, pending
 
 
-def _first_generation(file: Path, text: str) -> Iterator[_Flags]:
-    """Read the JSON object that the first generation of this tool wrote, and the recipe that it had no keys for."""
+def _read_first_generation(file: Path, text: str) -> Values:
+    """Read the JSON object that the first generation of this program wrote, and the recipe that it had no keys for."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: it begins like a JSON object, and is none: {error}") from None
-    remark = f"{file} has the first generation's form; its recipe comes with it: {' '.join(_FIRST_GENERATION)}"
-    yield _Flags(_FIRST_GENERATION, str(file), remark)
+        raise UserError(f"{file}: not valid JSON, though it begins like an object: {error}") from None
+    recipe = {name: Given(value, str(file)) for name, value in _FIRST_GENERATION.items()}
+    hardware: Values = {}
     if "gpus" in values:
-        gpus = values.pop("gpus")
+        gpus, origin = values.pop("gpus"), f"{file}, key 'gpus'"
         try:
-            # A list says which; the comma at its end tells [1] from 1, which says how many.
-            devices = (
-                ",".join([*(str(int(one)) for one in gpus), ""]) if isinstance(gpus, list) else str(int(gpus or 0))
-            )
+            # A list names devices; its trailing comma tells [1], the second one, from 1, how many.
+            devices = "".join(f"{int(gpu)}," for gpu in gpus) if isinstance(gpus, list) else str(int(gpus or 0))
         except (TypeError, ValueError, OverflowError):
-            raise UserError(
-                f"{file}, key 'gpus': this is a number, or a list of such, not {_SHORT.repr(gpus)}"
-            ) from None
-        on_cpu = not gpus
-        yield _Flags(("--accelerator", "cpu") if on_cpu else ("--devices", devices), f"{file}, key 'gpus'")
-    yield from _as_flags(values, origin=str(file))
+            raise _error(f"gpus {_SHORT.repr(gpus)}: must be a number, or a list of numbers", origin) from None
+        hardware = {"devices": Given(devices, origin)} if gpus else {"accelerator": Given("cpu", origin)}
+    return recipe | hardware | _read_mapping(values, origin=str(file))
 
 
-def read_yaml(file: Path) -> dict[Any, Any]:
-    """Read a file of ``name: value`` lines, as it stands there.
-
-    Raises:
-        UserError: If there is none, or it holds something else.
-    """
-    try:
-        values = yaml.safe_load(_read_text(file.expanduser()))
-    except Exception as error:  # noqa: BLE001 (of a date or a number that is none it raises anything)
-        raise UserError(f"{file}: this is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{file}: a file of settings holds 'name: value' lines, and this is a {type(values).__name__}")
-    return values or {}
-
-
-def _yaml_file(file: Path) -> Iterator[_Flags]:
-    yield from _as_flags(read_yaml(file), origin=str(file))
+def _read_resumed(path: str | None) -> Values:
+    """Read the settings of the experiment in ``--resume FOLDER``; any folder or file in it will do."""
+    if path in (None, _BARE["resume"]):
+        return {}
+    start = Path(str(path)).expanduser().absolute()
+    if not start.exists():
+        raise UserError(f"--resume {path}: no such folder")
+    for folder in (start, *start.parents):
+        # Each run in an experiment has such a file, too.
+        if (folder / CONFIG_FILE).is_file() and not folder.name.startswith("version_"):
+            place = {"default_root_dir": str(folder.parent), "name": folder.name}
+            settings = _read_mapping(read_yaml(folder / CONFIG_FILE), origin=str(folder / CONFIG_FILE))
+            return settings | {name: Given(value, f"--resume {path}") for name, value in place.items()}
+    raise UserError(f"--resume {path}: not an experiment's folder, as it has no {CONFIG_FILE}")
 
 
-def _as_flags(values: Mapping[Any, object], *, origin: str) -> Iterator[_Flags]:
-    """Turn a mapping into flags, so that the one parser reads it."""
-    for key, value in values.items():
+def _read_mapping(mapping: Mapping[Any, object], *, origin: str) -> Values:
+    """Read settings by name, as in YAML; several values are a list, a mapping of terms to weights, or one value."""
+    values: Values = {}
+    for key, value in mapping.items():
         where = f"{origin}, key {_SHORT.repr(key)}"
-        if not isinstance(key, str) or key not in _FIELDS:
-            raise UserError(
-                f"{where}: there is no such setting{suggestion(key, _FIELDS) if isinstance(key, str) else ''}"
-            )
-        if isinstance(value, _CONTAINERS) and not (_holds_several(key) and isinstance(value, list | dict)):
-            raise UserError(f"{where}: one value stands here, not {_SHORT.repr(value)}")
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            if isinstance(item, _CONTAINERS):
-                raise UserError(f"{where}: a list of single values stands here, and in it is {_SHORT.repr(item)}")
-        words = [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else None
-        if words is None:
-            items = value if isinstance(value, list) else [value]
-            # None of several is no value at all.
-            words = [_word(item) for item in items if not (item is None and _holds_several(key))]
-        if key in _SWITCHES and words[0] not in _TRUTH.values():
-            raise UserError(f"{where}: this is true or false, not {_SHORT.repr(value)}")
-        yield _Flags((f"--{key}", *words), where)
-
-
-def _holds_several(key: str) -> bool:
-    return str(_FIELDS[key].type).startswith("tuple")
-
-
-def _word(value: object) -> str:
-    return {"true": "True", "false": "False"}.get(str(value).lower(), str(value))
+        if not isinstance(key, str) or key not in _SECTION_OF:
+            hint = suggestion(key, _SECTION_OF) if isinstance(key, str) else ""
+            raise _error(f"{_SHORT.repr(key)}: unknown setting{hint or '; --help lists all settings'}", where)
+        if key not in _SEVERAL:
+            values[key] = Given(_plain(key, value), where)
+            continue
+        items: list[object] = value if isinstance(value, list) else [value]
+        if isinstance(value, dict):
+            items = [item if isinstance(item, _CONTAINERS) else f"{term}={item}" for term, item in value.items()]
+        values[key] = Given([item for item in items if item is not None], where)
+    return values
 
 
 def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: this file can't be read: {error}") from None
+        raise UserError(f"{file}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: can't be read: {error}") from None

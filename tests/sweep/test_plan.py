@@ -100,7 +100,7 @@ def test_a_mapping_among_the_choices_is_a_whole_objective() -> None:
             "sweep: {temperature: [1]}\nbach_size: 2",
             "key 'bach_size': unknown setting; did you mean 'batch_size'",
         ),
-        ("sweep: {temperature: [1]}\nbatch_size: 0", "search.yaml, key 'batch_size': --batch_size must be at least 1"),
+        ("sweep: {temperature: [1]}\nbatch_size: 0", "--batch_size 0: must be at least 1"),
         ("sweep: {temperature: [1]}\ntrials: 0", "key 'trials': Input should be greater than or equal to 1"),
         ("sweep: {temperature: [1]}\ntrials: many", "key 'trials': Input should be a valid integer"),
         ("sweep: {temperature: [1]}\nlost_after: soon", "key 'lost_after': Input should be a valid integer"),
@@ -151,7 +151,7 @@ def test_an_unknown_network_or_loss_among_the_choices_is_refused_before_anything
 
 def test_a_missing_file_and_wrong_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "absent.yaml"]) == 2
-    assert "absent.yaml: there is no such file" in capsys.readouterr().err
+    assert "absent.yaml: no such file" in capsys.readouterr().err
     assert main(["sweep", str(write_plan("sweep: {temperature: [1]}")), "--workers", "0"]) == 2
     assert "--workers 0: must be at least 1" in capsys.readouterr().err
 
