@@ -15,7 +15,7 @@ from benchmarks.plain import distance
 from kd.data import ImageData, LabeledImages, Splits, cache_decoded, cache_dir, read_folder, short_side
 from kd.losses import build_objective
 from kd.models import build_classifier, keep_large_blocks
-from kd.pipeline.stores import logit_store
+from kd.pipeline.caches import logit_store
 from kd.teachers import FrozenTeacher
 from kd.training import DistillationModule, Hardware, Throughput, build_trainer, quiet_lightning
 

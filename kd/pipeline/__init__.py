@@ -1,9 +1,9 @@
-"""The phases in order, and the measuring of what they leave; the only reader of the settings besides the commands."""
+"""The phases of an experiment in order, and measuring what they leave."""
 
 from kd.pipeline.costs import measure_costs
 from kd.pipeline.evaluation import evaluate_checkpoint
 from kd.pipeline.experiment import check_experiment, find_teachers, run_experiment
-from kd.pipeline.journal import Experiment
+from kd.pipeline.session import Experiment
 
 __all__ = [
     "Experiment",

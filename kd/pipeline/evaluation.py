@@ -1,11 +1,11 @@
-"""Measuring a checkpoint on a folder."""
+"""Measuring a checkpoint on the images of a folder."""
 
 from pathlib import Path
 
 from kd.data import ImageData, Splits, match_classes, validation_images
 from kd.errors import UserError
 from kd.models import load_classifier
-from kd.pipeline.workers import default_workers
+from kd.pipeline.components import default_workers
 from kd.training import Hardware, PredictionRecorder, evaluate
 
 
@@ -22,30 +22,30 @@ def evaluate_checkpoint(
     hardware: Hardware | None = None,
     keep: Path | None = None,
 ) -> dict[str, float]:
-    """Measure the classifier of a checkpoint, of a teacher or a student, in the views that it was made for.
+    """Measure the classifier in a checkpoint, on the plain views that it was trained for.
 
     Args:
-        checkpoint: The checkpoint.
+        checkpoint: The checkpoint, of a teacher or a student.
         dataset: ``imagefolder``, or a data set by name.
-        data_dir: Its folder; for imagefolder either one that holds ``val_data``, or one of class folders.
+        data_dir: Its folder; for imagefolder one that holds ``val_data``, or the class folders themselves.
         val_data: Name of the folder of validation images within ``data_dir``.
         batch_size: Images in a batch.
-        num_workers: Processes that load images; ``None`` chooses from the cores.
-        model: The network; needed where the checkpoint names a Python file.
-        download: Download a data set that goes by name if it is not there.
+        num_workers: Data loader processes; ``None``: by the number of cores.
+        model: The network; needed if the checkpoint names a Python file.
+        download: Download a named data set that is missing.
         hardware: Where to run.
-        keep: A file to write what it said of each image to, or ``None``.
+        keep: File to write the logits of each image to, or ``None``.
 
     Returns:
-        ``val/acc``, ``val/loss``, ``val/top5`` (for more than five classes), and ``images``, their number.
+        ``val/acc``, ``val/loss``, ``val/top5`` (with more than five classes), and ``images``, their number.
 
     Raises:
-        UserError: If the checkpoint or the images can't be had, or the images have a class that it does not know.
+        UserError: If the checkpoint or the images can't be read, or the images have a class unknown to the classifier.
     """
     if batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, and is {batch_size}")
+        raise UserError(f"--batch_size {batch_size}: must be at least 1")
     if num_workers is not None and num_workers < 0:
-        raise UserError(f"--num_workers must be at least 0, and is {num_workers}")
+        raise UserError(f"--num_workers {num_workers}: must be at least 0")
     classifier = load_classifier(checkpoint, architecture=model)
     description = classifier.description
     images = validation_images(dataset, data_dir, val_data, download=download)

@@ -1,25 +1,49 @@
-"""The phases in order: teachers, assistants, then for each seed the student alone and the student distilled."""
+"""An experiment: checked before anything is trained, then its phases in order."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
+from kd.console import make_console
 from kd.data import Batches, ImageData
 from kd.errors import UserError
-from kd.losses import Objective, build_objective
-from kd.models import Classifier, Compute, Ensemble, load_classifier
-from kd.pipeline.checking import findings_of
-from kd.pipeline.ingredients import Ingredients, forget_left_out, slug
-from kd.pipeline.journal import Experiment, Journal, OnEpoch
-from kd.pipeline.stores import logit_store
-from kd.pipeline.teaching import Teacher, Teachers, measured
+from kd.losses import Objective
+from kd.models import Classifier, Ensemble, load_classifier
+from kd.pipeline import phases, run_store
+from kd.pipeline.caches import logit_store
+from kd.pipeline.checks import find_problems
+from kd.pipeline.components import (
+    SKIPPED_FILE,
+    Components,
+    build_assistant,
+    build_components,
+    build_recipe,
+    build_student,
+    student_data,
+    teacher_data,
+)
+from kd.pipeline.phases import RunOptions, Teacher
+from kd.pipeline.run_store import FoundTeacher, slug
+from kd.pipeline.session import Experiment, OnEpoch, Session, recipe_for, run_phase
+from kd.pipeline.teachers import (
+    check_teachers,
+    combine,
+    measure_teacher,
+    teacher_phase,
+    teacher_seeds,
+    teacher_sizes,
+    trained_teachers,
+    untrained_teachers,
+)
 from kd.preflight import Finding, refuse
-from kd.randomness import seeded
 from kd.settings import CONFIG_FILE, Settings, write_config
 from kd.teachers import FrozenTeacher, LogitStore
-from kd.training import ClassifierModule, DistillationModule, Run, build_trainer
+from kd.training import Interruption, Run, build_trainer
 
 
 def run_experiment(
@@ -28,227 +52,411 @@ def run_experiment(
     """Run the phases that the settings name.
 
     Args:
-        settings: All settings; with no phase named, the student is trained on the labels.
-        console: Where to say what happens.
-        on_epoch: Told the accuracy of the distilled student on the validation images, a fraction of 1, after each
-            epoch, which is counted from 0 for each seed; what it raises ends the experiment.
+        settings: All settings; if they name no phase, the student is trained on the labels.
+        console: Where progress is printed.
+        on_epoch: Called after each epoch of the distilled student with the epoch, from 0 for each seed, and the
+            validation accuracy, in [0, 1]; an exception from it ends the experiment.
 
     Raises:
-        UserError: For a person's mistake, before the first batch.
-        Interrupted: If it was asked to stop.
+        UserError: For a user's mistake, before the first batch.
+        Interrupted: After SIGTERM or SIGINT, once a checkpoint is saved.
     """
-    pipeline = Pipeline(settings, console or Console(), on_epoch=on_epoch)
-    with pipeline.journal.interruption.listening():
-        done = pipeline.run()
-    # A process that ends with its threads still talking to the others is torn down, as if it had failed.
+    interruption = Interruption()
+    with interruption.listening():
+        plan = _prepare(settings, console or make_console())
+        session = Session(plan.components, plan.console, interruption, on_epoch)
+        _run_phases(plan, session)
+    # A process that ended while others still communicate would look like a failure.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return done
+    session.experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
+    return session.experiment
 
 
 def check_experiment(settings: Settings, *, console: Console | None = None) -> list[Finding]:
-    """Look at all that can be wrong, and train nothing.
+    """Check everything that can be checked before training.
 
     Args:
-        settings: As of :func:`run_experiment`.
-        console: Where to say what was found.
+        settings: As for :func:`run_experiment`.
+        console: Where findings are printed.
 
     Returns:
-        What was found.
+        The findings.
 
     Raises:
-        UserError: If something is wrong, or, where that is asked for, a warning was found.
+        UserError: For an error, or with ``--strict`` for a warning.
     """
-    pipeline = Pipeline(settings, console or Console())
-    return [*pipeline.findings, *pipeline.teachers.checked()]
+    plan = _prepare(settings, console or make_console())
+    return [*plan.findings, *check_teachers(plan.components, plan.console, plan.found)]
 
 
 def find_teachers(settings: Settings, *, console: Console | None = None) -> tuple[str, ...]:
-    """Look at what can be wrong before the first batch, and name the teachers that would be distilled.
+    """Check everything that can be checked before training, and return the checkpoints that would be distilled.
 
     Args:
-        settings: As of :func:`run_experiment`.
-        console: Where to say what was found.
+        settings: As for :func:`run_experiment`.
+        console: Where findings are printed.
 
     Returns:
-        Their checkpoints; none where they are yet to be trained.
+        Their paths; none if they are yet to be trained.
 
     Raises:
-        UserError: If something is wrong.
+        UserError: For a user's mistake.
     """
-    return tuple(str(one.checkpoint) for one, _ in Pipeline(settings, console or Console()).teachers.found)
+    return tuple(str(found.checkpoint) for found, _ in _prepare(settings, console or make_console()).found)
 
 
-class Pipeline:
-    """One call: what can be wrong is looked at in the constructor, before the first batch."""
+@dataclass(frozen=True)
+class _Plan:
+    """A checked experiment: its parts, and the teachers that are trained or were found."""
 
-    def __init__(self, settings: Settings, console: Console, *, on_epoch: OnEpoch | None = None) -> None:
-        self.settings = settings
-        phases, models = settings.phases, settings.models
-        # To compare objectives needs a teacher, too.
-        self.distills = phases.distill or bool(settings.objective.compare_losses)
-        self.baseline = phases.baseline or not (phases.train_teacher or self.distills)
-        self.made = Ingredients.prepare(settings, console)
-        self.journal = Journal(self.made, console, on_epoch)
-        # The objective of the assistants is that of the student.
-        uses_objective = phases.distill or bool(self.distills and models.assistants)
-        if uses_objective and not self.made.objective.needs_teacher:
-            raise UserError(
-                f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distill, as no term looks "
-                "at the teacher; add one such as kl=0.9, or use --baseline"
-            )
-        if settings.optimization.ema is not None and settings.machine.precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"--ema --precision {settings.machine.precision}: in half precision an average of weights does not "
-                "move; use bf16-mixed"
-            )
-        self.objectives = [*([self.made.objective] if uses_objective else []), *self.made.compared.values()]
-        for remark in self.made.remarks:
-            self.journal.say(remark)
-        # What Lightning can't run on is refused here, too.
-        build_trainer(self.made.hardware, logger=False, enable_checkpointing=False)
-        student = self.made.student(phases.seed) if self.baseline or self.distills else None
-        assistants = [self.made.assistant(name, phases.seed) for name in models.assistants] if self.distills else []
-        self.teachers = Teachers(self.made, self.journal, trains=phases.train_teacher, teaches=self.distills)
-        teaches = self.distills or phases.train_teacher
-        self.findings = [
-            *self.made.findings,
-            *findings_of(
-                self.made,
-                student=student,
-                teacher=self.teachers.as_one() if teaches else None,
-                objectives=self.objectives if self.distills else [],
-                trains_teacher=phases.train_teacher,
-            ),
-        ]
-        for finding in self.findings:
-            self.journal.say(str(finding))
-        refuse(self.findings, strict=phases.strict)
-        if self.distills and student is not None:
-            self._rehearse(self.teachers.as_one(), [*assistants, student])
+    components: Components
+    console: Console
+    untrained: list[Classifier]
+    found: list[tuple[FoundTeacher, Classifier]]
+    findings: list[Finding]
+    trains_baseline: bool
+    distills: bool
 
-    def run(self) -> Experiment:
-        """Train, phase by phase."""
-        phases, made = self.settings.phases, self.made
-        self._prepare_folder()
-        teacher = self.teachers.teach(measured=self.distills)
-        if teacher is not None and self.distills:
-            for number, name in enumerate(self.settings.models.assistants, start=1):
-                teacher = self._assist(teacher, number, name)
-        for seed in range(phases.seed, phases.seed + phases.seeds):
-            if self.baseline:
-                self._train_baseline(seed)
-            if teacher is not None and phases.distill:
-                self._distill("distilled", made.student(seed), teacher, made.objective, seed=seed)
-            for written, objective in made.compared.items():
-                if teacher is not None:
-                    self._distill("compared", made.student(seed), teacher, objective, seed=seed, written=written)
-        self.journal.add_earlier_runs(teacher.checkpoints if teacher is not None else self.teachers.trained)
-        experiment = self.journal.experiment
-        experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
-        return experiment
 
-    def _prepare_folder(self) -> None:
-        made = self.made
-        if self.journal.experiment.kept:
-            try:
-                rank_zero_only(write_config)(self.settings, made.folder / CONFIG_FILE)
-                if self.settings.phases.resume is None:
-                    rank_zero_only(forget_left_out)(made.folder)
-            except OSError as error:
-                raise UserError(f"--default_root_dir {made.root}: nothing can be written there: {error}") from None
+def _prepare(settings: Settings, console: Console) -> _Plan:
+    """Build the parts of an experiment, and find what is wrong before the first batch.
 
-    def _rehearse(self, teacher: Classifier | Ensemble, students: list[Classifier]) -> None:
-        """Take the chain's steps once on two random images, where features or gradients are compared."""
-        headless = [" ".join(term.name for term in one.terms) for one in self.objectives if not one.trains_head]
-        if headless:
-            self.journal.say(
-                f"Note: without a term that looks at the student's logits, such as ce, its last layer learns nothing; "
-                f"none is in {', '.join(headless)}."
-            )
-        steps = list(zip([teacher, *students], students, strict=False))
-        # What is compared is compared in the student alone, the last of the chain.
-        uses = [(self.made.objective, one) for one in (steps if self.settings.phases.distill else steps[:-1])]
-        uses += [(objective, steps[-1]) for objective in self.made.compared.values()]
-        for objective, (one, student) in uses:
-            if objective.feature_terms or objective.needs_gradients:
-                with seeded("rehearsal"):
-                    module = DistillationModule(teacher=FrozenTeacher(one), student=student, objective=objective)
-                    module.rehearse()
-
-    def _assist(self, teacher: Teacher, number: int, name: str) -> Teacher:
-        """Distill an assistant, which then teaches."""
-        seed = self.settings.phases.seed
-        untrained = self.made.assistant(name, seed)
-        run = self._distill(f"assistant/{number}-{slug(name)}", untrained, teacher, self.made.objective, seed=seed)
-        assistant = load_classifier(run.checkpoint, architecture=run.model) if run.checkpoint else untrained
-        checkpoints = (run.checkpoint,) if run.checkpoint else ()
-        return measured(self.made, self.journal, "assistant", assistant, phase=run.phase, checkpoints=checkpoints)
-
-    def _train_baseline(self, seed: int) -> None:
-        module = ClassifierModule(
-            self.made.student(seed),
-            objective=build_objective("ce", label_smoothing=self.settings.objective.label_smoothing),
-            recipe=self.made.recipe(),
-            seed=seed,
-            mixing=self.made.mixing,
-            ema=self.settings.optimization.ema,
+    Raises:
+        UserError: For a user's mistake.
+    """
+    components = build_components(settings, console)
+    objectives = _objectives(components)
+    distills = settings.phases.distill or bool(components.compared)
+    trains_teacher = settings.phases.train_teacher
+    trains_baseline = settings.phases.baseline or not (trains_teacher or distills)
+    if settings.optimization.ema is not None and settings.machine.precision in ("bf16-true", "16-true"):
+        raise UserError(
+            f"--ema --precision {settings.machine.precision}: an average of weights doesn't move in half precision; "
+            "use bf16-mixed"
         )
-        self.journal.train("baseline", module, self.made.student_data(seed))
-
-    def _distill(
-        self,
-        phase: str,
-        student: Classifier,
-        teacher: Teacher,
-        objective: Objective,
-        *,
-        seed: int,
-        written: str | None = None,
-    ) -> Run:
-        data = self.made.student_data(seed, objective)
-        compute = self.made.teacher_compute(teacher.network)
-        self.journal.say_once(f"{teacher.network.description.architecture} predictions in {compute}.")
-        module = DistillationModule(
-            teacher=FrozenTeacher(teacher.network, compute=compute, compiled=self.made.hardware.compile),
+    for note in components.notes:
+        console.print(note)
+    # Hardware that Lightning doesn't support is refused here.
+    build_trainer(components.hardware, logger=False, enable_checkpointing=False)
+    student = build_student(components, settings.phases.seed) if trains_baseline or distills else None
+    assistants = (
+        [build_assistant(components, name, settings.phases.seed) for name in settings.models.assistants]
+        if distills
+        else []
+    )
+    teacher_sizes(settings)
+    untrained = untrained_teachers(components) if trains_teacher else []
+    found = trained_teachers(components) if distills and not trains_teacher else []
+    teachers = untrained or [classifier for _, classifier in found]
+    teacher = combine(teachers, settings) if teachers else None
+    _print_plan(components, console, student=student, teacher=teacher, trains_baseline=trains_baseline)
+    for each, _ in found:
+        console.print(f"teacher checkpoint: {each.checkpoint}")
+    findings = [
+        *components.images.findings,
+        *find_problems(
+            components,
             student=student,
-            objective=objective,
-            recipe=self.made.recipe(),
-            seed=seed,
-            teacher_acc=teacher.accuracy,
-            teacher_decisions=teacher.decisions,
-            mixing=self.made.mixing,
-            ema=self.settings.optimization.ema,
-            has_unlabeled=data.has_unlabeled,
-            open_store=self._store_of(teacher.network, data, compute),
+            teacher=teacher,
+            objectives=objectives if distills else [],
+            trains_teacher=trains_teacher,
+        ),
+    ]
+    for finding in findings:
+        console.print(str(finding))
+    refuse(findings, strict=settings.phases.strict)
+    if student is not None and teacher is not None and distills:
+        _try_chain(components, console, [teacher, *assistants, student])
+    return _Plan(components, console, untrained, found, findings, trains_baseline, distills)
+
+
+def _objectives(components: Components) -> list[Objective]:
+    """Return all objectives that are distilled with; the assistants have the student's."""
+    settings = components.settings
+    compared = list(components.compared.values())
+    if not (settings.phases.distill or (compared and settings.models.assistants)):
+        return compared
+    if not components.objective.needs_teacher:
+        raise UserError(
+            f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distill, as no term uses the "
+            "teacher; add one such as kl=0.9, or train with --baseline"
         )
-        run = self.journal.train(phase, module, data, teacher=teacher, written=written)
-        if module.store is not None and module.store.read_batches:
-            asked = module.store.written_batches
-            self.journal.say(
-                f"The teacher's logits of {module.store.read_batches:,} batches were read from the store"
-                + (f", those of {asked:,} computed." if asked else ".")
-            )
-        if module.store is not None and module.store.top is not None and module.store.written_batches:
-            self.journal.say(
-                f"Of the teacher's {module.store.classes:,} logits the largest {module.store.top:,} were kept: at a "
-                f"temperature of 4 its soft targets moved by {module.store.lost:.2g} nats."
-            )
+    return [components.objective, *compared]
+
+
+def _print_plan(
+    components: Components,
+    console: Console,
+    *,
+    student: Classifier | None,
+    teacher: Classifier | Ensemble | None,
+    trains_baseline: bool,
+) -> None:
+    """Print what will be trained: data, teacher, student."""
+    settings, splits = components.settings, components.splits
+    sizes = f"{len(splits.train):,} training and {len(splits.val):,} validation images, {len(splits.classes)} classes"
+    console.print(f"data      {splits.name}: {sizes}")
+    if teacher is not None:
+        source = "trained on the labels" if settings.phases.train_teacher else "trained before"
+        console.print(f"teacher   {_described(teacher)}: {source}")
+    if student is not None:
+        ways = ["trained on labels only"] if trains_baseline else []
+        if settings.phases.distill:
+            ways.append(f"distilled with {' '.join(settings.objective.loss)}")
+        if components.compared:
+            ways.append(f"distilled with each of {len(components.compared)} objectives")
+        seeds = f" ({settings.phases.seeds} seeds)" if settings.phases.seeds > 1 else ""
+        console.print(f"student   {_described(student)}: {', and '.join(ways)}{seeds}")
+
+
+def _described(network: Classifier | Ensemble) -> str:
+    return f"{network.description.architecture}, {network.count_parameters():,} parameters"
+
+
+def _try_chain(components: Components, console: Console, chain: Sequence[Classifier | Ensemble]) -> None:
+    """Compute each objective once for the networks that it compares."""
+    objectives = _objectives(components)
+    headless = [" ".join(term.name for term in each.terms) for each in objectives if not each.trains_head]
+    if headless:
+        console.print(
+            f"note: {', '.join(headless)}: no term uses the student's logits, so its last layer isn't trained; add one "
+            "such as ce"
+        )
+    pairs = list(itertools.pairwise(chain))
+    # The objectives that are compared are the student's only, at the end of the chain.
+    trials = [(components.objective, *pair) for pair in (pairs if components.settings.phases.distill else pairs[:-1])]
+    trials += [(objective, *pairs[-1]) for objective in components.compared.values()]
+    for objective, teacher, student in trials:
+        assert isinstance(student, Classifier)  # noqa: S101 (for the type checker: only the first may be an ensemble)
+        phases.try_step(teacher, student, objective)
+
+
+def _run_phases(plan: _Plan, session: Session) -> None:
+    """Train teachers, assistants, and for each seed the baseline and the distilled students."""
+    components, settings = plan.components, plan.components.settings
+    _prepare_folder(components)
+    teacher, checkpoints = _teach(plan, session)
+    if teacher is not None and plan.distills:
+        for number, name in enumerate(settings.models.assistants, start=1):
+            teacher = _train_assistant(session, teacher, number, name)
+    for seed in range(settings.phases.seed, settings.phases.seed + settings.phases.seeds):
+        if plan.trains_baseline:
+            _train_baseline(session, seed)
+        if teacher is not None and settings.phases.distill:
+            student = build_student(components, seed)
+            _distill(session, "distilled", student, teacher, components.objective, seed=seed)
+        if teacher is not None:
+            for text, objective in components.compared.items():
+                student = build_student(components, seed)
+                _distill(session, "compared", student, teacher, objective, seed=seed, text=text)
+    if components.is_saved:
+        _add_earlier_runs(session, teacher.checkpoints if teacher is not None else checkpoints)
+
+
+@rank_zero_only
+def _prepare_folder(components: Components) -> None:
+    if not components.is_saved:
+        return
+    try:
+        write_config(components.settings, components.folder / CONFIG_FILE)
+        if components.settings.phases.resume is None:
+            (components.folder / SKIPPED_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        root = components.folder.parent
+        raise UserError(f"--default_root_dir {root}: can't write there: {error}; choose another folder") from None
+
+
+def _teach(plan: _Plan, session: Session) -> tuple[Teacher | None, tuple[str, ...]]:
+    """Train the teachers or take those that were found, measure them, and combine several.
+
+    Returns:
+        The teacher, ``None`` if it isn't needed by a student, and the checkpoints of the teachers just trained.
+
+    Raises:
+        UserError: If one is no better than chance.
+    """
+    components, settings = plan.components, plan.components.settings
+    teachers = [classifier for _, classifier in plan.found]
+    checkpoints = [str(found.checkpoint) for found, _ in plan.found]
+    for network, seed in zip(plan.untrained, teacher_seeds(settings), strict=False):
+        run, teacher = _train_teacher(session, network, seed)
+        teachers.append(teacher)
+        checkpoints += [run.checkpoint] if run.checkpoint else []
+    trained = tuple(checkpoints) if plan.untrained else ()
+    several = len(teachers) > 1
+    if not teachers or not (plan.distills or several):
+        return None, trained
+    measure = partial(measure_teacher, components, session.console)
+    measured = [
+        measure(
+            "teacher", network, phase=teacher_phase(components, network), checkpoints=checkpoints[index : index + 1]
+        )
+        for index, network in enumerate(teachers)
+    ]
+    _record_teachers(plan, session, measured)
+    if not several:
+        return measured[0], trained
+    ensemble = measure("ensemble", combine(teachers, settings), phase="teacher", checkpoints=checkpoints)
+    session.experiment.runs["teacher"] = [
+        {
+            "phase": "teacher",
+            "seed": None,
+            "model": ensemble.network.description.architecture,
+            "parameters": ensemble.network.count_parameters(),
+            "val_acc": ensemble.accuracy,
+            "best_val_acc": ensemble.accuracy,
+            "checkpoint": None,
+            "validation": ensemble.predictions,
+        }
+    ]
+    return ensemble, trained
+
+
+def _record_teachers(plan: _Plan, session: Session, measured: Sequence[Teacher]) -> None:
+    """Put the accuracy on the student's validation images into the teachers' records."""
+    components, runs = plan.components, session.experiment.runs
+    for network, teacher in zip(plan.untrained, measured, strict=False):
+        if network.description.image_size != components.settings.data.image_size:
+            phase, accuracy = teacher_phase(components, network), teacher.accuracy
+            runs[phase] = [record | {"val_acc": accuracy, "best_val_acc": accuracy} for record in runs[phase]]
+    for (found, network), teacher in zip(plan.found, measured, strict=False):
+        phase = teacher_phase(components, network)
+        record = found.record_here(network, teacher.accuracy) | {"phase": phase, "validation": teacher.predictions}
+        runs.setdefault(phase, []).append(record)
+
+
+def _train_teacher(session: Session, network: Classifier, seed: int) -> tuple[Run, Classifier]:
+    components, settings = session.components, session.components.settings
+    size = network.description.image_size
+    train = partial(
+        phases.train_teacher,
+        network,
+        teacher_data(components, seed, size),
+        recipe=build_recipe(settings, learning_rate=settings.optimization.teacher_learning_rate),
+        label_smoothing=settings.objective.teacher_label_smoothing,
+        seed=seed,
+    )
+    phase = teacher_phase(components, network)
+    run = run_phase(session, phase, network, seed=seed, image_size=size, train=lambda options: train(options=options))
+    return run, load_classifier(run.checkpoint, architecture=run.model) if run.checkpoint else network
+
+
+def _train_baseline(session: Session, seed: int) -> None:
+    components, settings = session.components, session.components.settings
+    student = build_student(components, seed)
+    train = partial(
+        phases.train_baseline,
+        student,
+        student_data(components, seed),
+        recipe=build_recipe(settings),
+        label_smoothing=settings.objective.label_smoothing,
+        mixing=components.mixing,
+        ema=settings.optimization.ema,
+        seed=seed,
+    )
+    run_phase(session, "baseline", student, seed=seed, train=lambda options: train(options=options))
+
+
+def _train_assistant(session: Session, teacher: Teacher, number: int, name: str) -> Teacher:
+    """Distill an assistant, and return it as the next teacher."""
+    components, seed = session.components, session.components.settings.phases.seed
+    network = build_assistant(components, name, seed)
+    run = _distill(session, f"assistant/{number}-{slug(name)}", network, teacher, components.objective, seed=seed)
+    if run.checkpoint:
+        network = load_classifier(run.checkpoint, architecture=run.model)
+    checkpoints = [run.checkpoint] if run.checkpoint else []
+    return measure_teacher(components, session.console, "assistant", network, phase=run.phase, checkpoints=checkpoints)
+
+
+def _distill(
+    session: Session,
+    phase: str,
+    student: Classifier,
+    teacher: Teacher,
+    objective: Objective,
+    *,
+    seed: int,
+    text: str | None = None,
+) -> Run:
+    components, settings = session.components, session.components.settings
+    data = student_data(components, seed, objective)
+    compute = components.hardware.compute_for(teacher.network, trains=False)
+    session.print_once(f"{teacher.network.description.architecture} · inference precision: {compute}")
+    stores: list[LogitStore | None] = []
+
+    def train(options: RunOptions) -> Run:
+        run, store = phases.distill(
+            student,
+            data,
+            teacher=teacher,
+            frozen=FrozenTeacher(teacher.network, compute=compute, compiled=components.hardware.compile),
+            objective=objective,
+            recipe=build_recipe(settings),
+            mixing=components.mixing,
+            ema=settings.optimization.ema,
+            open_store=_store_opener(components, teacher.network, data),
+            seed=seed,
+            options=options,
+        )
+        stores.append(store)
         return run
 
-    def _store_of(
-        self, network: Classifier | Ensemble, data: Batches, compute: Compute
-    ) -> Callable[[int, int], LogitStore | None] | None:
-        # Of streams too long to be kept nothing is kept.
-        if self.settings.machine.fast_dev_run or not isinstance(data, ImageData):
-            return None
-        hardware, wanted = self.made.hardware, self.settings.data
-        return logit_store(
-            network,
-            data,
-            compute=compute,
-            where=wanted.teacher_cache,
-            devices=hardware.accelerator,
-            compiled=hardware.compile,
-            top=wanted.teacher_top,
+    run = run_phase(session, phase, student, seed=seed, train=train, teacher=teacher, text=text)
+    for store in stores:
+        if store is not None:
+            _print_store(session.console, store)
+    return run
+
+
+def _store_opener(
+    components: Components, network: Classifier | Ensemble, data: Batches
+) -> Callable[[int, int], LogitStore | None] | None:
+    # Streams may be too long to be stored.
+    if not components.is_saved or not isinstance(data, ImageData):
+        return None
+    hardware = components.hardware
+    return logit_store(
+        network,
+        data,
+        compute=hardware.compute_for(network, trains=False),
+        where=components.settings.data.teacher_cache,
+        devices=hardware.accelerator,
+        compiled=hardware.compile,
+        top=components.settings.data.teacher_top,
+    )
+
+
+def _print_store(console: Console, store: LogitStore) -> None:
+    if store.read_batches:
+        computed = f", {store.written_batches:,} computed" if store.written_batches else ""
+        console.print(f"teacher logits: {store.read_batches:,} batches read from the cache{computed}")
+    if store.top is not None and store.written_batches:
+        console.print(
+            f"teacher logits: the largest {store.top:,} of {store.classes:,} kept; soft targets at temperature 4 "
+            f"differ by {store.lost:.2g} nats"
         )
+
+
+def _add_earlier_runs(session: Session, teachers: Sequence[str]) -> None:
+    """Add comparable runs of earlier calls, so that teacher, baseline and distilled student meet in one table.
+
+    Args:
+        session: What the phases share.
+        teachers: The checkpoints that the student learns from, if they are known.
+    """
+    components, runs = session.components, session.experiment.runs
+    settings = components.settings
+    seeds = range(settings.phases.seed, settings.phases.seed + settings.phases.seeds)
+    missing = [phase for phase in ("baseline", "distilled") if phase not in runs]
+    student = build_student(components, settings.phases.seed) if missing else None
+    for phase in missing:
+        if student is not None:
+            recipe = recipe_for(components, phase, student, teachers)
+            earlier = run_store.finished_runs(components.folder / phase, recipe, seeds)
+            runs |= {phase: earlier} if earlier else {}
+    if "teacher" not in runs and "distilled" in runs:
+        teacher = runs["distilled"][0]["recipe"]["teacher"]
+        record = run_store.given_teacher(teacher).record if isinstance(teacher, str) else {}
+        # An assistant that taught the student stands in the table under its own name.
+        runs |= {record.get("phase", "teacher"): [record]} if record else {}

@@ -203,7 +203,7 @@ class ModelSettings:
     teacher_checkpoint: tuple[Text, ...] = setting(
         (),
         "checkpoint of the teacher (one for each of several); empty: the one that --train_teacher wrote",
-        DISTILLED,
+        NOTHING,
         per_machine=True,
     )
     teacher_weights: tuple[NonNegative, ...] = setting(
@@ -213,7 +213,9 @@ class ModelSettings:
         "probabilities", "outputs of several teachers that are averaged", DISTILLED
     )
     teacher_image_size: tuple[Count, ...] = setting(
-        (), "input size of the teacher (or of each), to which the student's views are resized; empty: image_size", ALL
+        (),
+        "input size of the teacher (or of each), to which the student's views are resized; empty: image_size",
+        TEACHER | DISTILLED,
     )
     assistants: tuple[Text, ...] = setting(
         (),

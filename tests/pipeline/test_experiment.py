@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
+from kd.console import make_console
 from kd.errors import UserError
 from kd.pipeline import Experiment, check_experiment, evaluate_checkpoint, run_experiment
 from kd.settings import resolve
@@ -33,7 +33,7 @@ def run(folder: Path, *flags: str) -> tuple[Experiment, str]:
     output = io.StringIO()
     Path("small.yaml").write_text(SMALL)
     settings, *_ = resolve(["--config", "small.yaml", "--data_dir", str(folder), *flags])
-    return run_experiment(settings, console=Console(file=output, width=200)), output.getvalue()
+    return run_experiment(settings, console=make_console(file=output)), output.getvalue()
 
 
 def weights(run: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -50,7 +50,7 @@ def test_all_phases_over_two_seeds_leave_what_the_plan_says(make_folder: MakeFol
         "baseline": [0, 1],
         "distilled": [0, 1],
     }
-    assert "The teacher, convnet(widths=[6]), is right on 100.0% of the validation images." in output
+    assert "teacher convnet(widths=[6]) · validation accuracy 100.0%" in output
     assert done.folder == Path("logs/all")
     assert {path.name for path in done.folder.iterdir()} == {
         "config.yaml",
@@ -89,7 +89,7 @@ def test_distill_alone_takes_the_teacher_of_an_earlier_call_and_meets_its_baseli
     folder = make_folder(train=12)
     first, _ = run(folder, "--train_teacher", "--baseline")
     done, output = run(folder, "--distill")
-    assert f"Teacher: {first.runs['teacher'][0]['checkpoint']}" in output
+    assert f"teacher checkpoint: {first.runs['teacher'][0]['checkpoint']}" in output
     assert done.folder == first.folder == Path("logs/photos-convnet_widths_6-convnet_widths_3")
     assert done.runs["teacher"][0]["val_acc"] == first.runs["teacher"][0]["val_acc"]
     # The same recipe: comparable, and so in one table.
@@ -101,7 +101,7 @@ def test_distill_alone_takes_the_teacher_of_an_earlier_call_and_meets_its_baseli
     assert "baseline" not in limited.runs
     # An experiment of another name finds the teacher, too.
     third, output = run(folder, "--distill", "--name", "third")
-    assert f"Teacher: {first.runs['teacher'][0]['checkpoint']}" in output
+    assert f"teacher checkpoint: {first.runs['teacher'][0]['checkpoint']}" in output
     assert third.folder == Path("logs/third")
 
 
@@ -126,7 +126,7 @@ def test_a_found_teachers_accuracy_is_the_one_measured_here(make_folder: MakeFol
         for one, other in (("ant", "bee"), ("bee", "cat"), ("cat", "ant")):
             (folder / "val" / other / f"{index}.png").rename(folder / "val" / one / f"other{index}.png")
     done, output = run(folder, "--distill", "--allow_weak_teacher")
-    assert "is right on 60.0% of the validation images" in output
+    assert "validation accuracy 60.0%" in output
     assert done.runs["teacher"][0]["val_acc"] == pytest.approx(0.6)
 
 
@@ -136,7 +136,7 @@ def test_a_teacher_checkpoint_may_be_named(make_folder: MakeFolder, tmp_path: Pa
     moved = tmp_path / "teacher.ckpt"
     Path(first.runs["teacher"][0]["checkpoint"]).rename(moved)
     done, output = run(folder, "--distill", "--teacher_checkpoint", str(moved), "--name", "given")
-    assert f"Teacher: {moved}" in output
+    assert f"teacher checkpoint: {moved}" in output
     assert done.runs["teacher"][0]["val_acc"] == 1.0
     assert done.runs["teacher"][0]["parameters"] == first.runs["teacher"][0]["parameters"]
 
@@ -145,7 +145,7 @@ def test_objectives_are_compared_from_the_same_teacher(make_folder: MakeFolder) 
     folder = make_folder(train=12)
     flags = ["--train_teacher", "--compare_losses", "ce=0.1 kl(temperature=2)=0.9", "mse", "--seeds", "2"]
     done, output = run(folder, *flags, "--name", "bench")
-    assert "Student distilled with mse, seed 1: epoch 3/3" in output
+    assert "distilled convnet(widths=[3]) · mse · seed 1" in output
     compared = [(one["objective"], one["seed"]) for one in done.runs["compared"]]
     assert compared == [
         ("ce=0.1 kl(temperature=2)=0.9", 0),
@@ -172,7 +172,7 @@ def test_a_fast_dev_run_goes_through_everything_and_leaves_no_files(make_folder:
     assert {phase: len(runs) for phase, runs in done.runs.items()} == {"teacher": 1, "baseline": 2, "distilled": 2}
     assert not done.kept
     assert not Path("logs").exists()
-    assert "The teacher," in output
+    assert "teacher convnet(widths=[6]) · validation accuracy" in output
 
 
 def test_the_fraction_is_the_students_alone(make_folder: MakeFolder) -> None:
@@ -195,13 +195,13 @@ def test_the_teachers_twins_are_the_teachers_alone(make_folder: MakeFolder) -> N
 def test_a_teacher_that_has_learned_nothing_is_refused_unless_allowed(make_folder: MakeFolder) -> None:
     folder = make_folder(train=12)
     weak = ["--train_teacher", "--distill", "--teacher_learning_rate", "1e-30", "--max_epochs", "1"]
-    with pytest.raises(UserError, match=r"is no better than chance: .* would be right on 33.3%; train it longer"):
+    with pytest.raises(UserError, match=r"is no better than chance: .* gives 33.3%; train it longer"):
         run(folder, *weak)
     done, output = run(folder, *weak, "--allow_weak_teacher")
-    assert "Warning: the teacher's accuracy" in output
+    assert "arning: the teacher's accuracy" in output
     assert "distilled" in done.runs
     settings, *_ = resolve(["--config", "small.yaml", "--data_dir", str(folder), "--distill", "--allow_weak_teacher"])
-    found = check_experiment(settings, console=Console(file=io.StringIO()))
+    found = check_experiment(settings, console=make_console(file=io.StringIO()))
     assert any(one.level == "warning" and "no better than chance" in one.text for one in found)
 
 
@@ -209,7 +209,7 @@ def test_a_teacher_is_measured_on_all_validation_images_whatever_the_limit(make_
     # Of the first batch alone, all images would be of one class, and none could be better than chance.
     flags = ["--train_teacher", "--distill", "--limit_val_batches", "1", "--batch_size", "4"]
     _, output = run(make_folder(train=12), *flags)
-    assert "is right on 100.0% of the validation images" in output
+    assert "validation accuracy 100.0%" in output
 
 
 def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
@@ -230,17 +230,17 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--distill", "--distill: there is no teacher: under logs no finished"),
+        ("--distill", "--distill: no teacher found: no finished .* under logs; train one"),
         ("--distill --loss ce=1", "--distill --loss ce=1: there is nothing to distill"),
         ("--distill --loss ce=1 kl=0", "there is nothing to distill"),
-        ("--train_teacher --teacher_checkpoint x.ckpt", "which one is meant"),
-        ("--name ../x", "--name ../x: this is no name for a folder"),
+        ("--train_teacher --teacher_checkpoint x.ckpt", "the teacher is either trained or loaded"),
+        ("--name ../x", "--name ../x: not a valid folder name"),
         ("--precision 12-true", "--precision 12-true"),
         ("--limit_train_batches 2.5", "--limit_train_batches 2.5"),
         ("--batch_size 1 --image_size 2 --student_model convnet(widths=[4,4])", "--batch_size 1: convnet"),
-        ("--default_root_dir small.yaml", "--default_root_dir small.yaml: nothing can be written there"),
+        ("--default_root_dir small.yaml", "--default_root_dir small.yaml: can't write there"),
         ("--compare_losses kl kll=1", r"--compare_losses 'kll=1': there is no loss 'kll'; did you mean 'kl'\?"),
-        ("--compare_losses kl kl", "--compare_losses: 'kl' stands there twice"),
+        ("--compare_losses kl kl", "--compare_losses: 'kl' is listed twice"),
         ("--loss kll=1", r"there is no loss 'kll'; did you mean 'kl'\?"),
         ("--num_classes 5", "--num_classes 5: photos has 3"),
         ("--student_model resnet19", "--student_model resnet19: there is no network 'resnet19'"),
@@ -253,14 +253,14 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--loss kl=-1", "the weight of kl must be 0 or more"),
         ("--loss dkd --mixup 0.2", r"--loss: dkd: dkd needs integer labels; it can't be combined with mixup or CutMix"),
         ("--unlabeled_data absent", "--unlabeled_data absent: there is no such folder"),
-        ("--unlabeled_rest", "--unlabeled_rest: there is no rest; --train_fraction says"),
+        ("--unlabeled_rest", "--unlabeled_rest: all training images are labeled; set --train_fraction"),
         (
             "--teacher_model linear mlp --teacher_weights 1",
-            "--teacher_weights 1.0: these are 1, and --teacher_model names 2",
+            "--teacher_weights 1.0: 1 given, but --teacher_model names 2",
         ),
-        ("--teacher_model linear mlp --teacher_weights 0 0", "--teacher_weights: one of them must be above 0"),
-        ("--distill --teacher_model linear mlp --teacher_checkpoint x", "--teacher_checkpoint x: these are 1"),
-        ("--teacher_model linear --teacher_image_size 8 9", "--teacher_image_size 8 9: these are 2"),
+        ("--teacher_model linear mlp --teacher_weights 0 0", "--teacher_weights: at least one weight must be positive"),
+        ("--distill --teacher_model linear mlp --teacher_checkpoint x", "--teacher_checkpoint x: 1 given"),
+        ("--teacher_model linear --teacher_image_size 8 9", "--teacher_image_size 8 9: 2 given"),
         ("--train_teacher --distill --teacher_model linear mlp --loss hint", "features are compared with those of one"),
         ("--train_teacher --distill --assistants resnet19", "--assistants resnet19: there is no network 'resnet19'"),
         (
@@ -270,7 +270,7 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--teacher_model", "--teacher_model"),
         (
             "--ema 0.9 --precision bf16-true",
-            "--ema --precision bf16-true: in half precision an average of weights does not",
+            "--ema --precision bf16-true: an average of weights doesn't move in half precision",
         ),
         ("--dataset mnits", r"there is no data set 'mnits'; did you mean 'mnist'\?"),
     ],
@@ -284,10 +284,10 @@ def test_a_mistake_is_found_before_anything_is_trained(make_folder: MakeFolder, 
 def test_a_teacher_of_other_classes_or_another_size_is_refused(make_folder: MakeFolder) -> None:
     first, _ = run(make_folder(train=12), "--train_teacher")
     given = ["--distill", "--teacher_checkpoint", first.runs["teacher"][0]["checkpoint"]]
-    with pytest.raises(UserError, match=r"was trained for other classes: only it has cat; only pets has dog"):
+    with pytest.raises(UserError, match=r"was trained on other classes: only the teacher has cat; only pets has dog"):
         run(make_folder("pets", classes=("ant", "bee", "dog")), *given)
     with pytest.raises(
-        UserError, match=r"on images of 16 px, and it would be shown 24 px; with --teacher_image_size 16"
+        UserError, match=r"trained on images of 16 px, but --image_size is 24; add --teacher_image_size 16"
     ):
         run(make_folder("more"), *given, "--image_size", "24")
     with pytest.raises(UserError, match=r"holds convnet\(widths=\[6\]\), and --teacher_model says linear"):

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.kills import differences, run_and_kill, run_to_the_end
 from kd.cli import experiment
-from kd.pipeline.records import METRICS_FILE
+from kd.pipeline.run_store import METRICS_FILE
 from kd.training.resume import steps_in
 from tests.conftest import MakeFolder
 
@@ -35,9 +35,9 @@ def test_what_is_finished_is_not_trained_again(make_folder: MakeFolder, capsys: 
     capsys.readouterr()
     assert experiment([*flags, "--resume"]) == 0
     said = capsys.readouterr().out
-    assert "Teacher: was finished before, in logs/pets/teacher/version_0" in said
-    assert "Student alone: was finished before" in said
-    assert "Student distilled: goes on in logs/pets/distilled/version_0" in said
+    assert "teacher linear · already finished: logs/pets/teacher/version_0" in said
+    assert "baseline linear · already finished" in said
+    assert "distilled linear · resuming logs/pets/distilled/version_0" in said
     assert _versions(place) == {key: ["version_0"] for key in ("teacher", "baseline", "distilled")}
     again = json.loads((place / "summary.json").read_text())
     for phase, summary in first["phases"].items():
@@ -49,7 +49,7 @@ def test_a_folder_is_resumed_with_its_own_settings(make_folder: MakeFolder, caps
     capsys.readouterr()
     inside = Path("logs/pets/baseline/version_0/checkpoints/last.ckpt")
     assert experiment(["--resume", str(inside)]) == 0
-    assert capsys.readouterr().out.count("was finished before") == 3
+    assert capsys.readouterr().out.count("already finished") == 3
     # The command line wins, as ever: another seed is another training.
     assert experiment(["--resume=logs/pets", "--seed", "5", "--no-train_teacher"]) == 0
     assert _versions(Path("logs/pets"))["baseline"] == ["version_0", "version_1"]
@@ -61,7 +61,7 @@ def test_other_settings_are_no_resume(make_folder: MakeFolder, capsys: pytest.Ca
     Path("logs/pets/baseline/version_0", METRICS_FILE).unlink()
     assert experiment([*flags, "--resume", "--learning_rate", "0.5"]) == 2
     said = capsys.readouterr().err
-    assert "version_0 was begun with --learning_rate 0.001 (and now 0.5); resume it with the settings" in said
+    assert "version_0 was started with --learning_rate 0.001 (now 0.5); resume it with its own settings" in said
     assert experiment(["--resume", "logs/nobody"]) == 2
     assert "--resume logs/nobody: there is no such folder" in capsys.readouterr().err
     Path("empty").mkdir()
@@ -116,7 +116,7 @@ def test_slurm_has_the_job_saved_at_the_end_of_a_step_and_queued_again(
                 process.kill()
             else:
                 assert process.stdout is not None
-                assert "Student alone: goes on in logs/pets/baseline/version_0\n" in process.stdout
+                assert "baseline linear · resuming logs/pets/baseline/version_0\n" in process.stdout
                 process.terminate()
     saved = [place / name for name in ("hpc_ckpt_1.ckpt", "checkpoints/last.ckpt")]
     assert all(path.is_file() for path in saved)

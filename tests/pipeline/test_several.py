@@ -28,8 +28,8 @@ def test_several_teachers_are_trained_measured_and_answer_as_one(make_folder: Ma
     assert list(done.runs) == [*members, "teacher", "distilled"]
     assert event_folders(Path("logs/two")) == sorted(f"{phase}/version_0" for phase in (*members, "distilled"))
     for name in ("convnet(widths=[6])", "convnet(widths=[4])"):
-        assert f"The teacher, {name}, is right on " in output
-    assert "The ensemble of 2 teachers, convnet(widths=[6]) + convnet(widths=[4]), is right on " in output
+        assert f"teacher {name} · validation accuracy " in output
+    assert "ensemble convnet(widths=[6]) + convnet(widths=[4]) · validation accuracy " in output
     together = done.runs["teacher"][0]
     assert together["parameters"] == sum(done.runs[phase][0]["parameters"] for phase in members)
     assert done.runs["distilled"][0]["recipe"]["teacher"] == [
@@ -40,7 +40,7 @@ def test_several_teachers_are_trained_measured_and_answer_as_one(make_folder: Ma
     # A later call finds them both, each by its network.
     again, output = run(folder, "--distill", *TWO, "--name", "again")
     for phase in members:
-        assert f"Teacher: {done.runs[phase][0]['checkpoint']}" in output
+        assert f"teacher checkpoint: {done.runs[phase][0]['checkpoint']}" in output
         assert again.runs[phase][0]["val_acc"] == done.runs[phase][0]["val_acc"]
     torch.testing.assert_close(weights(again.runs["distilled"][0]), weights(done.runs["distilled"][0]), rtol=0, atol=0)
     checkpoints = [done.runs[phase][0]["checkpoint"] for phase in members]
@@ -54,7 +54,7 @@ def test_several_teachers_are_trained_measured_and_answer_as_one(make_folder: Ma
 
 def test_teachers_alone_are_measured_together(make_folder: MakeFolder) -> None:
     done, output = run(make_folder(train=12), "--train_teacher", *TWO)
-    assert "The ensemble of 2 teachers" in output
+    assert "ensemble convnet(widths=[6]) + convnet(widths=[4])" in output
     assert "teacher" in done.runs
 
 
@@ -62,7 +62,7 @@ def test_the_same_network_twice_is_trained_with_two_seeds(make_folder: MakeFolde
     folder = make_folder(train=12)
     twice = ["--teacher_model", "convnet(widths=[6])", "convnet(widths=[6])"]
     first, _ = run(folder, "--train_teacher")
-    with pytest.raises(UserError, match=r"no finished convnet\(widths=\[6\]\) with another seed was trained"):
+    with pytest.raises(UserError, match=r"no finished convnet\(widths=\[6\]\) with another seed for"):
         run(folder, "--distill", *twice)
     done, _ = run(folder, "--train_teacher", *twice, "--name", "twice")
     runs = done.runs["teacher/convnet_widths_6"]
@@ -86,7 +86,7 @@ def test_assistants_are_distilled_one_from_the_other(make_folder: MakeFolder) ->
             *(f"{phase}/version_{index}" for phase in ("baseline", "distilled") for index in (0, 1)),
         ]
     )
-    assert output.count("The assistant, convnet(widths=[5]), is right on ") == 2
+    assert output.count("assistant convnet(widths=[5]) · validation accuracy ") == 2
     taught_by = [done.runs[phase][0]["recipe"]["teacher"] for phase in (*names, "distilled")]
     assert taught_by == [str(Path(done.runs[phase][0]["checkpoint"]).resolve()) for phase in ("teacher", *names)]
     assert done.runs[names[0]][0]["agreement"] is not None
@@ -160,7 +160,7 @@ def test_a_teacher_of_another_size_sees_the_students_view_resized(make_folder: M
     assert load_classifier(teacher["checkpoint"]).description.image_size == 24
     assert load_classifier(done.runs["distilled"][0]["checkpoint"]).description.image_size == 16
     again, output = run(folder, "--distill", *flags)
-    assert f"Teacher: {teacher['checkpoint']}" in output
+    assert f"teacher checkpoint: {teacher['checkpoint']}" in output
     assert again.runs["teacher"][0]["val_acc"] > 0.5
 
 
@@ -225,9 +225,9 @@ def test_the_average_is_the_students(make_folder: MakeFolder) -> None:
 def test_a_loss_that_leaves_the_last_layer_alone_is_remarked_on(make_folder: MakeFolder) -> None:
     folder = make_folder(train=12)
     _, output = run(folder, "--train_teacher", "--distill", "--loss", "hint=1")
-    assert "its last layer learns nothing; none is in hint." in output
+    assert "note: hint: no term uses the student's logits, so its last layer isn't trained" in output
     _, output = run(folder, "--distill", "--loss", "hint=1", "ce=1")
-    assert "Note:" not in output
+    assert "so its last layer" not in output
 
 
 def test_a_trial_run_goes_through_everything(make_folder: MakeFolder) -> None:

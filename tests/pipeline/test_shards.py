@@ -65,23 +65,28 @@ def test_an_experiment_on_shards_runs_from_start_to_end(sharded: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "reason"),
     [
-        ("--train_fraction 0.5", "--dataset webdataset --train_fraction 0.5: a stream is read as a whole"),
-        ("--unlabeled_rest --train_fraction 1", "--unlabeled_rest: a stream is read as a whole"),
-        ("--unlabeled_data more", "--unlabeled_data more: images of a folder can't be mixed into a stream"),
-        ("--image_cache here", "--image_cache here: nothing of a stream is stored"),
-        ("--teacher_cache here", "--teacher_cache here: nothing of a stream is stored"),
-        ("--augment_on device", "--augment_on device: views of streamed images are cut out by the workers"),
-        ("--val_data test", "test: there is no such folder of shards (set by --val_data)"),
+        ("--train_fraction 0.5", "a stream is read as a whole"),
+        ("--unlabeled_rest --train_fraction 1", "a stream is read as a whole"),
+        ("--unlabeled_data more", "images of a folder can't be mixed into a stream"),
+        ("--image_cache here", "nothing of a stream is stored"),
+        ("--teacher_cache here", "nothing of a stream is stored"),
+        ("--augment_on device", "views of streamed images are cut out by the workers"),
     ],
 )
-def test_what_takes_images_one_by_one_is_refused(
-    sharded: Path, flags: str, words: str, capsys: pytest.CaptureFixture[str]
+def test_settings_that_streams_cannot_have_are_refused(
+    sharded: Path, flags: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert experiment(f"{TINY} --data_dir {sharded} {flags}".split()) == 2
-    assert words in capsys.readouterr().err
+    flag = "--unlabeled_rest" if "rest" in flags else flags
+    assert f"{flag}: not available with --dataset webdataset: {reason}" in capsys.readouterr().err
     assert not Path("logs").exists()
+
+
+def test_a_missing_folder_of_shards_is_named(sharded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiment(f"{TINY} --data_dir {sharded} --val_data test".split()) == 2
+    assert "test: there is no such folder of shards (set by --val_data)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

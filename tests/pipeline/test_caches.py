@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
+from kd.console import make_console
 from kd.data import read_splits
 from kd.errors import UserError
-from kd.pipeline.stores import store_images
+from kd.pipeline.caches import store_images
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run, weights
 
@@ -37,9 +37,9 @@ def test_a_reading_run_equals_a_computing_run(make_folder: MakeFolder, workers: 
     run(folder, "--train_teacher")
     plain, _ = run(folder, *flags, "--teacher_cache", "none", "--name", "plain")
     first, output = run(folder, *flags, "--teacher_cache", "stores", "--name", "first")
-    assert "read from the store" not in output
+    assert "read from the cache" not in output
     again, output = run(folder, *flags, "--teacher_cache", "stores", "--name", "again")
-    assert output.count("The teacher's logits of 15 batches were read from the store.") == 2
+    assert output.count("teacher logits: 15 batches read from the cache\n") == 2
     for seed in range(2):
         states = [weights(done.runs["distilled"][seed]) for done in (plain, first, again)]
         torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
@@ -51,10 +51,10 @@ def test_another_student_and_another_objective_read_the_same_store(make_folder: 
     run(folder, "--train_teacher", "--distill")
     for flags in (["--loss", "mse"], ["--student_model", "linear"], ["--temperature", "2"], ["--learning_rate", "0.1"]):
         _, output = run(folder, "--distill", *flags)
-        assert "The teacher's logits of 15 batches were read from the store." in output
+        assert "teacher logits: 15 batches read from the cache\n" in output
     # Longer training reads what there is.
     _, output = run(folder, "--distill", "--max_epochs", "4")
-    assert "The teacher's logits of 15 batches were read from the store, those of 5 computed." in output
+    assert "teacher logits: 15 batches read from the cache, 5 computed" in output
     for flags in (
         ["--seed", "7"],
         ["--augment", "rotate"],
@@ -64,7 +64,7 @@ def test_another_student_and_another_objective_read_the_same_store(make_folder: 
         ["--loss", "kl", "hint"],
     ):
         _, output = run(folder, "--distill", *flags)
-        assert "read from the store" not in output
+        assert "read from the cache" not in output
     # Another teacher of the same network.
     run(folder, "--train_teacher", "--seed", "3")
     _, output = run(
@@ -73,7 +73,7 @@ def test_another_student_and_another_objective_read_the_same_store(make_folder: 
         "--teacher_checkpoint",
         "logs/photos-convnet_widths_6-convnet_widths_3/teacher/version_1/checkpoints/best.ckpt",
     )
-    assert "read from the store" not in output
+    assert "read from the cache" not in output
 
 
 def test_after_a_kill_what_was_written_is_read_and_the_rest_is_computed(make_folder: MakeFolder) -> None:
@@ -94,7 +94,7 @@ def test_after_a_kill_what_was_written_is_read_and_the_rest_is_computed(make_fol
     killed = subprocess.run([sys.executable, "-c", KILLED, *line], capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr.decode()
     done, output = run(folder, "--distill", "--teacher_cache", "stores", "--name", "whole")
-    assert "The teacher's logits of 4 batches were read from the store, those of 11 computed." in output
+    assert "teacher logits: 4 batches read from the cache, 11 computed" in output
     torch.testing.assert_close(weights(done.runs["distilled"][0]), weights(plain.runs["distilled"][0]), rtol=0, atol=0)
 
 
@@ -104,7 +104,7 @@ def test_views_that_come_again_are_read_again(make_folder: MakeFolder) -> None:
     flags = ["--distill", "--views", "1", "--augment", "crop"]
     plain, _ = run(folder, *flags, "--teacher_cache", "none", "--name", "plain")
     stored, output = run(folder, *flags, "--name", "stored")
-    assert "The teacher's logits of 10 batches were read from the store, those of 5 computed." in output
+    assert "teacher logits: 10 batches read from the cache, 5 computed" in output
     torch.testing.assert_close(
         weights(stored.runs["distilled"][0]), weights(plain.runs["distilled"][0]), rtol=0, atol=0
     )
@@ -135,9 +135,9 @@ def test_a_store_of_images_is_read_by_later_runs_and_changes_nothing_that_was_no
 def test_a_store_that_can_not_be_written_is_a_clean_error(make_folder: MakeFolder) -> None:
     folder = make_folder(train=12)
     Path("file").touch()
-    with pytest.raises(UserError, match="--image_cache file: the store of decoded images can't be written"):
+    with pytest.raises(UserError, match="--image_cache file: can't write decoded images there"):
         run(folder, "--baseline", "--image_cache", "file")
-    with pytest.raises(UserError, match="--teacher_cache file: the store of logits can't be written"):
+    with pytest.raises(UserError, match="--teacher_cache file: can't write the teacher's logits there"):
         run(folder, "--train_teacher", "--distill", "--teacher_cache", "file")
 
 
@@ -146,11 +146,9 @@ def test_a_run_that_keeps_the_largest_logits_says_what_that_costs(make_folder: M
     folder = make_folder(train=4, classes=names)
     run(folder, "--train_teacher")
     first, output = run(folder, "--distill", "--teacher_top", "2")
-    assert (
-        "Of the teacher's 6 logits the largest 2 were kept: at a temperature of 4 its soft targets moved by" in output
-    )
+    assert "teacher logits: the largest 2 of 6 kept; soft targets at temperature 4 differ by" in output
     again, output = run(folder, "--distill", "--teacher_top", "2")
-    assert "were read from the store." in output
+    assert "read from the cache\n" in output
     states = [weights(done.runs["distilled"][0]) for done in (first, again)]
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
     exact, _ = run(folder, "--distill")
@@ -164,7 +162,7 @@ def test_views_of_the_device_train_a_student(make_folder: MakeFolder) -> None:
     there, _ = run(folder, *flags, "device", "--name", "there")
     here, output = run(folder, *flags, "cpu", "--name", "here")
     # Nearly the same views: another store.
-    assert "read from the store" not in output
+    assert "read from the cache" not in output
     states = [weights(done.runs["distilled"][0]) for done in (there, here)]
     assert states[0].keys() == states[1].keys()
 
@@ -174,7 +172,7 @@ def test_compiled_networks_train_and_leave_the_same_checkpoint(make_folder: Make
     folder = make_folder(train=12)
     run(folder, "--train_teacher")
     compiled, output = run(folder, "--distill", "--compile", "--name", "compiled")
-    assert "going on without" not in output
+    assert "--compile: not used" not in output
     plain, _ = run(folder, "--distill", "--name", "plain")
     states = [weights(done.runs["distilled"][0]) for done in (compiled, plain)]
     torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-4)
@@ -182,9 +180,9 @@ def test_compiled_networks_train_and_leave_the_same_checkpoint(make_folder: Make
 
 def test_without_a_compiler_it_goes_on_and_says_so(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(train=12)
-    monkeypatch.setattr("kd.pipeline.ingredients.why_not_compiled", lambda _: "no C++ compiler")
+    monkeypatch.setattr("kd.pipeline.components.why_not_compiled", lambda _: "no C++ compiler")
     done, output = run(folder, "--baseline", "--compile")
-    assert "--compile: going on without, as it fails here: no C++ compiler" in output
+    assert "--compile: not used, it fails here: no C++ compiler" in output
     assert done.runs["baseline"][0]["checkpoint"]
 
 
@@ -196,6 +194,6 @@ def test_a_run_that_can_keep_no_store_says_why(
     monkeypatch.setenv("KD_CACHE", str(in_the_way / "cache"))
     train = read_splits(make_folder()).train
     said = io.StringIO()
-    stored = store_images(train, image_size=16, augment="crop", where="auto", console=Console(file=said))
+    stored = store_images(train, image_size=16, augment="crop", where="auto", console=make_console(file=said))
     assert stored is train
-    assert said.getvalue().startswith("Note: without a store each image is decoded in each epoch: it can't be written")
+    assert said.getvalue().startswith("note: decoded images aren't cached, each is decoded in every epoch: can't write")

@@ -1,4 +1,4 @@
-"""Where decoded images and the teacher's logits are kept, so that nothing is computed twice."""
+"""Caches of decoded images and of the teacher's logits, shared by all runs."""
 
 import hashlib
 import platform
@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
@@ -20,17 +19,17 @@ NONE, AUTO = "none", "auto"
 
 
 def store_splits(splits: Splits, *, image_size: int, augment: str, where: str, console: Console) -> Splits:
-    """Return the same images, read from stores of decoded ones.
+    """Return the same images, read through the cache of decoded images.
 
     Args:
         splits: The images.
         image_size: Side of the views, in pixels.
-        augment: The augmentation of the training images, whose short side is longer where parts of them are shown.
-        where: ``none``; ``auto``, the folder of caches, where there is room; or a folder.
-        console: Where to show how far it is.
+        augment: Augmentation of the training images; crops need a longer short side.
+        where: ``none``; ``auto``: the cache folder, if there is room; or a folder.
+        console: Where progress is shown.
 
     Raises:
-        UserError: If a store can't be written to the folder that was named.
+        UserError: If the named folder can't be written to.
     """
     return replace(
         splits,
@@ -42,12 +41,12 @@ def store_splits(splits: Splits, *, image_size: int, augment: str, where: str, c
 def store_images(
     images: LabeledImages, *, image_size: int, augment: str, where: str, console: Console
 ) -> LabeledImages:
-    """Return the same images, read from a store of decoded ones; arguments and errors as of :func:`store_splits`."""
+    """Return the same images, read through the cache; arguments and errors as of :func:`store_splits`."""
     if where == NONE:
         return images
     folder = cache_dir() / "decoded" if where == AUTO else Path(where).expanduser()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Decoding images", total=len(images))
+        task = progress.add_task("decoding images", total=len(images))
         try:
             stored = cache_decoded(
                 images,
@@ -58,21 +57,14 @@ def store_images(
             )
         except OSError as error:
             if where != AUTO:
-                raise UserError(
-                    f"--image_cache {where}: the store of decoded images can't be written: {error}"
-                ) from None
-            # Without a store it is slower, and nothing else.
-            stored, reason = images, f"it can't be written to {folder} ({error.strerror or error})"
+                raise UserError(f"--image_cache {where}: can't write decoded images there: {error}") from None
+            # Without a cache, training is slower and otherwise the same.
+            stored, reason = images, f"can't write to {folder} ({error.strerror or error})"
         else:
             reason = f"it would take more than a fifth of the free disk at {folder}, or half of the memory"
     if stored.cached_side is None and images.files:
-        _say(console, f"Note: without a store each image is decoded in each epoch: {reason}.")
+        console.print(f"note: decoded images aren't cached, each is decoded in every epoch: {reason}")
     return stored
-
-
-@rank_zero_only
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def logit_store(
@@ -85,19 +77,19 @@ def logit_store(
     compiled: bool = False,
     top: int | None = None,
 ) -> Callable[[int, int], LogitStore | None] | None:
-    """Return what opens the store of a teacher's logits for ``(rank, world_size)``, or ``None`` where there is none.
+    """Return a function that opens the store of a teacher's logits for ``(rank, world_size)``, or ``None``.
 
     Args:
         network: The teacher.
-        data: The images that it is shown.
-        compute: How it computes.
-        where: ``none``; ``auto``, the folder of caches; or a folder.
-        devices: The accelerator's name.
-        compiled: Whether its network is compiled.
-        top: How many of the logits are kept, if not all.
+        data: The student's images.
+        compute: The teacher's precision and memory layout.
+        where: ``none``; ``auto``: the cache folder; or a folder.
+        devices: Name of the accelerator.
+        compiled: Whether the teacher is compiled.
+        top: Number of logits kept per view, the largest; ``None``: all.
 
     Raises:
-        UserError: If nothing can be written to the folder that was named.
+        UserError: If the named folder can't be written to.
     """
     images = data.train_views.images
     if where == NONE or images.fingerprint is None:
@@ -119,7 +111,7 @@ def logit_store(
         "machine": [devices, platform.machine(), torch.__version__, torch.get_num_threads()],
     }
 
-    def opened(rank: int, world_size: int) -> LogitStore | None:
+    def open_store(rank: int, world_size: int) -> LogitStore | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return LogitStore(
@@ -133,6 +125,6 @@ def logit_store(
         except OSError as error:
             if where == AUTO:
                 return None
-            raise UserError(f"--teacher_cache {where}: the store of logits can't be written: {error}") from None
+            raise UserError(f"--teacher_cache {where}: can't write the teacher's logits there: {error}") from None
 
-    return opened
+    return open_store
