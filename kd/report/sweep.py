@@ -27,7 +27,10 @@ def print_sweep(sweep: Mapping[str, Any], console: Console) -> None:
         sweep: As for :func:`write_sweep`.
         console: Where to print.
     """
-    table = Table(*_heads(sweep), box=SIMPLE_HEAD, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for heading in _heads(sweep):
+        is_parameter = heading in sweep["searched"]
+        table.add_column(heading, no_wrap=not is_parameter, overflow="fold")
     for trial in sweep["trials"]:
         table.add_row(*_cells(trial, sweep["searched"]))
     console.print(table)
