@@ -21,7 +21,7 @@ _MEMORY_FRACTION = 0.3
 class DeferredCrops(NamedTuple):
     """A batch of views that are still to be cropped, in the arguments of `crop_batch`.
 
-    Args:
+    Attributes:
         pixels: The images one after the other; ``None`` if they are resident on the device.
         starts: Offset of each view's image, ``(B,)``.
         sizes: Height and width of each view's image, ``(B, 2)``.

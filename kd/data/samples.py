@@ -49,7 +49,7 @@ class Shard:
 class Sample(NamedTuple):
     """An encoded image and its label.
 
-    Args:
+    Attributes:
         key: The image's file name within the archive; its random views depend on it.
         label: The label.
         encoded: The bytes of the image file.
@@ -73,7 +73,7 @@ class Sample(NamedTuple):
 class Member(NamedTuple):
     """Position of an image within its archive.
 
-    Args:
+    Attributes:
         key: The image's file name.
         label: The label.
         offset: Offset of the image file's content, in bytes.

@@ -110,7 +110,8 @@ class Hint(FeatureLoss):
     The larger map is average-pooled to the size of the smaller one.
 
     Args:
-        student_node, teacher_node: The maps to compare, see `FeatureLoss`; ``None``: the last before global pooling.
+        student_node: Node of the student's map; ``None``: the last map before the global pooling.
+        teacher_node: Node of the teacher's map, likewise.
 
     Shape:
         - student: ``(B, C', H', W')``, maps $F$.
@@ -204,7 +205,8 @@ class VariationalInformation(FeatureLoss):
     the student. The larger map is average-pooled to the size of the smaller one.
 
     Args:
-        student_node, teacher_node: The maps to compare, see `FeatureLoss`; ``None``: the last before global pooling.
+        student_node: Node of the student's map; ``None``: the last map before the global pooling.
+        teacher_node: Node of the teacher's map, likewise.
         variance: Initial variance $\sigma_c^2 > 10^{-5}$.
 
     Shape:

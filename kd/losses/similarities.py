@@ -24,7 +24,8 @@ class SimilarityPreserving(FeatureLoss):
     with the flattened maps as rows, ``(B, CHW)``. Neither widths nor sizes need to agree.
 
     Args:
-        student_node, teacher_node: The maps to compare, see `FeatureLoss`; ``None``: the last before global pooling.
+        student_node: Node of the student's map; ``None``: the last map before the global pooling.
+        teacher_node: Node of the teacher's map, likewise.
 
     Shape:
         - student: ``(B, C', H', W')``, maps $F$.
@@ -56,7 +57,8 @@ class RelationalKD(FeatureLoss):
     is the Huber loss with $\delta = 1$. Neither widths nor sizes need to agree.
 
     Args:
-        student_node, teacher_node: The maps to compare, see `FeatureLoss`; ``None``: the last before global pooling.
+        student_node: Node of the student's map; ``None``: the last map before the global pooling.
+        teacher_node: Node of the teacher's map, likewise.
         distance: Weight $\lambda_D$.
         angle: Weight $\lambda_A$.
 
@@ -111,7 +113,8 @@ class ProbabilisticTransfer(FeatureLoss):
     agree.
 
     Args:
-        student_node, teacher_node: The maps to compare, see `FeatureLoss`; ``None``: the last before global pooling.
+        student_node: Node of the student's map; ``None``: the last map before the global pooling.
+        teacher_node: Node of the teacher's map, likewise.
 
     Shape:
         - student: ``(B, C', H', W')``.
@@ -149,7 +152,8 @@ class ContrastiveRepresentation(FeatureLoss):
     from a memory bank of the whole data set.
 
     Args:
-        student_node, teacher_node: The maps to compare, see `FeatureLoss`; ``None``: the last before global pooling.
+        student_node: Node of the student's map; ``None``: the last map before the global pooling.
+        teacher_node: Node of the teacher's map, likewise.
         tau: Temperature $\tau > 0$, dimensionless.
         width: Dimension of the embeddings $s, t$.
 
