@@ -1,12 +1,11 @@
-"""The tables of the README, and their places in it."""
+"""The tables of the README and the documentation, and their places in them."""
 
 import json
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import HOME, ONLY_TEACHER, RESULTS, command, facts_of, grid, markdown
+from benchmarks.tables import HOME, RESULTS, facts_of, grid, markdown
 from kd.report import cost_cells, cost_headings, gain_in_points, measured_with, read_summary, share
 
 FRONT = "imagenette-today.fresh-seeds"
@@ -45,29 +44,7 @@ def networks() -> str:
     return "\n".join([*lines, "", measured_with(costs[0]), "", "```bash", "kd models --measure", "```"])
 
 
-def thawed() -> str:
-    """Write what Keras's example comes to with its teacher trained along, and frozen."""
-    runs = _list(RESULTS / "thawed" / "runs.json")
-    heads = ["", "loss while training", "accuracy while training", "accuracy, last epoch", "teacher's, then"]
-    rows = [["published log", "1.8752, 0.0333, 0.0223", "73.6, 94.8, 96.2 %", "96.92%", ""]]
-    for is_frozen, name in ((False, "teacher trained along"), (True, "teacher frozen")):
-        several = [run for run in runs if run["is_frozen"] == is_frozen]
-        losses, accuracies = ([*zip(*(run[key] for run in several), strict=True)] for key in ("loss", "train_acc"))
-        ends = [[run[key][-1] for run in several] for key in ("val_acc", "teacher_acc")]
-        rows.append(
-            [
-                name,
-                ", ".join(f"{statistics.fmean(epoch):.4f}" for epoch in losses),
-                ", ".join(f"{100 * statistics.fmean(epoch):.1f}" for epoch in accuracies) + " %",
-                *(share(statistics.fmean(end), statistics.stdev(end) if len(set(end)) > 1 else None) for end in ends),
-            ]
-        )
-    words = f"Means (± standard deviation) over {len(runs) // 2} seeds; three figures are those of the three epochs."
-    first = f"{' '.join([*command('mnist-conv'), *ONLY_TEACHER])}   # whose teacher it is"
-    return "\n".join([*grid(heads, rows), "", words, "", "```bash", first, "python -m benchmarks.thawed", "```"])
-
-
-OTHERS = {"front": front, "networks": networks, "thawed": thawed}
+OTHERS = {"front": front, "networks": networks}
 """The tables that are not of experiments alone."""
 
 
@@ -83,10 +60,18 @@ def fill(page: str) -> str:
     return re.sub(pattern, filled, page, flags=re.DOTALL)
 
 
+def pages() -> list[Path]:
+    """List the pages that may show tables: the README and those of the documentation."""
+    return [HOME / "README.md", *sorted((HOME / "docs").rglob("*.md"))]
+
+
 def fill_readme() -> None:
-    """Write the tables that are now kept into the README."""
-    readme = HOME / "README.md"
-    readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the tables that are now kept into the README and the documentation."""
+    for page in pages():
+        before = page.read_text(encoding="utf-8")
+        after = fill(before)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
 
 
 def _list(path: Path) -> list[dict[str, Any]]:

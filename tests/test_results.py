@@ -1,4 +1,4 @@
-"""The README's tables are those of ``results``, and each can be made again."""
+"""The tables of the README and the documentation are those of ``results``, and each can be made again."""
 
 import io
 import json
@@ -13,11 +13,11 @@ from benchmarks import readme, reproduce, tables
 from kd.settings import resolve
 from tests.conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = "\n".join(page.read_text(encoding="utf-8") for page in readme.pages())
 
 
 def stated(name: str) -> str | None:
-    found = re.search(rf"<!-- results: {name}, .*? -->\n(.*?)\n<!-- end of {name} -->", README, flags=re.DOTALL)
+    found = re.search(rf"<!-- results: {name}, .*? -->\n(.*?)\n<!-- end of {name} -->", PAGES, flags=re.DOTALL)
     return found and found[1]
 
 
@@ -35,9 +35,9 @@ def test_the_gain_on_the_front_page_is_what_was_found() -> None:
 
 
 def test_what_is_found_anew_takes_the_place_of_what_was_stated() -> None:
-    old = re.sub(r"(<!-- results: [^>]*-->\n).*?(?=<!-- end of)", r"\1as it was\n", README, flags=re.DOTALL)
+    old = re.sub(r"(<!-- results: [^>]*-->\n).*?(?=<!-- end of)", r"\1as it was\n", PAGES, flags=re.DOTALL)
     assert old.count("as it was\n<!-- end of") == len({*tables.names(), *readme.OTHERS})
-    assert readme.fill(old) == README
+    assert readme.fill(old) == PAGES
 
 
 @pytest.mark.parametrize("part", tables.found())
@@ -69,7 +69,7 @@ def test_a_summary_is_that_of_its_report_and_names_no_place_of_its_machine(part:
 def test_every_configuration_has_its_place_and_no_results_are_left_over() -> None:
     assert {path.stem for path in tables.CONFIGS.glob("*.yaml")} == set(tables.PARTS)
     kept = {path.name for path in tables.RESULTS.iterdir() if path.is_dir()}
-    assert kept == {*tables.found(), "networks", "thawed"}
+    assert kept == {*tables.found(), "networks"}
     assert "mnist-linear" in kept
 
 
