@@ -1,23 +1,23 @@
-"""The commands. Nothing heavy is imported before the flags are known to be right."""
+"""The commands. Heavy packages are imported only after the flags were checked."""
 
 import contextlib
 import io
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from kd.console import make_console
 from kd.errors import Interrupted, LostContact, UserError
-from kd.settings import Resolved, resolve, with_origin
+from kd.files import write_json
+from kd.settings import CONFIG_FILE, Resolved, resolve, with_origin
 
 _WORST = 3
 
@@ -28,13 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["experiment"]:
         return experiment(arguments[1:], prog="kd experiment")
     if arguments[:1] == ["check"]:
-        return _answering_for_mistakes(lambda: _run_check(arguments[1:]))
+        return _exit_status_of(lambda: _run_check(arguments[1:]))
     if arguments[:1] == ["predict"]:
-        # Its parser is its own, as it runs without the packages of training, too.
+        # It has its own parser, as it runs without the packages for training.
         from kd.deploy.prediction import main as predict
 
         return predict(arguments[1:])
-    return _answering_for_mistakes(
+    return _exit_status_of(
         lambda: tyro.extras.subcommand_cli_from_dict(
             {
                 "experiment": _experiment,
@@ -60,45 +60,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def experiment(arguments: Sequence[str] | None = None, *, prog: str = "experiment.py") -> int:
     """Run ``experiment.py``; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return _answering_for_mistakes(lambda: _run_experiment(arguments, prog=prog))
+    return _exit_status_of(lambda: _run_experiment(arguments, prog=prog))
 
 
 def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
-    resolved, console = resolve(arguments, prog=prog), Console()
+    resolved, console = resolve(arguments, prog=prog), make_console()
 
     from kd.pipeline import measure_costs, run_experiment
     from kd.report import gain_sentence, print_summary, summarize, write_report, write_summary
 
-    with _naming_sources(resolved, console):
+    with _origins_in_errors(resolved, console):
         done = run_experiment(resolved.settings, console=console)
     if not done.is_global_zero:
         return
     costs = measure_costs(done) if done.kept else {}
     summary = summarize(done.runs, data=done.data, folder=done.folder, costs=costs)
-    path = write_summary(summary, done.folder) if done.kept else None
-    page = write_report([done.folder]) if done.kept else None
-    print_summary(summary, console)
-    if path is None or page is None:
-        remark = "--fast_dev_run: one batch of everything; these figures mean nothing, and no files were left."
-        console.print(remark, highlight=False, soft_wrap=True, markup=False)
+    summary_file = write_summary(summary, done.folder) if done.kept else None
+    print_summary(summary, Console())
+    if summary_file is None:
+        console.print("--fast_dev_run: one batch of everything; the figures mean nothing, and no files were written.")
         return
-    console.print(f"\nFiles in {done.folder}:", highlight=False, soft_wrap=True, markup=False)
-    checkpoints = [Path(run["checkpoint"]) for runs in done.runs.values() for run in runs if run["checkpoint"]]
-    for file in [page, path, done.folder / "config.yaml", *checkpoints]:
-        shown = file.relative_to(done.folder) if file.is_relative_to(done.folder) else file
-        console.print(f"  {shown}", highlight=False, soft_wrap=True, markup=False)
-    with_uv = "uv run " if "UV" in os.environ else ""
-    console.print(
-        f"TensorBoard: {with_uv}tensorboard --logdir {done.folder}", highlight=False, soft_wrap=True, markup=False
-    )
-    console.print(f"\n{gain_sentence(summary)}".rstrip(), highlight=False, soft_wrap=True, markup=False)
+    files = [write_report([done.folder]), summary_file, done.folder / CONFIG_FILE]
+    console.print(f"\nFiles in {done.folder}:")
+    for file in [*files, *_best_checkpoint(done.runs)]:
+        console.print(f"  {file.relative_to(done.folder) if file.is_relative_to(done.folder) else file}")
+    console.print("All checkpoints: PHASE/version_N/checkpoints")
+    command = "uv run tensorboard" if "UV" in os.environ else "tensorboard"
+    console.print(f"TensorBoard: {command} --logdir {done.folder}")
+    console.print(f"\n{gain_sentence(summary)}".rstrip())
+
+
+def _best_checkpoint(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
+    """Return the checkpoint of the most accurate student, or else teacher; empty if none was saved."""
+    for kind in ("distilled", "compared", "baseline", "teacher"):
+        saved = [run for phase in runs if phase.startswith(kind) for run in runs[phase] if run["checkpoint"]]
+        if saved:
+            return [Path(max(saved, key=lambda run: run["best_val_acc"])["checkpoint"])]
+    return []
 
 
 @contextlib.contextmanager
-def _naming_sources(resolved: Resolved, console: Console) -> Iterator[None]:
-    """Say what a person should know of the sources; an error inside the block names the one that it came from."""
+def _origins_in_errors(resolved: Resolved, console: Console) -> Iterator[None]:
+    """Print the remarks on the sources; add to an error where the flag that it names was given."""
     for remark in resolved.remarks:
-        console.print(remark, highlight=False, soft_wrap=True, markup=False)
+        console.print(remark)
     try:
         yield
     except UserError as error:
@@ -106,23 +111,23 @@ def _naming_sources(resolved: Resolved, console: Console) -> Iterator[None]:
 
 
 def _experiment() -> None:
-    """Train a teacher, a student alone and a distilled student: the same as experiment.py, with its flags."""
+    """Train teacher, baseline and distilled student; the same as experiment.py, with its flags."""
 
 
 def _run_check(arguments: Sequence[str]) -> None:
-    resolved, console = resolve(arguments, prog="kd check"), Console()
+    resolved, console = resolve(arguments, prog="kd check"), make_console()
 
     from kd.pipeline import check_experiment
 
-    with _naming_sources(resolved, console):
-        found = check_experiment(resolved.settings, console=console)
-    warnings = sum(one.level == "warning" for one in found)
-    words = {0: "Nothing stands in the way", 1: "There is a warning"}.get(warnings, f"There are {warnings} warnings")
-    console.print(f"{words}; experiment.py with the same flags runs.", highlight=False, soft_wrap=True)
+    with _origins_in_errors(resolved, console):
+        findings = check_experiment(resolved.settings, console=console)
+    warnings = sum(finding.level == "warning" for finding in findings)
+    words = {0: "No problems found", 1: "1 warning"}.get(warnings, f"{warnings} warnings")
+    console.print(f"{words}; experiment.py can run with these flags.")
 
 
 def _check() -> None:
-    """Look at everything that can be wrong before training, with experiment.py's flags, and train nothing."""
+    """Run the checks before training, with experiment.py's flags, and train nothing."""
 
 
 def _evaluate(
@@ -139,20 +144,20 @@ def _evaluate(
     devices: str = "1",
     precision: str = "auto",
 ) -> None:
-    """Measure a teacher or a student, in a checkpoint or an exported file. Classes are matched by name.
+    """Evaluate a checkpoint or an exported file on validation images. Classes are matched by name.
 
     Args:
-        checkpoint: The checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt, or an exported file.
+        checkpoint: Checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt, or exported file.
         dataset: imagefolder, webdataset, or a data set by name.
-        data_dir: Folder of the images: one that holds val_data, or one of class folders.
-        val_data: Folder of the validation images, within data_dir.
-        batch_size: Images in a batch.
-        num_workers: Processes that load images; None: from the cores.
-        model: The network; needed where the checkpoint names a Python file.
-        download: Download a data set that goes by name if it is not there.
-        accelerator: auto, cpu, gpu, ...: as Lightning has it.
-        devices: How many devices, or which.
-        precision: auto, or as Lightning has it.
+        data_dir: Folder of the images: one that contains val_data, or one of class folders.
+        val_data: Folder of the validation images in data_dir.
+        batch_size: Images per batch.
+        num_workers: Data loading processes; None: from the number of cores.
+        model: Network; required if the checkpoint names a Python file.
+        download: Download a data set by name if it is missing.
+        accelerator: Lightning's accelerator: auto, cpu, gpu, ...
+        devices: Number of devices, or their indices.
+        precision: auto, or Lightning's: 32-true, bf16-mixed, ...
     """
     from kd.data import validation_images
     from kd.deploy import FORMATS
@@ -181,23 +186,22 @@ def _evaluate(
             )
         predictions = Predictions.read(keep)
     if predictions is None:
-        raise UserError(f"{checkpoint}: what it said of the images could not be kept")
-    known = measure(predictions)
-    table = Table(title=escape(checkpoint), title_justify="left", show_header=False)
+        raise UserError(f"{checkpoint}: the predictions could not be written to {keep.parent}; free some disk space")
+    measures = measure(predictions)
+    table = Table(title=checkpoint, title_justify="left", show_header=False)
     table.add_row("images", f"{len(predictions):,}")
-    table.add_row("accuracy", f"{known['accuracy']:.2%}")
-    if known["top5"] is not None:
-        table.add_row("right within five", f"{known['top5']:.2%}")
-    table.add_row("cross-entropy", f"{known['nll']:.4f} nats")
-    table.add_row("expected calibration error", f"{known['ece']:.2%}")
-    by_class = [
-        (one, name) for one, name in zip(known["per_class"], predictions.classes, strict=True) if one is not None
-    ]
-    if len(by_class) < len(predictions.classes):
-        table.add_row("classes", f"{len(by_class)} of the {len(predictions.classes)} that it knows")
-    worst = ", ".join(f"{name} {one:.1%}" for one, name in sorted(by_class)[:_WORST])
-    table.add_row("worst classes", escape(worst))
-    Console().print(table)
+    table.add_row("accuracy", f"{measures['accuracy']:.2%}")
+    if measures["top5"] is not None:
+        table.add_row("top-5 accuracy", f"{measures['top5']:.2%}")
+    table.add_row("cross-entropy", f"{measures['nll']:.4f} nats")
+    table.add_row("expected calibration error", f"{measures['ece']:.2%}")
+    per_class = zip(measures["per_class"], predictions.classes, strict=True)
+    by_accuracy = sorted((accuracy, name) for accuracy, name in per_class if accuracy is not None)
+    if len(by_accuracy) < len(predictions.classes):
+        table.add_row("classes", f"{len(by_accuracy)} of the model's {len(predictions.classes)}")
+    worst = ", ".join(f"{name} {accuracy:.1%}" for accuracy, name in by_accuracy[:_WORST])
+    table.add_row("least accurate classes", worst)
+    make_console().print(table)
 
 
 def _sweep(config: Annotated[str, tyro.conf.Positional], *, storage: str | None = None, workers: int = 1) -> None:
@@ -218,7 +222,7 @@ def _sweep(config: Annotated[str, tyro.conf.Positional], *, storage: str | None 
 
 
 def _report(folders: Annotated[tuple[str, ...], tyro.conf.Positional], *, output: str | None = None) -> None:
-    """Make the page of an experiment again, report.html, or one that compares several.
+    """Write the report of an experiment again, report.html, or one that compares several experiments.
 
     Args:
         folders: Folders of experiments, such as logs/NAME.
@@ -226,35 +230,35 @@ def _report(folders: Annotated[tuple[str, ...], tyro.conf.Positional], *, output
     """
     from kd.report import gain_sentence, read_summary, write_report
 
-    places = [Path(folder).expanduser() for folder in folders]
-    if not places:
-        raise UserError("kd report: name the folder of an experiment")
-    page = write_report(places, output=None if output is None else Path(output).expanduser())
-    console = Console()
-    for place in places:
-        console.print(f"{place}: {gain_sentence(read_summary(place))}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
+    paths = [Path(folder).expanduser() for folder in folders]
+    if not paths:
+        raise UserError("kd report: no folder given; name an experiment's, such as logs/NAME")
+    page = write_report(paths, output=None if output is None else Path(output).expanduser())
+    console = make_console()
+    for path in paths:
+        console.print(f"{path}: {gain_sentence(read_summary(path))}")
+    console.print(f"Report: {page}")
 
 
 def _tensorboard(
     folder: Annotated[str, tyro.conf.Positional] = "logs", *, host: str = "localhost", port: int = 6006
 ) -> None:
-    """Open TensorBoard on an experiment, or on all of them.
+    """Start TensorBoard for one experiment, or for all of them.
 
     Args:
-        folder: An experiment's folder, such as logs/NAME, or that of all.
-        host: Who may look: localhost, this machine alone; 0.0.0.0: the whole network.
-        port: The port.
+        folder: Folder of an experiment, such as logs/NAME, or of all.
+        host: Address to listen on: localhost for this machine only, 0.0.0.0 for the whole network.
+        port: Port to listen on.
     """
     if not Path(folder).expanduser().is_dir():
-        raise UserError(f"{folder}: there is no such folder")
-    place = ["--logdir", str(Path(folder).expanduser()), "--host", host, "--port", str(port)]
+        raise UserError(f"{folder}: no such folder")
+    flags = ["--logdir", str(Path(folder).expanduser()), "--host", host, "--port", str(port)]
     with contextlib.suppress(KeyboardInterrupt):
-        subprocess.run([sys.executable, "-m", "tensorboard.main", *place], check=False)  # noqa: S603 (its own)
+        subprocess.run([sys.executable, "-m", "tensorboard.main", *flags], check=False)  # noqa: S603 (its own)
 
 
 def _predict() -> None:
-    """Say what a student makes of images, with a checkpoint or an exported file: kd predict --help has its flags."""
+    """Classify images with a checkpoint or an exported file; kd predict --help lists its flags."""
 
 
 def _export(
@@ -268,17 +272,17 @@ def _export(
     val_data: str | None = None,
     model: str | None = None,
 ) -> None:
-    """Write a student into a file that runs elsewhere, with a model card, and compare it with its checkpoint.
+    """Export a student with a model card, and verify the exported file against the checkpoint.
 
     Args:
-        checkpoint: The checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt.
-        output: The file to write; it ends in .onnx, .pt2 (torch) or .safetensors.
-        format: onnx, torch (torch.export), or safetensors (weights alone).
-        quantize: int8 writes NAME.int8.onnx besides, calibrated on training images.
-        dataset: The data set to compare and to calibrate on; None: the one that it was trained on.
-        data_dir: Folder of its images; None: as it was trained on.
-        val_data: Folder of the validation images, within data_dir; None: as it was trained on.
-        model: The network; needed where the checkpoint names a Python file.
+        checkpoint: Checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt.
+        output: File to write, ending in .onnx, .pt2 (torch) or .safetensors.
+        format: onnx, torch (torch.export), or safetensors (weights only).
+        quantize: int8 also writes NAME.int8.onnx, calibrated on training images.
+        dataset: Data set for verification and calibration; None: the one that the student was trained on.
+        data_dir: Folder of its images; None: as in training.
+        val_data: Folder of the validation images in data_dir; None: as in training.
+        model: Network; required if the checkpoint names a Python file.
     """
     from kd.deploy.card import facts_of, write_card
     from kd.deploy.export import export_student, splits_of
@@ -293,21 +297,21 @@ def _export(
         model=model,
     )
     card = write_card(exported, facts_of(path))
-    table = Table(title=escape(f"{checkpoint}, on {exported[0].images:,} validation images"), title_justify="left")
-    for heading in ("file", "MB", "accuracy", "decides alike", "largest difference of a logit"):
+    table = Table(title=f"{checkpoint}, verified on {exported[0].images:,} validation images", title_justify="left")
+    for heading in ("file", "MB", "accuracy", "agreement", "max logit difference"):
         table.add_column(heading, justify="left" if heading == "file" else "right", overflow="fold")
-    table.add_row("(the checkpoint)", "", f"{exported[0].checkpoint_accuracy:.2%}", "", "")
-    for one in exported:
+    table.add_row("(checkpoint)", "", f"{exported[0].checkpoint_accuracy:.2%}", "", "")
+    for file in exported:
         table.add_row(
-            escape(one.path.name),
-            f"{one.megabytes:.2f}",
-            f"{one.accuracy:.2%}",
-            f"{one.agreement:.2%}",
-            f"{one.difference:.1e}",
+            file.path.name,
+            f"{file.megabytes:.2f}",
+            f"{file.accuracy:.2%}",
+            f"{file.agreement:.2%}",
+            f"{file.difference:.1e}",
         )
-    console = Console()
+    console = make_console()
     console.print(table)
-    console.print(f"Model card: {card}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Model card: {card}")
 
 
 def _shard(
@@ -319,34 +323,34 @@ def _shard(
     train_data: str = "train",
     val_data: str = "val",
 ) -> None:
-    """Write an image folder into sharded archives, which --dataset webdataset streams.
+    """Write an image folder as sharded archives, for --dataset webdataset.
 
     Args:
-        data_dir: Folder that holds the images, in train_data and val_data.
-        output: The folder to write: train/000000.tar, ..., val/000000.tar, ..., classes.txt and index.json.
-        per_shard: Images in an archive.
-        seed: What the order of the images hangs on.
-        train_data: Folder of the training images, within data_dir.
-        val_data: Folder of the validation images, within data_dir.
+        data_dir: Folder of the images, which contains train_data and val_data.
+        output: Folder to write: train/000000.tar, ..., val/000000.tar, ..., classes.txt and index.json.
+        per_shard: Images per archive.
+        seed: Random seed of the order of the images.
+        train_data: Folder of the training images in data_dir.
+        val_data: Folder of the validation images in data_dir.
     """
     from rich.progress import Progress
 
     from kd.data import read_splits, write_shards
 
     splits = read_splits(data_dir, train_data=train_data, val_data=val_data)
-    console = Console()
+    console = make_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Writing shards", total=None)
-        made = write_shards(
+        counts = write_shards(
             splits,
             Path(output).expanduser(),
             per_shard=per_shard,
             seed=seed,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    words = " and ".join(f"{count:,} of {name}" for name, count in made.items())
-    text = f"{len(splits.train) + len(splits.val):,} images are in shards, {words}: experiment.py --dataset webdataset"
-    console.print(f"{text} --data_dir {output}", highlight=False, soft_wrap=True, markup=False)
+    shards = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+    console.print(f"{len(splits.train) + len(splits.val):,} images written; number of shards: {shards}")
+    console.print(f"Train with: experiment.py --dataset webdataset --data_dir {output}")
 
 
 def _models(
@@ -357,14 +361,14 @@ def _models(
     image_size: int | None = None,
     output: str | None = None,
 ) -> None:
-    """List the networks that go by name, with their parameters, or measure what some cost to run.
+    """List the networks by name with their parameters, or measure size and speed of some.
 
     Args:
-        timm: List timm's too (timm/NAME), without their parameters.
-        measure: Measure these on this machine: size, multiply-adds, speed; without a name those of the classic table.
-        num_classes: Classes of the networks that are measured.
-        image_size: Side of the images that they are measured with, in pixels; None: that which each was made for.
-        output: JSON file for what was measured.
+        timm: List those of timm, too (timm/NAME), without their parameters.
+        measure: Networks to measure on this machine: size, multiply-adds, speed; without a name, a classic selection.
+        num_classes: Number of classes of the measured networks.
+        image_size: Side of the input images, in pixels; None: each network's default.
+        output: JSON file for the measurements.
     """
     if measure is not None:
         _measure(measure, num_classes=num_classes, image_size=image_size, output=output)
@@ -378,9 +382,9 @@ def _models(
     table.add_column("parameters", justify="right")
     for name, origin, parameters in parameters_by_name(with_timm=timm):
         table.add_row(name, origin, "" if parameters is None else f"{parameters:,}")
-    console = Console()
+    console = make_console()
     console.print(table)
-    console.print("Also timm/NAME (kd models --timm), and your own: path/to/file.py:factory", highlight=False)
+    console.print("Also timm/NAME (kd models --timm), and your own: path/to/file.py:function")
 
 
 def _measure(names: tuple[str, ...], *, num_classes: int, image_size: int | None, output: str | None) -> None:
@@ -389,21 +393,21 @@ def _measure(names: tuple[str, ...], *, num_classes: int, image_size: int | None
     from kd.models import CLASSIC, measure_cost_by_name
     from kd.report import print_costs
 
-    console = Console()
+    console = make_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         networks = progress.track(names or CLASSIC, description="Measuring")
         rows = [measure_cost_by_name(name, num_classes=num_classes, image_size=image_size) for name in networks]
-    print_costs(rows, console)
+    print_costs(rows, Console())
     if output is not None:
-        Path(output).expanduser().write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        console.print(f"Written: {output}", highlight=False, soft_wrap=True, markup=False)
+        write_json(Path(output).expanduser(), rows)
+        console.print(f"Written: {output}")
 
 
 def _losses(*, names: bool = False) -> None:
-    """List the losses: name, formula, hyperparameters and paper.
+    """List the losses: name, formula, hyperparameters and source.
 
     Args:
-        names: The names alone, one a line.
+        names: Print only the names, one per line.
     """
     from kd.losses import LOSSES, hyperparameters_of
 
@@ -417,29 +421,33 @@ def _losses(*, names: bool = False) -> None:
     for heading in ("name", "formula", "hyperparameters", "source"):
         table.add_column(heading)
     for name, loss in LOSSES.items():
-        table.add_row(name, *map(escape, (loss.formula, hyperparameters_of(loss), loss.source)))
-    console = Console()
+        table.add_row(name, loss.formula, hyperparameters_of(loss), loss.source)
+    console = make_console()
     console.print(table)
-    console.print("And your own: path/to/file.py:function", highlight=False)
+    console.print("Also your own: path/to/file.py:function")
 
 
-def _answering_for_mistakes(command: Callable[[], object]) -> int:
-    """Run a command; a person's mistake is a message on standard error and status 2, anything else a traceback."""
+def _exit_status_of(command: Callable[[], object]) -> int:
+    """Run a command; a user's mistake is a message on standard error and status 2, anything else a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that lacks a sign shows another in its place.
+            # Characters that the terminal can't show are replaced.
             stream.reconfigure(errors="replace")
     try:
         command()
     except Interrupted as stopped:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            words = f"{stopped}\n{stopped.advice}"
-            Console(stderr=True).print(words, highlight=False, soft_wrap=True, markup=False)
+        _print_error(f"{stopped}\n{stopped.advice}")
         return 128 + stopped.received
     except UserError as error:
-        # What a data loading worker raised comes with the worker's traceback before it.
+        # An error in a data loading worker is preceded by the worker's traceback.
         message = str(error).rpartition("kd.errors.UserError: ")[2].strip()
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LostContact):
-            Console(stderr=True).print(f"error: {message}", highlight=False, soft_wrap=True, markup=False)
+        _print_error(f"error: {message}", on_every_process=isinstance(error, LostContact))
         return 2
     return 0
+
+
+def _print_error(message: str, *, on_every_process: bool = False) -> None:
+    """Print a message on standard error, by default once per machine."""
+    console = make_console(stderr=True)
+    console.quiet = not on_every_process and os.environ.get("LOCAL_RANK", "0") != "0"
+    console.print(message)

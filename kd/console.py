@@ -1,9 +1,13 @@
 """The console that every command writes to."""
 
+import os
 from typing import IO
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
+
+# Where launchers store the rank of a process, as Lightning reads it.
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
@@ -15,7 +19,10 @@ def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Consol
         stderr: Whether it writes to standard error.
         file: Where to write instead of the standard streams.
     """
-    is_first = getattr(rank_zero_only, "rank", 0) in (0, None)
-    console = Console(stderr=stderr, file=file, highlight=False, markup=False, quiet=not is_first)
+    # Lightning sets the attribute when it is imported.
+    rank = getattr(rank_zero_only, "rank", None)
+    if rank is None:
+        rank = next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
+    console = Console(stderr=stderr, file=file, highlight=False, markup=False, quiet=rank != 0)
     console.soft_wrap = not console.is_terminal
     return console

@@ -29,7 +29,8 @@ def sharded(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> Path
     assert main(["shard", str(photos), str(folder), "--per_shard", "5"]) == 0
     said = capsys.readouterr().out
     assert said == (
-        f"51 images are in shards, 8 of train and 3 of val: experiment.py --dataset webdataset --data_dir {folder}\n"
+        "51 images written; number of shards: train: 8, val: 3\n"
+        f"Train with: experiment.py --dataset webdataset --data_dir {folder}\n"
     )
     return folder
 
@@ -70,9 +71,9 @@ def test_an_experiment_on_shards_runs_from_start_to_end(sharded: Path, capsys: p
         ("--train_fraction 0.5", "a stream is read as a whole"),
         ("--unlabeled_rest --train_fraction 1", "a stream is read as a whole"),
         ("--unlabeled_data more", "images of a folder can't be mixed into a stream"),
-        ("--image_cache here", "nothing of a stream is stored"),
-        ("--teacher_cache here", "nothing of a stream is stored"),
-        ("--augment_on device", "views of streamed images are cut out by the workers"),
+        ("--image_cache here", "streamed images are not cached"),
+        ("--teacher_cache here", "outputs for streamed images are not stored"),
+        ("--augment_on device", "streamed images are augmented by the data loading processes"),
     ],
 )
 def test_settings_that_streams_cannot_have_are_refused(
