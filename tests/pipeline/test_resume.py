@@ -63,7 +63,7 @@ def test_other_settings_are_no_resume(make_folder: MakeFolder, capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "version_0 was started with --learning_rate 0.001 (now 0.5); resume it with its own settings" in said
     assert experiment(["--resume", "logs/nobody"]) == 2
-    assert "--resume logs/nobody: there is no such folder" in capsys.readouterr().err
+    assert "--resume logs/nobody: no such folder" in capsys.readouterr().err
     Path("empty").mkdir()
     assert experiment(["--resume", "empty"]) == 2
     assert "this is no experiment: there is no config.yaml there" in capsys.readouterr().err
