@@ -1,4 +1,4 @@
-"""From an image file to the square that a classifier sees, with Pillow and numpy alone: what ships needs no more."""
+"""Decode an image file and resize it to a square input, with Pillow and numpy only, as exported students use it."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kd.errors import UserError
 
-# What torchvision's ImageFolder takes for an image.
+# As torchvision's ImageFolder.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -18,8 +18,8 @@ def decode(file: Path | BinaryIO, name: str = "") -> Image.Image:
     """Decode an image file: RGB, upright, 8 bits; gray images get three equal channels.
 
     Args:
-        file: The file, or what is in it.
-        name: What the message calls it; without one, it is the path.
+        file: The file, or its content.
+        name: The file's name in the error message; by default its path.
 
     Raises:
         UserError: If the file can't be decoded.
@@ -33,15 +33,15 @@ def decode(file: Path | BinaryIO, name: str = "") -> Image.Image:
 
 
 def why_not_decoded(error: Exception, shown: str) -> str:
-    """Say in plain words what Pillow could not do with a file, by whatever name it is shown."""
+    """Return in plain words why Pillow can't decode a file; ``shown`` is its name in Pillow's message."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is of no known format, or its beginning is damaged"
+        return "unknown format, or its beginning is damaged"
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\d+", str(error))
-        count = f"the {int(pixels[0]):,} pixels that it claims to have" if pixels else "its pixels"
+        count = f"the {int(pixels[0]):,} pixels that its header claims" if pixels else "its pixels"
         return f"{count} are too many to be decoded safely"
     words = str(error).replace(repr(shown), "it").replace(shown, "it")
-    return {"could not create decoder object": "it is cut short or damaged"}.get(words, words)
+    return {"could not create decoder object": "truncated or damaged"}.get(words, words)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -52,17 +52,17 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def plain_side(size: int) -> int:
-    """Return to what the short side of an image is resized before a square of ``size`` is cut from its middle."""
+    """Return the length of the resized short side, in pixels, from which a center square of ``size`` is cropped."""
     return round(size * 8 / 7)
 
 
 def square(image: Image.Image, size: int, resize: str = "crop") -> NDArray[np.float32]:
-    """Make the plain view of an image, as validation images are seen.
+    """Return the view of an image without augmentation, as for validation.
 
     Args:
         image: RGB.
         size: Side S of the square, in pixels.
-        resize: ``crop`` (short side to 8/7 of it, then the middle) or ``squash`` (regardless of proportions).
+        resize: ``crop`` (short side to 8/7 of ``size``, then center crop) or ``squash`` (ignoring the aspect ratio).
 
     Returns:
         ``(3, S, S)``, float32 in [0, 1].
@@ -71,7 +71,7 @@ def square(image: Image.Image, size: int, resize: str = "crop") -> NDArray[np.fl
         view = image.resize((size, size), Image.Resampling.BILINEAR)
     else:
         side, short = plain_side(size), min(image.size)
-        width, height = (side if one == short else int(side * one / short) for one in image.size)
+        width, height = (side if length == short else int(side * length / short) for length in image.size)
         left, top = round((width - size) / 2), round((height - size) / 2)
         smaller = image.resize((width, height), Image.Resampling.BILINEAR)
         view = smaller.crop((left, top, left + size, top + size))

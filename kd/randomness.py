@@ -1,4 +1,4 @@
-"""Everything random hangs on seeds that are derived by name, never on what happened to be drawn before."""
+"""Random seeds derived by name, so that draws never depend on the draws before them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Derive a seed from parts, such as (seed, epoch, image); the same on every machine and in every process.
+    """Derive a seed from parts, such as (seed, epoch, image key); identical on every machine and in every process.
 
     Args:
-        parts: What the draw hangs on.
+        parts: The values that identify the draw.
 
     Returns:
         An integer from 0 to 2**63 - 1.
@@ -25,14 +25,14 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Let what is drawn from now on, on the CPU and on a device, hang on a seed.
+    """Seed the default generators of the CPU and of one device.
 
-    ``torch.manual_seed`` does it for all devices there could be, and where CUDA was never used it notes each call
-    with its stack for later: half a millisecond a step, and memory that grows.
+    ``torch.manual_seed`` seeds all devices; while CUDA is not initialized, it queues each call with its stack trace,
+    which costs half a millisecond per step and memory that grows.
 
     Args:
         seed: An integer from 0 to 2**63 - 1.
-        device: Where is computed.
+        device: The device that computes.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
@@ -41,12 +41,12 @@ def seed_draws(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Let torch's CPU generator draw from the derived seed inside the block, and go on as before after it.
+    """Seed torch's CPU generator with a derived seed inside the block, and restore its state afterwards.
 
-    torchvision's transforms and torch's initializers draw from that one generator and take no other.
+    torchvision's transforms and torch's initializers draw from that generator and accept no other.
 
     Args:
-        parts: What the draws inside hang on, as in :func:`derive_seed`.
+        parts: As for :func:`derive_seed`.
     """
     generator = torch.default_generator
     before = generator.get_state()

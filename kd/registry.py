@@ -1,11 +1,9 @@
-"""Things that a person picks by name: one generic registry, and the ways to write a choice down.
-
-A choice is written ``name``, ``name(key=value, ...)`` with Python literals as values, or
-``path/to/file.py:function`` for a person's own code.
-"""
+"""Components chosen by name: a generic registry, the syntax of a choice, and loading of the user's own code."""
 
 import ast
+import contextlib
 import difflib
+import functools
 import hashlib
 import inspect
 import re
@@ -22,22 +20,17 @@ T = TypeVar("T")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known name, or nothing where none is near.
-
-    Example:
-        >>> suggestion("resnet19", ["resnet18", "vgg16"])
-        "; did you mean 'resnet18'?"
-    """
+    """Return ``"; did you mean 'x'?"`` for the most similar known name, or an empty string if there is none."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1) or [one for one in known if name and one.startswith(name)]
+    near = difflib.get_close_matches(name, known, n=1) or [each for each in known if name and each.startswith(name)]
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-class Registry(Mapping[str, T]):
-    """A mapping from names to things of one kind; the choices of a flag.
+class Registry(dict[str, T]):
+    """The components of one kind by name; looking up an unknown name is a ``UserError`` that lists the choices.
 
     Args:
-        kind: What one entry is, in the singular, as messages say it (``"loss"``).
+        kind: What an entry is, in the singular, for messages, such as ``"loss"``.
 
     Example:
         >>> shapes = Registry[type]("shape")
@@ -46,53 +39,30 @@ class Registry(Mapping[str, T]):
     """
 
     def __init__(self, kind: str) -> None:
+        super().__init__()
         self.kind = kind
-        self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that enters a thing under ``name``; a name twice is a ``ValueError``."""
+        """Return a decorator that registers an object as ``name``; a ``ValueError`` if the name is taken."""
 
         def enter(entry: T) -> T:
-            if name in self._entries:
+            if name in self:
                 raise ValueError(f"two {self.kind}s are called {name!r}")
-            self._entries[name] = entry
+            self[name] = entry
             return entry
 
         return enter
 
-    def __getitem__(self, name: str) -> T:
-        """Return the entry of that name; an unknown one is a ``UserError`` that lists the choices."""
-        try:
-            return self._entries[name]
-        except KeyError:
-            choices = ", ".join(self._entries)
-            hint = suggestion(name, self._entries)
-            raise UserError(f"there is no {self.kind} {name!r}{hint} (there are: {choices})") from None
-
-    def __contains__(self, name: object) -> bool:
-        """Say whether the name is known; no error where it is not."""
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names, in the order of their entry."""
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        """Count the entries."""
-        return len(self._entries)
+    def __missing__(self, name: str) -> T:
+        choices = ", ".join(self)
+        raise UserError(f"there is no {self.kind} {name!r}{suggestion(name, self)} (there are: {choices})")
 
 
 def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
-    """Take a written choice apart.
-
-    Args:
-        text: ``name`` or ``name(key=value, ...)``; the values are Python literals, or bare words for strings.
-
-    Returns:
-        The name, and the hyperparameters given with it.
+    """Parse ``name`` or ``name(key=value, ...)``, with Python literals or bare words for strings as values.
 
     Raises:
-        UserError: If the parentheses hold anything but ``key=literal`` pairs.
+        UserError: If it has another form.
 
     Example:
         >>> parse_choice("convnet(widths=[8, 16])")
@@ -101,28 +71,22 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"\s*([^()\s]+)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
     if match is None:
         raise UserError(f"{text!r} is not of the form name or name(key=value, ...)")
-    name, arguments = match.groups()
-    if not arguments:
-        return name, {}
-    # A word with dots, such as the name of a layer, is one word here.
+    name, arguments = match.groups(default="")
+    # A dotted word, such as the name of a layer, counts as one word.
     arguments = re.sub(r"(?<=[=,\[])(\s*)(\w+(?:\.\w+)+)(?=\s*[,\])]|\s*$)", _quoted, arguments)
-    problem = UserError(f"{text!r}: in the parentheses stand key=value pairs, such as {name}(size=8)")
     try:
         call = ast.parse(f"_({arguments})", mode="eval").body
-        if (
-            not isinstance(call, ast.Call)
-            or not isinstance(call.func, ast.Name)
-            or call.args
-            or any(keyword.arg is None for keyword in call.keywords)
-        ):
-            raise problem
-        return name, {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            values = {keyword.arg or "**": _literal(keyword.value) for keyword in call.keywords}
+            if "**" not in values:
+                return name, values
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise problem from None
+        pass
+    raise UserError(f"{text!r}: the parentheses must hold key=value pairs, such as {name}(size=8)")
 
 
 def _quoted(match: re.Match[str]) -> str:
-    """Put a word with dots into quotes, unless it is a number."""
+    """Quote a dotted word unless it is a number."""
     try:
         float(match[2])
     except ValueError:
@@ -131,21 +95,17 @@ def _quoted(match: re.Match[str]) -> str:
 
 
 class Call(NamedTuple):
-    """A value that is itself written as ``name(value, ...)``, such as the schedule ``linear(8, 2)``."""
+    """A value written as ``name(value, ...)``, such as the schedule ``linear(8, 2)``."""
 
     name: str
     arguments: tuple[Any, ...]
 
     def __str__(self) -> str:
-        """Write it down again."""
         return f"{self.name}({', '.join(map(str, self.arguments))})"
 
 
-def parse_value(text: str) -> Any:  # noqa: ANN401 (whatever literal stands there)
-    """Read a value: a Python literal, a bare word for a string, or ``name(value, ...)`` as a :class:`Call`.
-
-    Raises:
-        ValueError: If it is none of these.
+def parse_value(text: str) -> Any:  # noqa: ANN401 (any literal)
+    """Parse a Python literal, a bare word for a string, or ``name(value, ...)`` as a `Call`; else a ``ValueError``.
 
     Example:
         >>> parse_value("0.9"), parse_value("warmup(0.9, 20)")
@@ -154,10 +114,10 @@ def parse_value(text: str) -> Any:  # noqa: ANN401 (whatever literal stands ther
     try:
         return _literal(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"{text!r} is no value") from None
+        raise ValueError(f"{text!r} is not a valid value") from None
 
 
-def _literal(node: ast.expr) -> Any:  # noqa: ANN401 (whatever literal stands there)
+def _literal(node: ast.expr) -> Any:  # noqa: ANN401 (any literal)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         return Call(node.func.id, tuple(ast.literal_eval(argument) for argument in node.args))
     if isinstance(node, ast.List | ast.Tuple):
@@ -167,93 +127,62 @@ def _literal(node: ast.expr) -> Any:  # noqa: ANN401 (whatever literal stands th
 
 
 def check_hyperparameters(function: Callable[..., object], given: Mapping[str, Any], *, choice: str) -> None:
-    """Refuse hyperparameters that a function does not take, naming the ones that it does.
-
-    Args:
-        function: The class or function that the hyperparameters are meant for.
-        given: The hyperparameters.
-        choice: The choice as the person wrote it, for the message.
-
-    Raises:
-        UserError: If a name is unknown.
-    """
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
+    """Raise a ``UserError``, which names the ``choice``, if a function doesn't accept the hyperparameters given."""
+    known = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
     for name in given:
-        if name not in parameters:
-            known = ", ".join(parameters) or "none"
-            raise UserError(
-                f"{choice!r}: there is no hyperparameter {name!r}{suggestion(name, parameters)} (it takes: {known})"
-            )
+        if name not in known and not takes_any:
+            names = ", ".join(known) or "none"
+            hint = suggestion(name, known)
+            raise UserError(f"{choice!r}: there is no hyperparameter {name!r}{hint} (it takes: {names})")
 
 
 def is_own_code(name: str) -> bool:
-    """Say whether a name points to a person's own code, ``path/to/file.py:function``.
-
-    Example:
-        >>> is_own_code("my_losses.py:cosine"), is_own_code("kl")
-        (True, False)
-    """
+    """Return whether a name refers to the user's own code, such as ``path/to/file.py:function``."""
     return bool(re.search(r"\.py:[^/:]+$", name))
 
 
-_OWN_MODULES: dict[Path, types.ModuleType] = {}
-
-
 def call_own_code(name: str, function: Callable[..., Any], **arguments: object) -> Any:  # noqa: ANN401
-    """Call a person's function, and say in words where it fails.
-
-    Args:
-        name: How the person named it.
-        function: What :func:`load_own_code` returned.
-        arguments: By keyword.
-
-    Raises:
-        UserError: If it raises anything.
-    """
-    try:
+    """Call the user's function; if it raises an exception, raise a ``UserError`` that locates it."""
+    with _failures_located(name, getattr(getattr(function, "__code__", None), "co_filename", "")):
         return function(**arguments)
-    except Exception as error:
-        file = Path(getattr(getattr(function, "__code__", None), "co_filename", ""))
-        raise UserError(f"{name!r}: {_what_it_raised(error, file)}") from error
-
-
-def _what_it_raised(error: Exception, file: Path) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    where = f" at line {line} of {file}" if line is not None else ""
-    return f"it raised {type(error).__name__}{where}: {error}"
 
 
 def load_own_code(name: str) -> Callable[..., Any]:
-    """Run a person's file and return the function that they named.
-
-    Args:
-        name: ``path/to/file.py:function``; the path is relative to the working directory.
+    """Return the function of ``path/to/file.py:function``; the file is executed once per process.
 
     Raises:
-        UserError: If the file, or the function in it, is not there, or the file raises anything.
+        UserError: If the file or the function is missing, or the file raises any exception.
     """
     path, _, attribute = name.rpartition(":")
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise UserError(f"{name!r}: there is no file {file}")
-    module = _OWN_MODULES.get(file)
-    if module is None:
-        # Classes look their module up by its name.
-        module = types.ModuleType(f"own_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}")
-        module.__file__ = str(file)
-        sys.modules[module.__name__] = module
-        try:
-            exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102 (the person asked for it)
-        except Exception as error:
-            del sys.modules[module.__name__]
-            raise UserError(f"{name!r}: {_what_it_raised(error, file)}") from error
-        _OWN_MODULES[file] = module
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    with _failures_located(name, str(file)):
+        contents = vars(_execute(file))
+    function = contents.get(attribute)
+    if not callable(function):
+        defined = [key for key, value in contents.items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{file} has no function {attribute!r}{suggestion(attribute, defined)}")
-    function: Callable[..., Any] = found
-    return function
+    return function  # type: ignore[no-any-return]  # checked by callable
+
+
+@functools.cache
+def _execute(file: Path) -> types.ModuleType:
+    # Classes look up their module by name.
+    name = f"own_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = str(file)
+    exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102 (the user named the file)
+    return module
+
+
+@contextlib.contextmanager
+def _failures_located(name: str, file: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f" at line {line} of {file}" if line is not None else ""
+        raise UserError(f"{name!r}: it raised {type(error).__name__}{where}: {error}") from error
