@@ -1,4 +1,4 @@
-"""What a training asks of its images, wherever these come from."""
+"""The data module that training uses, whatever the source of the images."""
 
 import signal
 from abc import abstractmethod
@@ -15,18 +15,18 @@ from kd.errors import UserError
 
 
 class Batches(LightningDataModule):
-    """Batches ``(images, labels)`` of views: ``(B, 3, S, S)``, float32 in [0, 1], and ``(B,)``, int64 (-1: none).
+    """Base class: batches ``(images, labels)``, ``(B, 3, S, S)`` float32 in [0, 1] and ``(B,)`` int64 (-1: no label).
 
-    The views cross to the device as uint8 and become numbers in [0, 1] there, in the layout that ``channels_last``
-    says: whoever trains sets it as the network has it.
+    Images are moved to the device as uint8 and converted there, to the memory format of the network if the training
+    sets ``channels_last``.
 
     Args:
         splits: The images.
-        image_size: Side S of the views, in pixels.
-        batch_size: Images in a batch, on each device.
-        num_workers: Processes that load images; 0 is the training process itself.
-        seed: What views and order hang on.
-        period: Epochs after which the same views come again in the same order; ``None``: never.
+        image_size: Side length S of the views, in pixels.
+        batch_size: Images in a batch, per device.
+        num_workers: Processes that load images; 0 loads them in the training process.
+        seed: Seed of views and order.
+        period: Number of distinct views per image, one an epoch; the sequence then repeats. ``None``: never.
         has_unlabeled: Whether some of the training images have no label.
     """
 
@@ -54,29 +54,29 @@ class Batches(LightningDataModule):
     @property
     @abstractmethod
     def train_count(self) -> int:
-        """How many training images an epoch has, over all processes."""
+        """Number of training images of an epoch, over all processes."""
 
     @abstractmethod
     def validation_indices(self, rank: int = 0, world_size: int = 1) -> list[int]:
-        """Return which validation images a process measures, in their order."""
+        """Return the indices of the validation images of a process, in the order of its batches."""
 
     @abstractmethod
     def first_views(self, count: int) -> list[tuple[Tensor, int]]:
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
 
-    def share(self, batch: int) -> float:
-        """Return how much this process's batch counts in the mean over all processes' batches of a step.
+    def batch_weight(self, batch: int) -> float:
+        """Return the weight of this process's batch in the mean over the batches of all processes.
 
-        Where the images can't be shared out evenly, the last batches are not of one size.
+        Where the images don't divide evenly, the last batches differ in size.
 
         Args:
             batch: Its number in the epoch.
 
         Returns:
-            1 where all are of one size.
+            1 where all batches have the same size.
         """
-        rank, world_size = self._place()
-        counts, drop_last = self._counts(world_size)
+        rank, world_size = self._rank_and_world_size()
+        counts, drop_last = self._images_per_process(world_size)
         left = [count - batch * self.batch_size for count in counts]
         if world_size == 1 or drop_last or self.batch_size == 1 or min(left) >= self.batch_size:
             return 1.0
@@ -84,27 +84,27 @@ class Batches(LightningDataModule):
         return sizes[rank] * world_size / sum(sizes)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)
-        """Turn bytes into numbers in [0, 1] on the device."""
+        """Convert uint8 to float32 in [0, 1] on the device."""
         images, labels = batch
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.to(torch.float32, memory_format=layout).div_(255), labels
 
-    def _counts(self, world_size: int) -> tuple[list[int], bool]:
-        """Count each process's images of an epoch; say whether all leave out their last batch.
+    def _images_per_process(self, world_size: int) -> tuple[list[int], bool]:
+        """Return each process's number of images in an epoch, and whether all processes drop their last batch.
 
-        All do where one of them would be left with a single image, which batch normalization can't take; so all make
-        the same number of steps.
+        They do where a process's last batch is a single image, on which batch normalization fails; all processes then
+        take the same number of steps.
 
         Raises:
-            UserError: If one of them has no more than a single image.
+            UserError: If a process has only a single image.
         """
-        counts = shares(self.train_count, world_size)
+        counts = split_evenly(self.train_count, world_size)
         drop_last = self.batch_size > 1 and any(count % self.batch_size == 1 for count in counts)
         if drop_last and min(counts) == 1:
-            raise UserError("there is a single training image (on each device); training needs at least two")
+            raise UserError("training needs at least two images per device; there is one")
         return counts, drop_last
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _next_epoch(self) -> int:
@@ -130,7 +130,7 @@ class Batches(LightningDataModule):
     def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "collate_fn": _unchanged,  # The views put a batch together themselves.
+            "collate_fn": _unchanged,  # The dataset returns whole batches.
             "persistent_workers": self.num_workers > 0,
             "worker_init_fn": _ignore_signals,
             "pin_memory": torch.cuda.is_available(),
@@ -168,8 +168,8 @@ class ResumableLoader(DataLoader[tuple[Tensor, int]]):
         self._skip(state_dict["batches"])
 
 
-def shares(count: int, world_size: int) -> list[int]:
-    """Share images out over processes: the first ones have one more, where it does not come out even."""
+def split_evenly(count: int, world_size: int) -> list[int]:
+    """Return the number of images per process; the first ones have one more where they don't divide evenly."""
     return [len(range(rank, count, world_size)) for rank in range(world_size)]
 
 

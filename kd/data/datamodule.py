@@ -1,4 +1,4 @@
-"""The images as Lightning takes them."""
+"""The data module of images that are read one by one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,24 +17,24 @@ from kd.randomness import derive_seed
 class ImageData(Batches):
     """Batches of images that are read one by one.
 
-    All validation images count, whatever the batch size; of the training images none is left out, but for a last batch
-    of a single image, which batch normalization can't take.
+    All validation images are used, whatever the batch size, and all training images, except for a last batch of a
+    single image, on which batch normalization fails.
 
     Args:
         splits: The images.
-        image_size: Side S of the views, in pixels.
-        batch_size: Images in a batch, on each device.
-        num_workers: Processes that load images; 0 is the training process itself.
+        image_size: Side length S of the views, in pixels.
+        batch_size: Images in a batch, per device.
+        num_workers: Processes that load images; 0 loads them in the training process.
         augment: Name of the augmentation of training images, or ``none``.
-        resize: How plain views become square, ``crop`` or ``squash``.
-        train_fraction: Part of each class to train on, drawn by the seed.
-        seed: What views, order and fraction hang on.
-        unlabeled: Images without labels to train on besides.
-        unlabeled_rest: Whether to train on what the fraction leaves out too, without its labels.
-        reads_labels: Whether the labels of the training images are looked at; else all of them are hidden.
-        period: Epochs after which the same views come again in the same order; ``None``: never.
-        on_device: Whether training views are cut out on the device, where no more is done to them than that. On a GPU
-            the store of decoded images then lies in its memory, if it fits.
+        resize: How images become square without augmentation, ``crop`` or ``squash``.
+        train_fraction: Fraction of each class to train on, drawn by the seed.
+        seed: Seed of views, order and fraction.
+        unlabeled: Further training images without labels.
+        unlabeled_rest: Whether to also train on the images that the fraction leaves out, without their labels.
+        reads_labels: Whether the labels of the training images are used; otherwise all of them are hidden.
+        period: Number of distinct views per image, one an epoch; the sequence then repeats. ``None``: never.
+        on_device: Whether training images are cropped on the device, if the augmentation is a crop and a flip only. On
+            a GPU, the cache of decoded images is then kept in its memory, if it fits.
         left_out: Called with what is said of a training image that can't be decoded, which is then left out of its
             batch; ``None``: that is an error.
     """
@@ -68,7 +68,7 @@ class ImageData(Batches):
         )
         self.augment = augment
         self.resize = resize
-        # Views of images that were made smaller are others than those of the files.
+        # Views of downscaled images differ from those of the original files.
         self.cached_side = splits.train.cached_side
         view_seed = None if augment == "none" else seed
         kept = keep_fraction(splits.train, train_fraction, seed=seed)
@@ -89,13 +89,13 @@ class ImageData(Batches):
 
     @property
     def train_count(self) -> int:
-        """How many training images an epoch has, over all processes."""
+        """Number of training images of an epoch, over all processes."""
         return len(self.train_indices)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the training batches of this process, in an order that hangs on (seed, epoch)."""
-        rank, world_size = self._place()
-        _, drop_last = self._counts(world_size)
+        """Return the training batches of this process, in an order that depends on (seed, epoch)."""
+        rank, world_size = self._rank_and_world_size()
+        _, drop_last = self._images_per_process(world_size)
         sampler = EpochSampler(
             self.train_indices,
             seed=self.seed,
@@ -117,22 +117,21 @@ class ImageData(Batches):
         )
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return this process's part of all validation images.
+        """Return this process's part of the validation images.
 
-        They come in an order that is always the same, but not that of the classes: where a limit lets only the first
-        batches through, all classes are among them.
+        Their order is always the same, but not sorted by class, so that the first batches hold all classes.
         """
-        sampler = EpochSampler(self.validation_indices(*self._place()), seed=None)
+        sampler = EpochSampler(self.validation_indices(*self._rank_and_world_size()), seed=None)
         return self._loader(self.val_views, **self._batched(sampler, drop_last=False))
 
     def validation_indices(self, rank: int = 0, world_size: int = 1) -> list[int]:
-        """Return which validation images a process measures, in their order."""
+        """Return the indices of the validation images of a process, in the order of its batches."""
         generator = torch.Generator().manual_seed(derive_seed("validation order"))
         order: list[int] = torch.randperm(len(self.splits.val), generator=generator).tolist()
         return order[rank::world_size]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401 (Lightning's)
-        """Turn bytes into numbers in [0, 1] on the device, and cut views out where that is yet to be done."""
+        """Convert uint8 to float32 in [0, 1] on the device, after cropping images whose crops were deferred."""
         images, labels = batch
         if isinstance(images, DeferredCrops):
             views = images.crop(self._resident)
@@ -144,5 +143,5 @@ class ImageData(Batches):
         return [self.train_views[one] for one in list(EpochSampler(self.train_indices, seed=self.seed))[:count]]
 
     def _batched(self, sampler: EpochSampler, *, drop_last: bool) -> dict[str, Any]:
-        # Its annotation asks for plain indices; ours carry the epoch.
+        # Annotated for plain indices; these carry the epoch.
         return {"batch_sampler": BatchSampler(sampler, self.batch_size, drop_last=drop_last)}  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The module that distills: the same training step, with a teacher's answers."""
+"""The LightningModule that distills: the same training step, with a teacher's outputs."""
 
 from collections.abc import Callable
 
@@ -7,35 +7,35 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from kd.data import Batches, Mixing
-from kd.losses import Objective, Outputs
-from kd.models import Classifier, FeatureReader, survey
+from kd.errors import UserError
+from kd.losses import FeatureLoss, Objective, Outputs, Pair
+from kd.models import Classifier, FeatureReader, Survey, survey
 from kd.randomness import seeded
 from kd.teachers import FrozenTeacher, LogitStore
-from kd.training.features import choose_pairs
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 
 
 class DistillationModule(ClassifierModule):
-    """A student that learns from a teacher.
+    """Trains a student with a teacher's outputs.
 
-    Its checkpoint is that of a plain classifier: the teacher is not in it.
+    Its checkpoint is a plain classifier's, without the teacher.
 
     Args:
-        teacher: Who answers.
-        student: Who learns.
-        objective: What the student minimizes.
-        recipe: How.
-        seed: What the randomness of each step hangs on.
-        teacher_acc: The teacher's accuracy on the validation images, to be drawn beside the student's.
-        teacher_decisions: The classes that the teacher decides for, ``(N,)`` in the order of the validation images,
-            where that is known; ``None``: it is asked at the first validation.
-        mixing: Mixes the images of a batch; the teacher sees the mixture too.
-        ema: Decay of an average of the student's weights, as of :class:`ClassifierModule`.
+        teacher: The teacher.
+        student: The student.
+        objective: The loss to minimize.
+        recipe: Optimizer and schedule.
+        seed: Seed of the randomness of each step, and of the adapters' initial weights.
+        teacher_acc: The teacher's validation accuracy, logged beside the student's.
+        teacher_decisions: The teacher's predicted classes ``(N,)`` in the order of the validation images, if they are
+            known; ``None`` computes them in the first validation.
+        mixing: Mixes the images of a batch; the teacher sees the mixed images too.
+        ema: Decay of an average of the student's weights, see :class:`ClassifierModule`.
         has_unlabeled: Whether some of the images have no label.
-        open_store: Opens the store where the teacher's logits are read, and written where they are not there, for
-            ``rank`` of ``world_size`` processes; ``None``: the teacher is always asked. Nothing is stored where the
-            images are mixed, or features or gradients are compared.
+        open_store: Opens the store of the teacher's logits for ``(rank, world_size)``: logits are read from it, and
+            written where they are missing; ``None`` always computes them. It is not used where images are mixed, or
+            features or gradients are compared.
 
     Raises:
         UserError: If a term compares features that can't be read or compared.
@@ -56,7 +56,15 @@ class DistillationModule(ClassifierModule):
         has_unlabeled: bool = False,
         open_store: Callable[[int, int], LogitStore | None] | None = None,
     ) -> None:
-        objective, ours, theirs = _bound(objective, student=student, teacher=teacher, seed=seed)
+        pairs = pair_features(objective, student=student, teacher=teacher) if objective.feature_terms else {}
+        student_nodes, teacher_nodes = (
+            list(dict.fromkeys(getattr(pair, network) for some in pairs.values() for pair in some))
+            for network in ("student", "teacher")
+        )
+        if pairs:
+            # Adapters of one seed have the same initial weights, whatever was drawn before.
+            with seeded(seed, "adapters"):
+                objective = objective.bind(pairs)
         super().__init__(
             student,
             objective=objective,
@@ -69,28 +77,32 @@ class DistillationModule(ClassifierModule):
         self.adapters = nn.ModuleList(
             adapter for term in objective.feature_terms for adapter in term.adapters if adapter is not None
         )
-        self._reader = FeatureReader(student, ours) if ours else None
-        self.teacher = teacher.giving(nodes=theirs, gradients=objective.needs_gradients)
-        can_be_stored = mixing is None and not (theirs or objective.needs_gradients)
-        self._open_store = open_store if can_be_stored else None
+        self._reader = FeatureReader(student, student_nodes) if student_nodes else None
+        self.teacher = teacher.giving(nodes=teacher_nodes, gradients=objective.needs_gradients)
+        is_storable = mixing is None and not (teacher_nodes or objective.needs_gradients)
+        self._open_store = open_store if is_storable else None
         self.store: LogitStore | None = None
         self.teacher_acc = teacher_acc
         self.val_agreement = MeanMetric()
-        self._known_decisions = teacher_decisions
+        self._all_teacher_decisions = teacher_decisions
         self._teacher_decisions: dict[int, Tensor] = {}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Share out what is known of the teacher's decisions; those of an earlier run were about other images."""
+        """Take this process's part of the teacher's predicted classes, if they are known."""
         self._teacher_decisions.clear()
         data = getattr(self.trainer, "datamodule", None)
-        if self._known_decisions is not None and isinstance(data, Batches):
-            mine = self._known_decisions[data.validation_indices(self.global_rank, self.trainer.world_size)]
-            self._teacher_decisions.update(enumerate(torch.split(mine, data.batch_size)))
+        if self._all_teacher_decisions is not None and isinstance(data, Batches):
+            part = self._all_teacher_decisions[data.validation_indices(self.global_rank, self.trainer.world_size)]
+            self._teacher_decisions.update(enumerate(torch.split(part, data.batch_size)))
 
     def on_fit_start(self) -> None:
-        """Move the teacher to where the student is, which Lightning does not see, and open the store of its logits."""
+        """Open the store of the teacher's logits, and move the teacher, which Lightning doesn't see, to the device."""
         if self._open_store is not None:
             self.store = self._open_store(self.global_rank, self.trainer.world_size)
+        self._move_teacher()
+
+    def on_validation_start(self) -> None:
+        """Move the teacher for a validation without a fit, too."""
         self._move_teacher()
 
     def _move_teacher(self) -> None:
@@ -99,28 +111,23 @@ class DistillationModule(ClassifierModule):
         if self._reader is not None:
             self._reader.to(device=self.device, dtype=dtype)
 
-    def on_validation_start(self) -> None:
-        """Move the teacher for a validation without a fit, too."""
-        self._move_teacher()
-
     def teacher_outputs(self, images: Tensor) -> Outputs:
-        """Ask the teacher about the very images that the student sees, or read what it said of them."""
+        """Compute the teacher's outputs on the very images that the student sees, or read its stored logits."""
         if self.store is None or not self.trainer.training:
             return self.teacher(images)
         epoch, batch = self._epoch_of_views(), self._batch_idx
         stored = self.store.read(epoch, batch, images)
         if stored is not None:
             return Outputs(stored.to(images.device, non_blocking=True))
-        answer = self.teacher(images)
-        return Outputs(self.store.write(epoch, batch, images, answer.logits))
+        return Outputs(self.store.write(epoch, batch, images, self.teacher(images).logits))
 
     def _epoch_of_views(self) -> int:
-        """Return which epoch's views these are: with a period they come again."""
+        """Return the epoch whose views these are: with a period they repeat."""
         period = getattr(getattr(self.trainer, "datamodule", None), "period", None)
         return self.current_epoch if period is None else self.current_epoch % period
 
     def student_outputs(self, images: Tensor, teacher: Outputs | None) -> Outputs:
-        """Read the features that are compared, and the gradients of the logits that the teacher puts first."""
+        """Compute the student's logits, and the features and the gradients of the teacher's top logit if compared."""
         if self.objective.needs_gradients:
             images = images.detach().requires_grad_()
         logits, features = (self.model(images), {}) if self._reader is None else self._reader(images)
@@ -131,9 +138,9 @@ class DistillationModule(ClassifierModule):
         return Outputs(logits, features, gradients)
 
     def compare_with_teacher(self, images: Tensor, logits: Tensor, batch_idx: int) -> None:
-        """Measure the share of images on which the student's decision is the teacher's.
+        """Measure the agreement: the fraction of images for which the student's top-1 class is the teacher's.
 
-        The validation batches are the same in every epoch, so that the teacher is asked in the first one only.
+        The validation batches are the same in every epoch, so that the teacher's classes are computed once.
         """
         if batch_idx not in self._teacher_decisions:
             self._teacher_decisions[batch_idx] = self.teacher.decisions(images)
@@ -142,21 +149,50 @@ class DistillationModule(ClassifierModule):
         self.log("val/agreement", self.val_agreement, on_step=False, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Draw the teacher's accuracy as a line beside the student's."""
+        """Log the teacher's accuracy as a line beside the student's."""
         if self.teacher_acc is not None:
             self.log("teacher/acc", self.teacher_acc, sync_dist=True)
 
 
-def _bound(
-    objective: Objective, *, student: Classifier, teacher: FrozenTeacher, seed: int
-) -> tuple[Objective, list[str], list[str]]:
-    """Choose what the objective's terms on features compare; return it with the student's and the teacher's nodes."""
-    if not objective.feature_terms:
-        return objective, [], []
-    chosen = choose_pairs(objective, student=survey(student), teacher=teacher.survey())
-    pairs = [pair for some in chosen.values() for pair in some]
-    # The adapters of one seed begin with the same weights, whatever else was drawn before.
-    with seeded(seed, "adapters"):
-        objective = objective.bind(chosen)
-    ours, theirs = dict.fromkeys(pair.student for pair in pairs), dict.fromkeys(pair.teacher for pair in pairs)
-    return objective, list(ours), list(theirs)
+def pair_features(objective: Objective, *, student: Classifier, teacher: FrozenTeacher) -> dict[str, list[Pair]]:
+    """Choose the feature maps that each term compares: those that it names, or the stages found in the networks.
+
+    Returns:
+        Pairs of nodes with their shapes, by the name of the term.
+
+    Raises:
+        UserError: If a node doesn't exist, a network has no feature map, or the numbers of named nodes differ.
+    """
+    surveys = survey(student), teacher.survey()
+    return {
+        term.name: _pairs_of(term.name, term.loss, *surveys)
+        for term in objective.terms
+        if isinstance(term.loss, FeatureLoss)
+    }
+
+
+def _pairs_of(name: str, loss: FeatureLoss, student: Survey, teacher: Survey) -> list[Pair]:
+    named = loss.nodes("student"), loss.nodes("teacher")
+    try:
+        ours, theirs = _nodes(named[0], loss, student), _nodes(named[1], loss, teacher)
+    except UserError as error:
+        raise UserError(f"--loss {name}: {error}") from None
+    if not all(named):
+        # Stages are paired from the last one on, as networks differ in how early they begin to halve the size.
+        count, required = min(len(ours), len(theirs)), max(map(len, named))
+        if count < required:
+            raise UserError(f"--loss {name}: {required} nodes are given for one network, but the other has {count}")
+        ours, theirs = ours[-count:], theirs[-count:]
+    if len(ours) != len(theirs):
+        raise UserError(
+            f"--loss {name}: student_node and teacher_node must have the same number of nodes, not {len(ours)} "
+            f"({', '.join(ours)}) and {len(theirs)} ({', '.join(theirs)})"
+        )
+    return [Pair(*pair, student.shapes[pair[0]], teacher.shapes[pair[1]]) for pair in zip(ours, theirs, strict=True)]
+
+
+def _nodes(named: list[str], loss: FeatureLoss, survey: Survey) -> list[str]:
+    if named:
+        return [survey.find(node) for node in named]
+    last = survey.last()
+    return list(survey.stages) if loss.every_stage else [last]

@@ -1,4 +1,4 @@
-"""Where a training runs: Lightning's trainer with what this tool wants of it."""
+"""Where a training runs, and the Lightning trainer for it."""
 
 import logging
 import warnings
@@ -18,18 +18,18 @@ from kd.training.checkpoints import AtomicCheckpointIO
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where Lightning runs, in its words.
+    """Where Lightning runs, in its terms.
 
     Args:
         accelerator: ``auto`` (a GPU if there is one), ``cpu``, ``gpu``, ...
-        devices: ``auto``, a number, or which (``"0,1"``).
+        devices: ``auto``, a number, or a list of indices (``"0,1"``).
         num_nodes: Number of machines.
         strategy: ``auto``, ``ddp``, ...
         precision: ``auto``, ``32-true``, ``bf16-mixed``, ...
-        channels_last: ``auto``, ``true`` or ``false``: whether the channels of a pixel lie beside each other.
+        channels_last: ``auto``, ``true`` or ``false``: whether the channels of a pixel are contiguous in memory.
         compile: Whether networks are compiled.
-        fast_dev_run: One batch of everything, and no files.
-        limit_train_batches: Batches of an epoch: a number (int), or a part (float).
+        fast_dev_run: Run one batch of everything, and write no files.
+        limit_train_batches: Batches of an epoch: a number (int) or a fraction (float).
         limit_val_batches: Batches of a validation, likewise.
     """
 
@@ -45,45 +45,41 @@ class Hardware:
     limit_val_batches: int | float = 1.0
 
     def resolved(self) -> tuple["Hardware", list[str]]:
-        """Choose the accelerator where that is ``auto``, and say what was chosen and why."""
-        remarks: list[str] = []
-        chosen = self
-        if self.accelerator == "auto":
-            if torch.cuda.is_available():
-                chosen = replace(chosen, accelerator="gpu")
-            elif torch.backends.mps.is_available():
-                chosen = replace(chosen, accelerator="mps")
-            else:
-                as_one = "" if self.devices in ("auto", "1") else f"; --devices {self.devices} would be GPUs"
-                remarks.append(f"No GPU was found: running on the CPU{as_one}.")
-                chosen = replace(chosen, accelerator="cpu", devices="1")
-        return chosen, remarks
+        """Choose the accelerator where that is ``auto``; return the choice with remarks on it."""
+        if self.accelerator != "auto":
+            return self, []
+        if torch.cuda.is_available():
+            return replace(self, accelerator="gpu"), []
+        if torch.backends.mps.is_available():
+            return replace(self, accelerator="mps"), []
+        ignored = "" if self.devices in ("auto", "1") else f"; --devices {self.devices} would need GPUs"
+        return replace(self, accelerator="cpu", devices="1"), [f"No GPU found: running on the CPU{ignored}."]
 
     def compute_for(self, network: Classifier | Ensemble, *, trains: bool) -> Compute:
-        """Choose how a network computes, where that is ``auto``.
+        """Choose precision and memory layout for a network, where they are ``auto``.
 
         Args:
             network: The network.
-            trains: Whether it is trained, or only answers.
+            trains: Whether it is trained; else it is used for inference only.
         """
         hardware, _ = self.resolved()
         compute = fastest(network, accelerator=hardware.accelerator, trains=trains)
         if self.precision != "auto":
-            compute = replace(compute, precision=self.precision, why="--precision says so")
+            compute = replace(compute, precision=self.precision, why="set by --precision")
         if self.channels_last != "auto":
             compute = replace(compute, channels_last=self.channels_last == "true")
         return compute
 
 
 def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
-    """Build a trainer that shares no images out, draws no bar and prints no summary: the modules see to that.
+    """Build a trainer without Lightning's own sampler, progress bar and summary, which this package replaces.
 
     Args:
         hardware: Where it runs.
-        options: What Lightning's Trainer takes besides.
+        options: Further arguments of Lightning's Trainer.
 
     Raises:
-        UserError: If Lightning can't run on such hardware.
+        UserError: If Lightning doesn't support the hardware.
     """
     hardware, _ = hardware.resolved()
     precision = "32-true" if hardware.precision == "auto" else hardware.precision
@@ -102,9 +98,9 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
                 fast_dev_run=hardware.fast_dev_run,
                 limit_train_batches=hardware.limit_train_batches,
                 limit_val_batches=hardware.limit_val_batches,
-                # EpochSampler shares the images out itself, and counts each validation image once.
+                # EpochSampler distributes the images itself, and gives each validation image once.
                 use_distributed_sampler=False,
-                # The modules log in their own time; of what they log nothing is held back.
+                # TrainingMetrics decides when to log; nothing of that is dropped.
                 log_every_n_steps=1,
                 num_sanity_val_steps=0,
                 enable_progress_bar=False,
@@ -120,17 +116,17 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's news of itself and its tips; its warnings stay, but for those that do not apply here."""
+    """Silence Lightning's information and tips, and those of its warnings that don't apply here."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        # The number of workers is chosen on purpose: on few cores they would take the training's own.
+        # The number of workers is chosen deliberately: on few cores they would slow the training down.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # The flags decide about the accelerator; Lightning need not advertise another.
+        # The accelerator is chosen by a flag.
         warnings.filterwarnings("ignore", message=".*available but not used.*")
-        # One that is resumed goes on in its folder.
+        # A resumed run continues in its folder.
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-        # Lightning's own call of a function that torch has renamed.
+        # Lightning calls a function that torch has renamed.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         for logger in loggers:
             logger.setLevel(logging.WARNING)

@@ -1,13 +1,15 @@
-"""Optimizers and schedules of the learning rate."""
+"""Optimizers, learning rate schedules, and the average of weights."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,8 @@ class Recipe:
 
     Args:
         optimizer: ``sgd`` or ``adamw``.
-        learning_rate: Its peak.
-        momentum: Of sgd; the first beta of adamw.
+        learning_rate: Peak of the learning rate.
+        momentum: Momentum of sgd; first beta of adamw.
         weight_decay: Of weights; biases and the scales of normalization layers have none.
         schedule: ``cosine`` (to zero at the last step) or ``constant``, after the warm-up.
         warmup_epochs: Epochs over which the learning rate rises linearly.
@@ -34,11 +36,11 @@ class Recipe:
     warmup_epochs: float = 0.0
 
     def build_optimizer(self, network: nn.Module, *, fused: bool = True) -> Optimizer:
-        """Build the optimizer of a network's parameters.
+        """Build the optimizer of a network's trainable parameters.
 
         Args:
             network: The network.
-            fused: Whether it may go over the weights in one pass, where their device has such a one.
+            fused: Whether to update all weights in one kernel, where the device has one.
         """
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         groups = [
@@ -46,21 +48,21 @@ class Recipe:
             {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        # One pass over the weights instead of ten, for which a student of 26 million weights waits on a CPU.
+        # One pass over the weights instead of ten, which matters on a CPU from some 20 million weights on.
         fused = fused and all(one.device.type in ("cpu", "cuda") for one in parameters)
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=fused)
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.momentum, 0.999), fused=fused)
 
     def build_scheduler(self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: float) -> LambdaLR:
-        """Build the schedule of the learning rate, to be advanced after each optimizer step."""
+        """Build the learning rate schedule, to be advanced after each optimizer step."""
         warmup_steps = round(self.warmup_epochs * steps_per_epoch)
         return LambdaLR(optimizer, self.factor(total_steps=total_steps, warmup_steps=warmup_steps))
 
     def factor(self, *, total_steps: int, warmup_steps: int) -> Callable[[int], float]:
-        """Return what the peak learning rate is multiplied by, as a function of the number of steps made."""
+        """Return the factor of the peak learning rate as a function of the number of steps taken."""
 
-        def of_step(step: int) -> float:
+        def factor_at(step: int) -> float:
             if step < warmup_steps:
                 return (step + 1) / warmup_steps
             if self.schedule == "constant":
@@ -68,4 +70,30 @@ class Recipe:
             progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
             return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-        return of_step
+        return factor_at
+
+
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of a network's weights and statistics, updated by ``update_parameters``.
+
+    Lightning's ``WeightAveraging`` callback doesn't serve here: it saves the average only in full checkpoints, not in
+    those of weights alone, which are the ones that are deployed; and it copies the whole module with its teacher.
+
+    Args:
+        model: The network; the average starts from its weights.
+        decay: Fraction of the average that is kept at each step, from 0 to 1; after n steps it is at most
+            (1 + n) / (10 + n), so that the initial weights are soon forgotten.
+
+    Source: Tarvainen & Valpola (2017), section 2, https://arxiv.org/abs/1703.01780; the start is TensorFlow's
+        ``ExponentialMovingAverage`` with ``num_updates``
+    """
+    # A partial of a module's function can be copied and pickled with the module that holds it.
+    return AveragedModel(model, avg_fn=partial(_ramped_average, decay), use_buffers=True).requires_grad_(False)
+
+
+def _ramped_average(decay: float, average: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
+    if not average.is_floating_point():
+        return newest
+    count = torch.as_tensor(count, device=average.device)
+    weight = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
+    return average.lerp(newest.to(average.dtype), weight.to(average.dtype))

@@ -1,4 +1,4 @@
-"""What a network said of each validation image at last, and what each epoch came to: what a report is made from."""
+"""The logits of the validation images and the metrics of each epoch, from which reports are made."""
 
 import math
 from pathlib import Path
@@ -13,38 +13,39 @@ from torch import Tensor
 
 from kd.data import Batches, LabeledImages
 from kd.files import write_atomically
+from kd.training.callbacks import latest_metrics
 
 VALIDATION_FILE = "validation.npz"
 
 
 class PredictionRecorder(Callback):
-    """Keeps the logits of the last validation, image by image, and the figures of each epoch.
+    """Records the logits of the last validation, image by image, and the metrics of each epoch.
 
     Args:
-        path: The file that they are written to, or ``None``.
+        path: The file to write the logits to, or ``None``.
 
     Attributes:
-        decisions: The classes that it decided for, ``(N,)`` in the order of the images; ``None`` where not all were
-            shown.
+        history: The metrics of each epoch; ``None`` for values that are not finite.
+        decisions: The predicted classes ``(N,)`` in the order of the images; ``None`` where only some were validated.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.history: list[dict[str, float | None]] = []
         self.decisions: Tensor | None = None
-        self._parts: list[Tensor] = []
+        self._logits: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training goes on with."""
+        """Return the history."""
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the epochs before."""
+        """Restore the history."""
         self.history = list(state_dict["history"])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Forget the validation before."""
-        self._parts = []
+        """Discard the previous validation's logits."""
+        self._logits = []
 
     def on_validation_batch_end(
         self,
@@ -55,69 +56,61 @@ class PredictionRecorder(Callback):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
-        """Keep the logits of a batch."""
-        self._parts.append(outputs.detach().cpu())
+        """Record the logits of a batch."""
+        self._logits.append(outputs.detach().cpu())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what the epoch came to."""
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        figures |= getattr(pl_module, "train_metrics", {})
+        """Record the metrics of the epoch, and write the logits after the last one."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics |= latest_metrics(pl_module)
         self.history.append(
             {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-            | {name: value if math.isfinite(value) else None for name, value in figures.items()}
+            | {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         )
-        # Before the last checkpoint: a training that is resumed from it has nothing left to do.
+        # Before the last checkpoint is saved: a run that is resumed from it has nothing left to do.
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Write them at the end of a validation by itself."""
+        """Write the logits of a validation without training."""
         if not trainer.training and trainer.state.fn == "validate":
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
         data = getattr(trainer, "datamodule", None)
-        if not self._parts or not isinstance(data, Batches):
+        if not self._logits or not isinstance(data, Batches):
             return
-        predictions = self.gathered(trainer, data)
+        predictions = self._gather(trainer, data)
         if len(predictions["logits"]) == len(data.splits.val):
             self.decisions = torch.from_numpy(predictions["logits"].argmax(axis=1))
         if self.path is not None:
             rank_zero_only(write_predictions)(predictions, self.path)
 
-    def gathered(self, trainer: Trainer, data: Batches) -> dict[str, NDArray[Any]]:
-        """Return the logits of all processes; each of them must ask.
-
-        Args:
-            trainer: Whose validation it was.
-            data: The images.
-
-        Returns:
-            ``logits`` ``(N, C)``, ``labels`` and ``indices`` ``(N,)`` in the order of the images, and ``classes`` and
-            ``keys``, their names.
-        """
-        mine = (torch.cat(self._parts), data.validation_indices(trainer.global_rank, trainer.world_size))
-        parts: list[Any] = [mine]
+    def _gather(self, trainer: Trainer, data: Batches) -> dict[str, NDArray[Any]]:
+        """Return the predictions of all processes, each of which must call this."""
+        part = (torch.cat(self._logits), data.validation_indices(trainer.global_rank, trainer.world_size))
+        parts: list[Any] = [part]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, mine)
+            torch.distributed.all_gather_object(parts, part)
         logits = torch.cat([part for part, _ in parts]).numpy()
-        # Where a limit ended the validation early, only the first were seen.
+        # A limit on validation batches lets only the first images of each process through.
         indices = np.concatenate([np.asarray(which[: len(part)]) for part, which in parts])
         order = np.argsort(indices, kind="stable")
         return prediction_arrays(data.splits.val, logits[order], indices[order])
 
 
 def prediction_arrays(images: LabeledImages, logits: NDArray[Any], indices: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Put logits together with what they are about.
+    """Combine logits with what is known of their images.
 
     Args:
         images: The images.
         logits: ``(N, C)``, in the order of the indices.
-        indices: Of the images that were asked about, ``(N,)``.
+        indices: ``(N,)``, the positions of the predicted images.
 
     Returns:
-        As :meth:`PredictionRecorder.gathered`.
+        ``logits`` ``(N, C)``, ``labels`` and ``indices`` ``(N,)``, the names of ``classes`` ``(C,)``, and the ``keys``
+        of the images ``(N,)``.
     """
     return {
         "logits": logits,
@@ -129,6 +122,6 @@ def prediction_arrays(images: LabeledImages, logits: NDArray[Any], indices: NDAr
 
 
 def write_predictions(predictions: dict[str, NDArray[Any]], path: Path) -> None:
-    """Write what :meth:`PredictionRecorder.gathered` returned, atomically."""
+    """Write what :func:`prediction_arrays` returned as an ``.npz`` file, atomically."""
     with write_atomically(path) as file:
         np.savez_compressed(file, **predictions)  # type: ignore[arg-type]  # its stub takes the names for options

@@ -1,4 +1,4 @@
-"""Training one network once, or measuring one: a Lightning trainer with what this tool wants of it."""
+"""Training one network, or validating one, with Lightning."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +13,9 @@ from rich.console import Console
 
 from kd.data import Batches
 from kd.models import Classifier, Ensemble
-from kd.training.callbacks import EachEpoch, StopAfter, Throughput
-from kd.training.failures import in_plain_words
+from kd.training.callbacks import OnEpochEnd, StopAfterSteps, StopOnNonFinite, Throughput
+from kd.training.error_messages import readable_errors
 from kd.training.hardware import Hardware, build_trainer, quiet_lightning
-from kd.training.health import StopAtNonFinite
 from kd.training.loggers import TrainingImages, log_hyperparameters, log_result
 from kd.training.modules import ClassifierModule
 from kd.training.predictions import VALIDATION_FILE, PredictionRecorder
@@ -26,25 +25,26 @@ from kd.training.resume import LastCheckpoint, ResumeOptions
 
 @dataclass(frozen=True)
 class Run:
-    """What a training came to; accuracies are fractions of 1.
+    """The results of one training; accuracies are fractions of 1.
 
     Args:
         phase: ``teacher``, ``assistant/...``, ``baseline``, ``distilled``, ...
-        seed: Its seed.
-        model: The network.
-        parameters: How many numbers training set.
+        seed: The random seed.
+        model: Name of the architecture.
+        parameters: Number of trained parameters.
         epochs: Epochs trained.
-        steps: Optimizer steps made.
-        val_acc: Accuracy on the validation images after the last epoch.
-        best_val_acc: The best after any epoch.
-        val_loss: Cross-entropy with the validation labels after the last epoch, in nats; ``None`` if it is not finite.
-        agreement: Share of validation images on which the student decides as the teacher, after the last epoch.
+        steps: Optimizer steps taken.
+        val_acc: Validation accuracy after the last epoch.
+        best_val_acc: Best validation accuracy after any epoch.
+        val_loss: Validation cross-entropy after the last epoch, in nats; ``None`` if it is not finite.
+        agreement: Fraction of validation images for which the student's top-1 class is the teacher's, after the last
+            epoch; ``None`` without a teacher.
         seconds: Wall time of the training, validation included.
-        images_per_second: Training images a second, without validation.
-        checkpoint: Its best checkpoint, or ``None`` where none was kept.
-        folder: Where its files are, or ``None``.
-        validation: The file of what it said of each validation image at last, or ``None``.
-        history: What each epoch came to.
+        images_per_second: Training images per second, without validation.
+        checkpoint: The best checkpoint, or ``None`` where none was saved.
+        folder: The run's folder, or ``None``.
+        validation: The file of the last epoch's logits of the validation images, or ``None``.
+        history: Metrics of each epoch.
     """
 
     phase: str
@@ -118,17 +118,17 @@ def train(
     throughput, last = Throughput(), LastCheckpoint(folder, resume)
     predictions = PredictionRecorder(None if folder is None else folder / VALIDATION_FILE)
     callbacks: list[Callback] = [
-        StopAtNonFinite(),
+        StopOnNonFinite(),
         throughput,
         TrainingImages(),
-        PhaseProgress(title or phase, console=console),
+        PhaseProgress(title or f"{phase} {module.model.description.architecture}", console=console),
         predictions,
         last,
     ]
     if max_steps is not None:
-        callbacks.append(StopAfter(max_steps))
+        callbacks.append(StopAfterSteps(max_steps))
     if on_epoch is not None:
-        callbacks.append(EachEpoch(on_epoch))
+        callbacks.append(OnEpochEnd(on_epoch))
     best = _best_checkpoint(folder)
     if best is not None:
         callbacks.insert(0, best)
@@ -150,7 +150,7 @@ def train(
     )
     for logger in trainer.loggers:
         log_hyperparameters(logger, logged)
-    with quiet_lightning(), in_plain_words(batch_size=data.batch_size), resume.interruption.deferred():
+    with quiet_lightning(), readable_errors(batch_size=data.batch_size), resume.interruption.deferred():
         trainer.fit(module, datamodule=data, ckpt_path=resume.checkpoint)
     # Not Lightning's metrics, of which there are none after a run that was resumed at its end.
     metrics = predictions.history[-1]
@@ -200,13 +200,13 @@ def evaluate(
     hardware: Hardware,
     predictions: PredictionRecorder | None = None,
 ) -> dict[str, float]:
-    """Measure a classifier on the validation images.
+    """Measure a classifier's accuracy and loss on the validation images.
 
     Args:
         classifier: The classifier; it is left in evaluation mode.
         data: The images.
         hardware: Where it runs.
-        predictions: Keeps what it said of each image, or ``None``.
+        predictions: Records the logits of each image, or ``None``.
 
     Returns:
         ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5``; accuracies are fractions of 1.
@@ -219,7 +219,7 @@ def evaluate(
         enable_checkpointing=False,
         callbacks=[] if predictions is None else [predictions],
     )
-    with quiet_lightning(), in_plain_words():
+    with quiet_lightning(), readable_errors():
         results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)
     classifier.eval()
     return dict(results[0])

@@ -37,7 +37,7 @@ def test_no_training_image_is_left_out_but_a_lone_last_one(
 def test_a_single_training_image_is_refused(make_folder: MakeFolder) -> None:
     data = ImageData(read_splits(make_folder()), image_size=8)
     data.train_indices = [0]
-    with pytest.raises(UserError, match="a single training image"):
+    with pytest.raises(UserError, match="training needs at least two images per device"):
         data.train_dataloader()
 
 

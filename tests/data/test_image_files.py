@@ -260,10 +260,13 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "broken link": (link("ant/x.png", "nowhere.png"), "ant/x.png: this file can't be read: No such file or directory"),
     "circular link": (link("ant/x.png", "train/ant/x.png"), "ant/x.png: this file can't be read: Too many levels of"),
     # Teachers
-    "teacher of other classes": (teacher(("ant", "bee", "dog")), "only it has dog; only photos has cat"),
-    "teacher with another class order": (teacher(("bee", "ant", "cat")), "class 0 is 'bee' to it, and 'ant' in photos"),
+    "teacher of other classes": (teacher(("ant", "bee", "dog")), "only the teacher has dog; only photos has cat"),
+    "teacher with another class order": (
+        teacher(("bee", "ant", "cat")),
+        "class 0 is 'bee' for the teacher and 'ant' in photos",
+    ),
     "teacher of more classes": (teacher((*CLASSES, "dog")), "it has 4 classes (ant, bee, cat, dog), photos has 3"),
-    "teacher of another size": (teacher(size=20), "was trained on images of 20 px, and it would be shown 16 px"),
+    "teacher of another size": (teacher(size=20), "trained on images of 20 px, but --image_size is 16"),
     "teacher of another architecture": (teacher(architecture="mlp"), "holds mlp, and --teacher_model says linear"),
     "missing teacher": (flags("--distill --teacher_checkpoint absent.ckpt"), "absent.ckpt: there is no such"),
     "truncated checkpoint": (
@@ -278,7 +281,7 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "foreign checkpoint": (foreign_checkpoint, "teacher.ckpt: this is no checkpoint of a classifier"),
     # Flags
     "wrong number of classes": (flags("--num_classes 4"), "--num_classes 4: photos has 3"),
-    "invalid name": (flags("--name ../x"), "--name ../x: this is no name for a folder"),
+    "invalid name": (flags("--name ../x"), "--name ../x: not a valid folder name"),
 }
 
 WARNINGS: dict[str, tuple[Change, str]] = {
@@ -296,7 +299,7 @@ WARNINGS: dict[str, tuple[Change, str]] = {
     "animated WebP": (put("x.webp", encoded(RGB, "WEBP", **TWO_FRAMES)), "only the first of its 2 frames is used"),
     "TIFF of two pages": (put("x.tiff", encoded(RGB, "TIFF", **TWO_FRAMES)), "only the first of its 2 frames is used"),
     "elongated": (put("x.png", encoded(noise(1, 2_000, 3), "PNG")), "; --resize crop shows only its center)"),
-    "untrained teacher": (teacher(), "the teacher's accuracy, "),
+    "untrained teacher": (teacher(), "the teacher's accuracy of "),
     "unused temperature": (
         teacher(more="--allow_weak_teacher --temperature 4 --loss ce=1 mse=1"),
         "--temperature 4: no term of the objective has one (ce mse)",

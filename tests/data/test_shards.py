@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd.data import ImageData, LabeledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
 from kd.data.samples import stream
-from kd.data.streams import StreamedBatches
+from kd.data.streamed import StreamedBatches
 from kd.data.substreams import SUBSTREAMS, Substreams
 from kd.errors import UserError
 from tests.conftest import MakeFolder
@@ -43,7 +43,7 @@ def splits_in(folder: Path, **options: Any) -> ShardedSplits:
 
 
 def part_of(data: ShardData, rank: int, world_size: int) -> StreamedBatches:
-    return data._train_batches(data._train_lanes(rank, world_size))
+    return data._train_batches(data._train_substreams(rank, world_size))
 
 
 def keys_of(batches: StreamedBatches, epoch: int = 0) -> list[list[str]]:
@@ -121,7 +121,7 @@ def test_any_number_of_processes_read_each_image_once_per_epoch(
     parts = [keys_of(part_of(data, rank, world_size)) for rank in range(world_size)]
     assert len({len(part) for part in parts}) == 1
     seen = Counter(key for part in parts for batch in part for key in batch)
-    counts, drop_last = data._counts(world_size)
+    counts, drop_last = data._images_per_process(world_size)
     if not drop_last:
         # With batches of one image, the first images are repeated to give each process the same number.
         assert len(seen) == 3 * TRAIN

@@ -66,7 +66,7 @@ def test_other_settings_are_no_resume(make_folder: MakeFolder, capsys: pytest.Ca
     assert "--resume logs/nobody: no such folder" in capsys.readouterr().err
     Path("empty").mkdir()
     assert experiment(["--resume", "empty"]) == 2
-    assert "this is no experiment: there is no config.yaml there" in capsys.readouterr().err
+    assert "not an experiment's folder, as it has no config.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -215,11 +215,16 @@ def test_baseline_and_distilled_meet_the_same_mixtures(make_folder: MakeFolder) 
 def test_the_average_is_the_students(make_folder: MakeFolder) -> None:
     folder = make_folder(train=12)
     done, _ = run(folder, "--train_teacher", "--baseline", "--distill", "--ema", "0.9")
-    kinds = {}
+    kinds, states = {}, {}
     for phase, (one, *_) in done.runs.items():
         checkpoint = torch.load(Path(one["folder"], "checkpoints", "last.ckpt"), weights_only=True)
-        kinds[phase] = {name.partition(".")[0] for name in checkpoint.get("resume", {})}
-    assert kinds == {"teacher": set(), "baseline": {"average", "trained"}, "distilled": {"average", "trained"}}
+        kinds[phase] = {name.partition(".")[0] for name in checkpoint["module"]}
+        states[phase] = checkpoint
+    assert kinds == {"teacher": {"model"}, "baseline": {"model", "average"}, "distilled": {"model", "average"}}
+    for phase in ("baseline", "distilled"):
+        shipped, module = states[phase]["state_dict"], states[phase]["module"]
+        for name, value in shipped.items():
+            assert torch.equal(value, module[f"average.module.{name.removeprefix('model.')}"])
 
 
 def test_a_loss_that_leaves_the_last_layer_alone_is_remarked_on(make_folder: MakeFolder) -> None:

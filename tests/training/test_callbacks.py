@@ -1,10 +1,12 @@
 import io
+import re
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from kd.console import make_console
 from kd.data import ImageData, read_splits
 from kd.models import build_classifier
 from kd.training import ClassifierModule, Hardware, RunTensorBoard, draw_views, train
@@ -24,30 +26,30 @@ def fit(folder: Path, experiment: Path, console: Console) -> str:
         loggers=[RunTensorBoard(experiment)],
         hardware=hardware,
         max_epochs=3,
-        title="Teacher",
+        title="teacher linear",
         console=console,
     )
     assert run.images_per_second > 0
     return run.folder or ""
 
 
-def test_without_a_terminal_a_line_says_how_it_ended(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_without_a_terminal_a_line_reports_the_last_epoch(make_folder: MakeFolder, tmp_path: Path) -> None:
     output = io.StringIO()
-    fit(make_folder(), tmp_path / "e", Console(file=output, width=200))
-    lines = output.getvalue().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("Teacher: epoch 3/3  loss ")
-    assert " val acc " in lines[0]
-    assert lines[0].endswith(" images/s")
+    fit(make_folder(), tmp_path / "e", make_console(file=output))
+    (line,) = output.getvalue().splitlines()
+    numbers = r"loss \d\.\d{3} · train acc \d\.\d{3} · val acc \d\.\d{3} · [\d,]+ img/s"
+    assert re.fullmatch(rf"teacher linear · epoch 3/3 · {numbers}", line)
 
 
-def test_in_a_terminal_one_bar_covers_the_phase(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_in_a_terminal_of_80_columns_a_phase_has_one_bar_of_one_line(make_folder: MakeFolder, tmp_path: Path) -> None:
     output = io.StringIO()
-    fit(make_folder(), tmp_path / "e", Console(file=output, width=160, force_terminal=True))
-    last = output.getvalue().split("Teacher ")[-1]
-    assert "epoch 3/3" in last
-    assert "images/s" in last
-    assert "left" in last
+    console = Console(file=output, width=80, force_terminal=True, highlight=False)
+    fit(make_folder(), tmp_path / "e", console)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
+    bars = [line for line in re.split(r"[\r\n]+", plain) if "━" in line]
+    assert all(line.startswith("teacher linear") and len(line) <= 80 for line in bars)
+    assert "epoch 3/3" in bars[-1]
+    assert "val acc" in bars[-1]
 
 
 def test_tensorboard_shows_training_images_with_their_labels(make_folder: MakeFolder, tmp_path: Path) -> None:

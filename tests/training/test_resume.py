@@ -112,7 +112,8 @@ class _Trained:
     def state(self) -> dict[str, Any]:
         checkpoint = self.folder / "checkpoints" / "last.ckpt"
         state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-        return {key: state[key] for key in ("state_dict", "resume", "optimizer_states", "lr_schedulers", "means")}
+        plain = {key: state[key] for key in ("state_dict", "module", "optimizer_states", "lr_schedulers")}
+        return plain | {"metrics": state["callbacks"]["TrainingMetrics"]}
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         # TensorBoard reads files of one second by their names, where a process's tenth file stands before its ninth.
@@ -259,7 +260,9 @@ def test_a_training_that_leaves_the_numbers_stops_and_keeps_its_last_checkpoint(
     data = ImageData(read_splits(folder_of_images), image_size=16, batch_size=4)
     module = Broken(_network(data.splits.classes, 0), recipe=Recipe(learning_rate=0.01, schedule="constant"))
     named = "ce, the gradient" if where == "a term" else "the gradient"
-    with pytest.raises(UserError, match=rf"in step 7 \(counted from 0\): {named}; the learning rate was 0\.01") as stop:
+    with pytest.raises(
+        UserError, match=rf"in step 7 \(counted from 0\): {named} not finite at learning rate 0\.01"
+    ) as stop:
         train(
             module,
             data,
@@ -269,7 +272,7 @@ def test_a_training_that_leaves_the_numbers_stops_and_keeps_its_last_checkpoint(
             max_epochs=3,
             resume=ResumeOptions(save_every=1),
         )
-    assert "the checkpoints before it are whole" in str(stop.value)
+    assert "earlier checkpoints are intact" in str(stop.value)
     kept = torch.load(tmp_path / "e" / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 7
     assert all(bool(value.isfinite().all()) for value in kept["state_dict"].values())

@@ -340,7 +340,7 @@ def test_hardware_that_is_not_there_is_a_clean_error(make_folder: MakeFolder, tm
 def test_a_part_that_holds_no_batch_is_a_clean_error(make_folder: MakeFolder, tmp_path: Path) -> None:
     data = images(make_folder())
     hardware = Hardware(accelerator="cpu", precision="32-true", limit_val_batches=0.0001)
-    with pytest.raises(UserError, match="Lightning can't run so"):
+    with pytest.raises(UserError, match="Lightning refuses this configuration"):
         evaluate(network(data.splits.classes), data, hardware=hardware)
 
 
@@ -350,8 +350,8 @@ def test_without_a_gpu_auto_is_one_cpu_and_says_so(devices: str, monkeypatch: py
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     chosen, remarks = Hardware(devices=devices).resolved()
     assert (chosen.accelerator, chosen.devices, chosen.precision) == ("cpu", "1", "auto")
-    assert "No GPU was found: running on the CPU" in remarks[0]
-    assert ("--devices 4 would be GPUs" in remarks[0]) is (devices == "4")
+    assert "No GPU found: running on the CPU" in remarks[0]
+    assert ("--devices 4 would need GPUs" in remarks[0]) is (devices == "4")
 
 
 def test_what_is_asked_for_is_not_changed() -> None:

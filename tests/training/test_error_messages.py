@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kd.errors import UserError
 from kd.training.checkpoints import AtomicCheckpointIO
-from kd.training.failures import in_plain_words
+from kd.training.error_messages import readable_errors
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_previous_one(tmp_path: Path) -> None:
@@ -41,25 +41,25 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     ("raised", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "events.out"), r"the disk is full \(events\.out\); the last"),
-        (MemoryError(), "there is not memory enough: a smaller --batch_size needs less"),
+        (MemoryError(), "out of memory: try a smaller --batch_size"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has a total of 8 GiB"),
-            r"^--batch_size 48: there is not memory enough \(CUDA out .* allocate 9 GiB\); --batch_size 24 --acc",
+            r"^--batch_size 48: out of memory \(CUDA out .* allocate 9 GiB\); --batch_size 24 --acc",
         ),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
-            "--batch_size 48: there is not memory enough",
+            "--batch_size 48: out of memory",
         ),
     ],
 )
-def test_memory_and_disk_that_run_out_are_said_plainly(raised: Exception, words: str) -> None:
-    with pytest.raises(UserError, match=words), in_plain_words(batch_size=48):
+def test_exhausted_memory_and_disk_are_reported_with_a_remedy(raised: Exception, words: str) -> None:
+    with pytest.raises(UserError, match=words), readable_errors(batch_size=48):
         raise raised
 
 
-def test_what_is_a_bug_stays_one() -> None:
+def test_other_errors_keep_their_traceback() -> None:
     for bug in (RuntimeError("shape '[3]' is invalid"), OSError(errno.EIO, "Input/output error"), ValueError("no")):
-        with pytest.raises(type(bug), match=str(bug.args[-1]).replace("[", r"\[")), in_plain_words():
+        with pytest.raises(type(bug), match=str(bug.args[-1]).replace("[", r"\[")), readable_errors():
             raise bug
 
 
@@ -72,7 +72,7 @@ class _Deadly(Dataset[Tensor]):
         return torch.zeros(1)
 
 
-def test_a_process_that_loads_images_and_is_killed_is_told_of() -> None:
-    words = "a process that loads images was killed, as happens where memory runs out"
-    with pytest.raises(UserError, match=words), in_plain_words():
+def test_a_killed_data_loading_process_is_reported() -> None:
+    words = "a data loading process was killed, probably out of memory"
+    with pytest.raises(UserError, match=words), readable_errors():
         next(iter(DataLoader(_Deadly(), num_workers=1)))
