@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.plain import both, distance
 from kd.data import RandomResizedCrop, cache_decoded, cache_dir, crop_image, read_folder, short_side
 from kd.models import keep_large_blocks
-from kd.models.small import Layers
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -45,7 +43,7 @@ def steps(
     mean, std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (MEAN, STD))
     classes = len(images.classes)
     teacher, student = (
-        (Layers(*one) if isinstance(one, nn.Sequential) else one).to(memory_format=torch.channels_last)
+        one.to(memory_format=torch.channels_last)
         for one in both(teacher_name, student_name, classes, image_size, device)
     )
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)

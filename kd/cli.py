@@ -147,7 +147,7 @@ def _evaluate(
     """Evaluate a checkpoint or an exported file on validation images. Classes are matched by name.
 
     Args:
-        checkpoint: Checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt, or exported file.
+        checkpoint: Checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt; or .onnx, .safetensors.
         dataset: imagefolder, webdataset, or a data set by name.
         data_dir: Folder of the images: one that contains val_data, or one of class folders.
         val_data: Folder of the validation images in data_dir.
@@ -161,7 +161,7 @@ def _evaluate(
     """
     from kd.data import validation_images
     from kd.deploy import FORMATS
-    from kd.deploy.export import answer_images
+    from kd.deploy.export import predict_labeled_images
     from kd.pipeline import evaluate_checkpoint
     from kd.report.measures import Predictions, measure
     from kd.training import Hardware
@@ -170,7 +170,7 @@ def _evaluate(
         keep = Path(folder) / "predictions.npz"
         if Path(checkpoint).suffix in FORMATS.values():
             images = validation_images(dataset, data_dir, val_data, download=download)
-            answer_images(checkpoint, images, keep=keep, model=model)
+            predict_labeled_images(checkpoint, images, output=keep, model=model)
         else:
             evaluate_checkpoint(
                 checkpoint,
@@ -284,23 +284,23 @@ def _export(
         val_data: Folder of the validation images in data_dir; None: as in training.
         model: Network; required if the checkpoint names a Python file.
     """
-    from kd.deploy.card import facts_of, write_card
-    from kd.deploy.export import export_student, splits_of
+    from kd.deploy.card import read_run_metrics, write_card
+    from kd.deploy.export import export_student, load_checkpoint_splits
 
     path = Path(checkpoint).expanduser()
     exported = export_student(
         path,
         output,
         file_format=format,
-        splits=splits_of(path, dataset=dataset, data_dir=data_dir, val_data=val_data),
+        splits=load_checkpoint_splits(path, dataset=dataset, data_dir=data_dir, val_data=val_data),
         quantize=None if quantize == "none" else quantize,
         model=model,
     )
-    card = write_card(exported, facts_of(path))
+    card = write_card(exported, read_run_metrics(path))
     table = Table(title=f"{checkpoint}, verified on {exported[0].images:,} validation images", title_justify="left")
     for heading in ("file", "MB", "accuracy", "agreement", "max logit difference"):
         table.add_column(heading, justify="left" if heading == "file" else "right", overflow="fold")
-    table.add_row("(checkpoint)", "", f"{exported[0].checkpoint_accuracy:.2%}", "", "")
+    table.add_row("(checkpoint)", "", f"{exported[0].metadata['val_acc']:.2%}", "", "")
     for file in exported:
         table.add_row(
             file.path.name,

@@ -1,4 +1,4 @@
-"""What ships: a student in a file that runs elsewhere, and what it says of images there."""
+"""Deployment: exporting a student, verifying the exported file, and predicting with it."""
 
 from kd.deploy.formats import FORMATS, Student, open_student, read_network
 

@@ -1,4 +1,4 @@
-"""A model card: what a shipped student is, how it was made, how good it is, and how to run it."""
+"""Model cards: what an exported student is, how it was trained, its accuracy, and how to run it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,96 +6,96 @@ from pathlib import Path
 from typing import Any
 
 from kd.deploy.export import Exported
+from kd.files import write_text
 
-_CLASSES_SHOWN = 20
+_MAX_CLASSES = 20
+_TRAINING = {"distilled": "distilled", "compared": "distilled", "baseline": "on the labels alone"}
 
 
-def facts_of(checkpoint: Path) -> Mapping[str, Any]:
-    """Read what the training of a checkpoint left beside it; empty where there is nothing, or nothing whole."""
+def read_run_metrics(checkpoint: Path) -> Mapping[str, Any]:
+    """Read the metrics.json of the run that wrote a checkpoint; empty if it is missing or damaged."""
     try:
-        facts = json.loads((checkpoint.parent.parent / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads((checkpoint.parent.parent / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return metrics if isinstance(metrics, dict) else {}
 
 
-def write_card(exported: Sequence[Exported], facts: Mapping[str, Any]) -> Path:
-    """Write the card beside the file, as Markdown; return its path.
+def write_card(exported: Sequence[Exported], metrics: Mapping[str, Any]) -> Path:
+    """Write a model card in Markdown beside the exported file; return its path.
 
     Args:
-        exported: What was written, the whole file first.
-        facts: As :func:`facts_of` read them.
+        exported: The exported files, the float32 file first.
+        metrics: As :func:`read_run_metrics` returned them.
     """
     first = exported[0]
-    about, recipe = first.about, facts.get("recipe") or {}
-    classes = about["classes"]
-    named = ", ".join(classes[:_CLASSES_SHOWN]).replace("|", "\\|")
-    if len(classes) > _CLASSES_SHOWN:
-        named += f" and {len(classes) - _CLASSES_SHOWN} more"
-    teacher = recipe.get("teacher_model") or recipe.get("teacher")
+    metadata, recipe = first.metadata, metrics.get("recipe") or {}
+    phase = str(metrics.get("phase", "unknown"))
+    classes = metadata["classes"]
+    names = ", ".join(classes[:_MAX_CLASSES]).replace("|", "\\|")
+    if len(classes) > _MAX_CLASSES:
+        names += f" and {len(classes) - _MAX_CLASSES} more"
     rows = [
-        ("network", f"{about['architecture']}, {about['parameters']:,} parameters"),
-        ("classes", f"{len(classes)}: {named}"),
-        ("images", f"{about['image_size']} px, {about['resize']}; RGB in [0, 1], normalized inside"),
-        ("trained on", facts.get("data", about["data"])),
-        (
-            "how",
-            {"distilled": "distilled", "compared": "distilled", "baseline": "on the labels alone"}.get(
-                str(facts.get("phase", "")), str(facts.get("phase", "not known"))
-            ),
-        ),
-        ("teacher", _words(teacher)),
-        ("objective", _words(recipe.get("loss"))),
-        ("epochs", _words(facts.get("epochs"))),
-        ("seed", _words(facts.get("seed"))),
+        ("network", f"{metadata['architecture']}, {metadata['parameters']:,} parameters"),
+        ("classes", f"{len(classes)}: {names}"),
+        ("images", f"{metadata['image_size']} px, {metadata['resize']}; RGB in [0, 1], normalization built in"),
+        ("training data", metrics.get("data", metadata["data"])),
+        ("training", _TRAINING.get(phase, phase)),
+        ("teacher", _as_text(recipe.get("teacher_model") or recipe.get("teacher"))),
+        ("objective", _as_text(recipe.get("loss"))),
+        ("epochs", _as_text(metrics.get("epochs"))),
+        ("seed", _as_text(metrics.get("seed"))),
     ]
-    table = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows if text)]
-    measured = ["| file | size | accuracy | as the checkpoint |", "|---|---|---|---|"]
-    measured += [
-        f"| `{one.path.name}` | {one.megabytes:.2f} MB | {one.accuracy:.2%} | {one.agreement:.2%} of decisions |"
-        for one in exported
-    ]
-    compared = (
-        f"Measured on {first.images:,} validation images of {about['data']}; the checkpoint is right on "
-        f"{first.checkpoint_accuracy:.2%} of them."
-    )
     lines = [
-        f"# {first.path.stem}: {about['architecture']} for {about['data']}",
+        f"# {first.path.stem}: {metadata['architecture']} for {metadata['data']}",
         "",
-        *table,
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {text} |" for name, text in rows if text),
         "",
-        compared,
+        f"{first.images:,} validation images of {metadata['data']}; checkpoint accuracy {metadata['val_acc']:.2%}.",
         "",
-        *measured,
+        "| file | size | accuracy | agreement with the checkpoint |",
+        "|---|---|---|---|",
+        *(
+            f"| `{file.path.name}` | {file.megabytes:.2f} MB | {file.accuracy:.2%} | {file.agreement:.2%} |"
+            for file in exported
+        ),
         "",
-        "## To run it",
+        "## Usage",
         "",
-        *_how_to_run(first),
+        *_usage(first),
     ]
     path = first.path.with_suffix(".md")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 
-def _words(value: Any) -> str:  # noqa: ANN401 (what a recipe holds)
+def _as_text(value: Any) -> str:  # noqa: ANN401 (whatever JSON can hold)
     if isinstance(value, list):
-        return " ".join(f"`{one}`" for one in value)
+        return " ".join(f"`{item}`" for item in value)
     return "" if value is None else str(value)
 
 
-def _how_to_run(exported: Exported) -> list[str]:
-    name, size = exported.path.name, exported.about["image_size"]
-    command = ["```bash", f"kd predict {name} IMAGE_OR_FOLDER", "```"]
-    if exported.path.suffix == ".onnx":
-        code = [
+def _usage(exported: Exported) -> list[str]:
+    name, size = exported.path.name, exported.metadata["image_size"]
+    images = f"images: float32 (B, 3, {size}, {size}) in [0, 1]"
+    command = ["```bash", f"kd predict {name} IMAGE_OR_FOLDER", "```", ""]
+    code = {
+        ".onnx": [
             "import onnxruntime",
             f'session = onnxruntime.InferenceSession("{name}")',
-            f'logits = session.run(None, {{"images": images}})[0]  # images: float32 (B, 3, {size}, {size}) in [0, 1]',
-        ]
-    else:
-        code = [
+            f'logits = session.run(None, {{"images": images}})[0]  # {images}',
+        ],
+        ".pt2": [
+            "import torch",
+            f'student = torch.export.load("{name}").module()  # load only files that you trust: they can run code',
+            f"logits = student(images)  # {images}",
+        ],
+        ".safetensors": [
             "from kd import load_student",
             f'student, transform = load_student("{name}")',
-            "logits = student(transform(image)[None])  # image: a Pillow image, or the path of one",
-        ]
-    return [*command, "", "```python", *code, "```"]
+            "logits = student(transform(image)[None])  # image: a Pillow image or the path of an image file",
+        ],
+    }[exported.path.suffix]
+    return [*([] if exported.path.suffix == ".pt2" else command), "```python", *code, "```"]

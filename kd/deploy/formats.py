@@ -1,10 +1,9 @@
-"""The files that a student is shipped as, and reading them again: ONNX, torch.export, safetensors, and a checkpoint.
+"""Formats of exported files, and reading students from ONNX files, safetensors files and checkpoints.
 
-Nothing here imports torch before a file needs it: an ONNX file is run by onnxruntime and numpy alone.
+torch is imported only for files that need it: an ONNX file is run by onnxruntime and numpy alone.
 """
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,133 +18,131 @@ if TYPE_CHECKING:
     from torch import nn
 
 METADATA_KEY = "kd"
-"""Where a file holds, as JSON, what it takes to use it: ``Description.plain()``, and its accuracy."""
+"""Key under which an exported file holds its metadata as JSON: ``Description.plain()``, accuracy and data set."""
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+"""File suffix by format."""
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Student:
-    """A classifier that was read from a file, to be asked with numpy arrays.
+    """A trained classifier that is called with numpy arrays.
 
     Args:
-        about: Architecture, class names in order, image size, resize, mean, standard deviation, accuracy.
-        logits: From images ``(B, 3, S, S)``, float32 in [0, 1], to logits ``(B, C)``.
+        metadata: Architecture, class names in the order of the logits, image size, resize, mean, standard deviation
+            and validation accuracy.
+        logits: Function of images ``(B, 3, S, S)``, float32 in [0, 1], that returns logits ``(B, C)``.
     """
 
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     logits: Callable[[Array], Array]
 
 
 def open_student(path: str | Path, *, model: str | None = None) -> Student:
-    """Read a student from an ONNX, torch.export or safetensors file, or from a checkpoint.
+    """Read a student from an ONNX file, a safetensors file or a checkpoint.
 
     Args:
-        path: The file; its suffix says what it is.
-        model: The network, where a safetensors file or a checkpoint names a Python file.
+        path: The file; its suffix gives the format.
+        model: Architecture; required if a safetensors file or a checkpoint names a Python file, whose code then runs.
 
     Raises:
-        UserError: If it can't be read, or a package that it takes is missing.
+        UserError: If the file can't be read, a package is missing, or the file is a torch.export file: loading one
+            runs whatever code its author put there.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    if path.suffix == FORMATS["onnx"]:
-        return _open_onnx(path)
-    import torch
+    if Path(path).suffix == FORMATS["onnx"]:
+        return _open_onnx(_existing(path))
+    return as_student(*read_network(path, model=model))
 
-    network, about = read_network(path, model=model)
+
+def read_network(path: str | Path, *, model: str | None = None) -> "tuple[nn.Module, Mapping[str, Any]]":
+    """Read a network in evaluation mode, and its metadata, from a safetensors file or a checkpoint.
+
+    Args:
+        path: The file; its suffix gives the format.
+        model: As of :func:`open_student`.
+
+    Raises:
+        UserError: As of :func:`open_student`, and if it is an ONNX file.
+    """
+    path = _existing(path)
+    if path.suffix == FORMATS["onnx"]:
+        raise UserError(f"{path}: an ONNX file can't be read as a torch.nn.Module; run it with kd.open_student")
+    from kd.models import build_from_state, load_classifier
+
+    if path.suffix == FORMATS["safetensors"]:
+        metadata, state = _read_safetensors(path)
+        return build_from_state(metadata, state, path=path, architecture=model), metadata
+    classifier = load_classifier(path, architecture=model)
+    return classifier, classifier.description.plain()
+
+
+def as_student(network: "nn.Module", metadata: Mapping[str, Any]) -> Student:
+    """Wrap a network on the CPU, so that it is called with numpy arrays."""
+    import torch
 
     def logits(images: Array) -> Array:
         with torch.no_grad():
-            answer: Array = network(torch.from_numpy(images)).float().numpy()
-        return answer
+            values: Array = network(torch.from_numpy(images)).float().numpy()
+        return values
 
-    return Student(about, logits)
+    return Student(metadata, logits)
 
 
-def read_network(path: Path, *, model: str | None = None) -> "tuple[nn.Module, Mapping[str, Any]]":
-    """Read a network, in evaluation mode, and what it takes to use it; arguments and errors as of :func:`open_student`.
-
-    A safetensors file and a checkpoint hold weights alone, and the network is built anew; a torch.export file holds the
-    network's operations, and is refused where it holds anything else, see :mod:`kd.deploy.archives`.
-    """
+def _existing(path: str | Path) -> Path:
+    path = Path(path).expanduser()
     if path.suffix == FORMATS["torch"]:
-        return _read_exported(path)
-    from kd.models import load_classifier, load_weights
-
-    if path.suffix == FORMATS["safetensors"]:
-        about, state = _read_safetensors(path)
-        return load_weights(about, state, whose=path, architecture=model), about
-    classifier = load_classifier(path, architecture=model)
-    return classifier, classifier.description.plain()
+        raise UserError(
+            f"{path}: torch.export files are not read, as loading one can run code hidden in it; use the ONNX file or "
+            "the checkpoint, or call torch.export.load in your own code if you trust the file"
+        )
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return path
 
 
 def _open_onnx(path: Path) -> Student:
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        raise UserError(f"{path}: an ONNX file takes the package onnxruntime: pip install onnxruntime") from None
+        raise UserError(f"{path}: reading an ONNX file needs onnxruntime: pip install onnxruntime") from None
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 (onnxruntime raises classes of its own, one for each mishap)
-        raise UserError(f"{path}: onnxruntime can't read it: {_first_line(error)}") from None
-    about = _described(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
-    (name,) = (one.name for one in session.get_inputs())
+    except Exception as error:  # noqa: BLE001 (onnxruntime raises a class of its own for each kind of failure)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{path}: onnxruntime can't read it: {reason}") from None
+    metadata = _parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+    (name,) = (tensor.name for tensor in session.get_inputs())
 
     def logits(images: Array) -> Array:
-        answer: Array = session.run(None, {name: images})[0]
-        return answer
+        values: Array = session.run(None, {name: images})[0]
+        return values
 
-    return Student(about, logits)
-
-
-def _read_exported(path: Path) -> "tuple[nn.Module, Mapping[str, Any]]":
-    import torch
-
-    from kd.deploy.archives import without_code
-
-    more = {f"{METADATA_KEY}.json": ""}
-    archive = without_code(path)
-    before = logging.root.manager.disable
-    # torch logs a traceback of what it then raises.
-    logging.disable(logging.CRITICAL)
-    try:
-        program = torch.export.load(archive, extra_files=more)
-    except Exception as error:  # noqa: BLE001 (a stranger's bytes make it raise anything)
-        raise UserError(f"{path}: torch.export can't read it: {_first_line(error)}") from None
-    finally:
-        logging.disable(before)
-    return program.module(), _described(more[f"{METADATA_KEY}.json"], path)
+    return Student(metadata, logits)
 
 
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     try:
         from safetensors import SafetensorError, safe_open
     except ModuleNotFoundError:
-        raise UserError(f"{path}: this takes the package safetensors: pip install safetensors") from None
+        raise UserError(f"{path}: reading it needs safetensors: pip install safetensors") from None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return _described(metadata.get(METADATA_KEY), path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = _parse_metadata((file.metadata() or {}).get(METADATA_KEY), path)
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{path}: this is no safetensors file: {error}") from None
+        raise UserError(f"{path}: not a safetensors file: {error}") from None
 
 
-def _described(text: str | bytes | None, path: Path) -> Mapping[str, Any]:
+def _parse_metadata(text: str | None, path: Path) -> Mapping[str, Any]:
+    """Read the metadata that ``kd export`` wrote, and check what predicting depends on."""
     try:
-        about = json.loads(text or "")
-        size, classes = about["image_size"], about["classes"]
-        known = {"resize": "crop"} | {name: about[name] for name in about}
+        metadata = {"resize": "crop", **json.loads(text or "")}
+        size, classes = metadata["image_size"], metadata["classes"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        known, size, classes = {}, None, None
-    is_known = isinstance(classes, list) and len(classes) > 1 and all(isinstance(one, str) for one in classes)
-    if not is_known or type(size) is not int or size < 1 or known["resize"] not in ("crop", "squash"):
-        raise UserError(f"{path}: this file was not made by `kd export`: it does not say what its classes are")
-    return known
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        metadata, size, classes = {}, None, None
+    has_classes = isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes)
+    if not has_classes or type(size) is not int or size < 1 or metadata["resize"] not in ("crop", "squash"):
+        raise UserError(f"{path}: not a file of `kd export`: its metadata lacks class names, image size or resize")
+    return metadata

@@ -109,32 +109,31 @@ def load_classifier(path: str | Path, *, architecture: str | None = None, flag: 
         for key, value in checkpoint["state_dict"].items()
         if isinstance(key, str) and key.startswith(STATE_PREFIX)
     }
-    return load_weights(description.plain(), state, whose=path, architecture=architecture, flag=flag)
+    return build_from_state(description.plain(), state, path=path, architecture=architecture, flag=flag)
 
 
-def load_weights(
-    about: Mapping[str, Any],
+def build_from_state(
+    metadata: Mapping[str, Any],
     state: Mapping[str, Tensor],
     *,
-    whose: Path,
+    path: Path,
     architecture: str | None = None,
     flag: str = "--model",
 ) -> Classifier:
     """Build a classifier from its description and its weights, in evaluation mode.
 
     Args:
-        about: As :meth:`Description.plain` returned it.
-        state: Its weights.
-        whose: The file that they are from, for the messages.
+        metadata: As :meth:`Description.plain` returned it; other keys are ignored.
+        state: Its state dict.
+        path: The file that they were read from, for error messages.
         architecture: As of :func:`load_classifier`.
         flag: As of :func:`load_classifier`.
 
     Raises:
         UserError: If the file holds another network, or its weights do not fit.
     """
-    path = whose
     try:
-        description = Description.from_plain(dict(about))
+        description = Description.from_plain(dict(metadata))
     except ValueError as error:
         raise UserError(f"{path}: the description of its classifier is not whole: {error}") from None
     if architecture is None and is_own_code(parse_choice(description.architecture)[0]):

@@ -23,8 +23,8 @@ def around(module: nn.Module, size: int = 8) -> Classifier:
 @pytest.mark.parametrize(
     ("architecture", "size", "stages", "shape"),
     [
-        ("simple", 64, ("1", "4", "7", "8"), (64, 8, 8)),
-        ("convnet(widths=[4,6])", 16, ("2", "6"), (6, 8, 8)),
+        ("simple", 64, ("0", "3", "6", "8"), (64, 8, 8)),
+        ("convnet(widths=[4,6])", 16, ("1", "6"), (6, 8, 8)),
         (
             "resnet18",
             64,

@@ -329,6 +329,6 @@ def test_features_that_can_not_be_compared_are_refused(loss: str, words: str) ->
 def test_stages_are_paired_from_the_last_one_on() -> None:
     one = module("at", student="convnet(widths=[3,5,7])")
     (term,) = one.objective.terms
-    assert [(pair.student, pair.teacher) for pair in term.pairs] == [("6", "2"), ("10", "6")]
+    assert [(pair.student, pair.teacher) for pair in term.pairs] == [("5", "1"), ("10", "6")]
     named = module("at(student_node=[2, 6])", student="convnet(widths=[3,5,7])")
-    assert [(pair.student, pair.teacher) for pair in named.objective.terms[0].pairs] == [("2", "2"), ("6", "6")]
+    assert [(pair.student, pair.teacher) for pair in named.objective.terms[0].pairs] == [("2", "1"), ("6", "6")]
