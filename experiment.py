@@ -1,4 +1,4 @@
-"""Train a teacher, train a student alone, distill the teacher into the student, and compare; ``--help`` says more."""
+"""Train a teacher, train a student on the labels alone, distill the teacher into a student, and compare."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``kd``, and ``python -m kd``."""
+"""The command ``kd``, also run by ``python -m kd``."""
 
 import sys
 
@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the ``kd`` command; return the exit status."""
     if sys.argv[1:2] == ["predict"]:
-        # Before anything else is imported: with an ONNX file it takes onnxruntime, numpy and Pillow alone.
+        # Imports nothing else: an ONNX file needs only onnxruntime, numpy and Pillow.
         from kd.deploy.prediction import main as predict
 
         return predict(sys.argv[2:])

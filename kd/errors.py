@@ -1,35 +1,36 @@
-"""What ends a command early without being a bug; every room may raise it."""
+"""Exceptions that end a command early without being a bug; every package may raise them."""
 
 
 class UserError(Exception):
-    """What is wrong, where it came from and what to do, in words for the person at the keyboard.
+    """A mistake of the user: what is wrong, where it comes from and how to fix it.
 
-    The commands print it on standard error and end with status 2; any other exception is a bug and shows its traceback.
+    Commands print the message on standard error and exit with status 2; any other exception is a bug and shows its
+    traceback.
     """
 
 
-class LostContact(UserError):  # noqa: N818 (it says what happened)
-    """Another process of the same run is gone; each of those that are left says it."""
+class LostContact(UserError):  # noqa: N818 (named after the event)
+    """Another process of the same run has ended or can't be reached; every remaining process prints the message."""
 
 
 class NotFiniteError(UserError):
-    """A training left the numbers: its loss or its gradient is infinite or none.
+    """The loss or the gradient of a training became infinite or NaN.
 
-    A search over learning rates takes it for an answer; to all others it is a person's mistake.
+    A hyperparameter search treats it as the result of a trial; elsewhere it is a mistake of the user.
     """
 
 
-class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """The program was asked to stop; what was done is saved.
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """The program was told to stop; the progress is saved.
 
     Args:
-        message: What asked, and where what was done is saved.
-        received: The signal's number: the commands end with 128 more, as a shell has it.
-        advice: How to go on.
+        message: What stopped it, and where the progress is saved.
+        received: The signal's number; commands exit with 128 plus this number, as shells do.
+        advice: How to resume.
     """
 
     def __init__(
-        self, message: str, *, received: int, advice: str = "The same command with --resume goes on from there."
+        self, message: str, *, received: int, advice: str = "Resume with the same command and --resume."
     ) -> None:
         super().__init__(message)
         self.received = received

@@ -1,4 +1,4 @@
-"""What the tests share: small folders of real image files, and a place of their own to run in."""
+"""Shared fixtures: small folders of real image files, and a temporary working directory for each test."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Tests that run beside each other share the cores; torch reads it when it is first imported.
+    # Parallel tests share the cores; torch reads the variable when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def repository() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave nothing behind: work, caches and downloads stay in the test's own folder."""
+    """Keep outputs, caches and downloads in the test's temporary folder."""
     here = tmp_path / "working_directory"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -37,7 +37,7 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def chromium() -> str:
-    """Return the path of a browser, or skip where none is installed."""
+    """Return the path of a browser, or skip if none is installed."""
     known = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
     if not known:
         pytest.skip("no Chromium is installed")
@@ -46,7 +46,7 @@ def chromium() -> str:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Return a function that writes an image folder whose classes can be told apart by their color."""
+    """Return a function that writes an image folder whose classes differ in color."""
 
     def make(
         name: str = "photos",

@@ -73,7 +73,7 @@ def test_the_first_generations_file_runs_and_its_interpretation_is_printed(
         ),
         ("--temperature 0", "error: --temperature 0: must be above 0"),
         ("--data_dir absent", "error: --data_dir absent: there is no such folder"),
-        ("--dataset digits --distill", "error: --distill: there is no teacher"),
+        ("--dataset digits --distill", "error: --distill: no teacher found"),
         ("--dataset digits --distill --loss ce=1", "there is nothing to distill"),
         ("--dataset digits --accelerator gpu --image_size 8", "error: --accelerator gpu"),
     ],
@@ -123,8 +123,8 @@ def test_a_truncated_image_is_named_by_whichever_process_reads_it(
                 experiment([*flags, "--num_workers", workers, "--on_bad_image", "skip", "--name", f"w{workers}"]) == 0
             )
             out, _ = printed(capsys)
-            assert re.search(r"Warning: one image could not be decoded and went missing from .*ant/5\.png", out)
-            assert Path(f"logs/w{workers}/left-out.txt").is_file()
+            assert re.search(r"warning: 1 undecodable image skipped, listed in .*ant/5\.png", out)
+            assert Path(f"logs/w{workers}/skipped-images.txt").is_file()
     broken.write_bytes(whole)
     assert experiment([*flags, "--on_bad_image", "skip", "--name", "w0"]) == 0
     assert "went missing" not in printed(capsys)[0]
@@ -149,7 +149,7 @@ def test_a_terminal_without_unicode_gets_the_table(repository: Path, make_folder
 @pytest.mark.parametrize(("flag", "value"), [("--batch_size", "0"), ("--num_workers", "-1")])
 def test_evaluate_has_bounds(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "absent.ckpt", flag, value]) == 2
-    assert f"{flag} must be at least" in printed(capsys)[1]
+    assert f"{flag} {value}: must be at least" in printed(capsys)[1]
 
 
 def test_evaluate_measures_a_checkpoint(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Every configuration that is shipped is resolved by the real parser."""
+"""Every shipped configuration is resolved by the real parser."""
 
 from pathlib import Path
 
@@ -21,19 +21,19 @@ def test_there_are_configurations() -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_sweep_is_understood(path: Path) -> None:
+def test_a_sweep_is_valid(path: Path) -> None:
     plan = read_plan(path)
     for parameters in plan.examples():
         build_objective(list(plan.settings(parameters).objective.loss))
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path not in SWEEPS], ids=lambda path: path.stem)
-def test_a_configuration_is_understood(path: Path) -> None:
+def test_a_configuration_is_valid(path: Path) -> None:
     settings, *_ = resolve(["--config", str(path)])
     build_objective(list(settings.objective.loss))
 
 
-def test_the_shipped_file_of_flags_is_understood_and_names_no_phase(repository: Path) -> None:
+def test_the_shipped_flags_file_is_valid_and_names_no_phase(repository: Path) -> None:
     settings, remarks, _ = resolve(["--args_file", str(repository / "commandline_args.txt")])
     assert remarks == []
     assert (settings.models.teacher_model, settings.data.image_size) == (("densenet121",), 224)
@@ -43,7 +43,7 @@ def test_the_shipped_file_of_flags_is_understood_and_names_no_phase(repository: 
     assert [phases.train_teacher, phases.baseline, phases.distill] == [False] * 3
 
 
-def test_the_quickstart_does_not_hang_on_the_file_of_flags(repository: Path) -> None:
+def test_the_quickstart_is_independent_of_the_flags_file(repository: Path) -> None:
     quickstart = ["--config", str(repository / "configs" / "quickstart.yaml")]
     with_file, *_ = resolve([*quickstart, "--args_file", str(repository / "commandline_args.txt")])
     without, *_ = resolve(quickstart)
@@ -54,10 +54,10 @@ def test_the_quickstart_does_not_hang_on_the_file_of_flags(repository: Path) -> 
 @pytest.mark.parametrize(
     "path", sorted((REPOSITORY / "configs" / "reproduce").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_what_is_reproduced_does_not_hang_on_the_file_of_flags(path: Path) -> None:
+def test_reproduced_experiments_are_independent_of_the_flags_file(path: Path) -> None:
     with_file, *_ = resolve(["--config", str(path), "--args_file", str(REPOSITORY / "commandline_args.txt")])
     without, *_ = resolve(["--config", str(path)])
-    # The objective of --distill plays no part where objectives are compared.
+    # The objective of --distill has no effect if objectives are compared.
     passed_over = {"args_file"} | ({"loss"} if with_file.objective.compare_losses else set())
     known, others = with_file.flat(), without.flat()
     assert {name for name in known if known[name] != others[name]} <= passed_over

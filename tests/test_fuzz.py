@@ -1,4 +1,4 @@
-"""Whatever stands in a file or an argument: it is understood, or it is a person's mistake, and no traceback."""
+"""Arbitrary files and arguments are either valid or end in a ``UserError``, never in another exception."""
 
 import contextlib
 import copy
@@ -32,14 +32,14 @@ from kd.settings import resolve, setting_fields, write_config
 reproducible = settings(
     max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-# The flags' parser takes its time.
+# Resolving settings is slower.
 fewer = settings(reproducible, max_examples=75)
 FIELDS = [one.name for _, one in setting_fields()]
 
 
 @contextlib.contextmanager
-def only_mistakes() -> Iterator[None]:
-    """Let a person's mistake pass."""
+def only_user_errors() -> Iterator[None]:
+    """Suppress a user's mistake."""
     with contextlib.suppress(UserError):
         yield
 
@@ -56,9 +56,9 @@ lines = st.lists(st.lists(words, max_size=5).map(" ".join), max_size=6).map("\n"
 
 
 def resolved(*arguments: str) -> None:
-    with only_mistakes():
+    with only_user_errors():
         found = resolve(arguments)
-        # What was understood can be written down, and is understood again.
+        # Valid settings are written and read again unchanged.
         write_config(found.settings, Path("again.yaml"))
         again = resolve(["--config", "again.yaml", "--args_file", "nothing.txt"])
         assert again.settings.flat() == found.settings.flat()
@@ -122,12 +122,12 @@ def test_a_text_for_a_mapping_of_settings(text: str) -> None:
 @given(st.recursive(plain, lambda one: st.lists(one, max_size=2) | st.dictionaries(st.text(), one), max_leaves=3))
 def test_the_first_generations_key_of_devices(value: object) -> None:
     Path("nothing.txt").write_text(json.dumps({"gpus": value}))
-    with only_mistakes():
+    with only_user_errors():
         resolve(["--args_file", "nothing.txt"])
 
 
 @pytest.mark.timeout(20)
-def test_a_config_that_unfolds_without_end_is_refused_at_once() -> None:
+def test_a_config_whose_aliases_expand_exponentially_is_refused() -> None:
     levels = "\n".join(f"- &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12))
     for key in ("loss", "seed", "name", "distill", "nothing"):
         Path("c.yaml").write_text(f"{key}:\n- &a0 [x]\n{levels}")
@@ -160,7 +160,7 @@ terms = st.tuples(names, hyperparameters, literals).map(lambda one: f"{one[0]}({
 @reproducible
 @given(st.text() | terms | st.lists(terms | names, max_size=3).map(" ".join) | st.text(string.punctuation + "kl 1"))
 def test_an_objective(text: str) -> None:
-    with only_mistakes():
+    with only_user_errors():
         built = build_objective(text)
         for epoch in (0, 1, 9):
             for term in built.terms:
@@ -186,7 +186,7 @@ changes = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 2
 cuts = st.none() | st.floats(0, 1)
 
 
-def spoilt(whole: bytes, flips: list[tuple[float, int]], cut: float | None) -> bytes:
+def corrupted(whole: bytes, flips: list[tuple[float, int]], cut: float | None) -> bytes:
     some = bytearray(whole)
     for place, byte in flips:
         some[int(place * len(some))] = byte
@@ -195,9 +195,9 @@ def spoilt(whole: bytes, flips: list[tuple[float, int]], cut: float | None) -> b
 
 @reproducible
 @given(changes, cuts)
-def test_a_spoilt_checkpoint(flips: list[tuple[float, int]], cut: float | None) -> None:
-    Path("x.ckpt").write_bytes(spoilt(WHOLE, flips, cut))
-    with only_mistakes():
+def test_a_corrupted_checkpoint(flips: list[tuple[float, int]], cut: float | None) -> None:
+    Path("x.ckpt").write_bytes(corrupted(WHOLE, flips, cut))
+    with only_user_errors():
         load_classifier("x.ckpt")
 
 
@@ -223,20 +223,20 @@ def test_a_checkpoint_of_other_things(other: dict[str, Any], name: str, thing: o
     }
     changed.get(what, lambda: content[CLASSIFIER_KEY].update(other))()
     torch.save(content, "x.ckpt")
-    with only_mistakes():
+    with only_user_errors():
         load_classifier("x.ckpt")
 
 
 @reproducible
 @given(about, changes, cuts, st.booleans())
-def test_a_spoilt_safetensors_file(
-    other: dict[str, Any], flips: list[tuple[float, int]], cut: float | None, is_spoilt: bool
+def test_a_corrupted_safetensors_file(
+    other: dict[str, Any], flips: list[tuple[float, int]], cut: float | None, is_corrupted: bool
 ) -> None:
     described = json.dumps(SOUND[CLASSIFIER_KEY] | other, default=str)
     state = {name.removeprefix(STATE_PREFIX): value for name, value in SOUND["state_dict"].items()}
     whole = save(state, metadata={METADATA_KEY: described})
-    Path("x.safetensors").write_bytes(spoilt(whole, flips, cut) if is_spoilt else whole)
-    with only_mistakes():
+    Path("x.safetensors").write_bytes(corrupted(whole, flips, cut) if is_corrupted else whole)
+    with only_user_errors():
         open_student("x.safetensors").logits(np.zeros((1, 3, 4, 4), dtype=np.float32))
 
 
@@ -253,13 +253,13 @@ def pictures() -> list[bytes]:
 @reproducible
 @given(st.sampled_from(pictures()), changes, cuts)
 @pytest.mark.filterwarnings("ignore")
-def test_a_spoilt_image(picture: bytes, flips: list[tuple[float, int]], cut: float | None) -> None:
-    Path("x.png").write_bytes(spoilt(picture, flips, cut))
-    with only_mistakes():
+def test_a_corrupted_image(picture: bytes, flips: list[tuple[float, int]], cut: float | None) -> None:
+    Path("x.png").write_bytes(corrupted(picture, flips, cut))
+    with only_user_errors():
         assert decode(Path("x.png")).mode == "RGB"
 
 
-def answers() -> bytes:
+def predictions() -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -273,7 +273,7 @@ def answers() -> bytes:
 
 @reproducible
 @given(changes, cuts)
-def test_spoilt_answers_are_none(flips: list[tuple[float, int]], cut: float | None) -> None:
-    Path("x.npz").write_bytes(spoilt(answers(), flips, cut))
+def test_corrupted_predictions_are_none(flips: list[tuple[float, int]], cut: float | None) -> None:
+    Path("x.npz").write_bytes(corrupted(predictions(), flips, cut))
     found = Predictions.read("x.npz")
     assert found is None or len(found.logits) == len(found.labels) == len(found.keys)

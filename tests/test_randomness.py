@@ -21,7 +21,7 @@ def test_a_seed_is_the_same_on_every_machine() -> None:
     assert derive_seed(0, "view", 3, "ant/0.png") == 7049208428974907542
 
 
-def test_parts_do_not_run_into_each_other() -> None:
+def test_parts_are_separated() -> None:
     assert derive_seed("ab", "c") != derive_seed("a", "bc")
 
 

@@ -185,4 +185,5 @@ def _print_skipped(session: Session) -> None:
     path = session.components.folder / SKIPPED_FILE
     if session.components.settings.data.on_bad_image == "skip" and path.is_file():
         images = sorted(set(path.read_text(encoding="utf-8").splitlines()))
-        session.print_once(f"warning: {len(images):,} undecodable images were skipped, listed in {path}: {images[0]}")
+        plural = "image" if len(images) == 1 else "images"
+        session.print_once(f"warning: {len(images):,} undecodable {plural} skipped, listed in {path}: {images[0]}")

@@ -87,7 +87,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     place = "logs/pets/baseline/version_0/checkpoints/last.ckpt"
     assert said.strip().splitlines() == [
         f"stopped by {sent.name}: saved in {place}",
-        "The same command with --resume goes on from there.",
+        "Resume with the same command and --resume.",
     ]
     assert Path(place).is_file()
 
