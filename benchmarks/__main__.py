@@ -1,9 +1,8 @@
-"""Measure: ``uv run --group benchmarks python -m benchmarks --data_dir DIR`` (``--quick`` for a look).
+"""Benchmarks: ``uv run --group benchmarks python -m benchmarks --data_dir DIR`` (``--quick`` for a short trial).
 
-Each way of training runs in a process of its own, since the memory allocator is a process's, and waits until it is told
-to make a few steps. So the ways take turns, all within one call, and what else the machine does falls on all alike. A
-ratio is the median over the rounds of the ratios within a round, with its quartiles; a control pits the plain loop
-against itself.
+Each training method runs in its own process, since a process has one memory allocator. The methods are measured
+alternately, so that other load on the machine affects all alike. A speedup is the median of the ratios within each
+round, with quartiles; as a control, the plain loop is compared with itself.
 """
 
 import json
@@ -24,23 +23,24 @@ from rich.console import Console
 from benchmarks import measures, peer
 from benchmarks.images import photographs
 from benchmarks.measures import PAIRS, Effort, Row
+from kd.console import make_console
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to measure.
+    """Extent of the benchmarks.
 
     Args:
-        data_dir: Folder of class folders of photographs; none: such are made on the spot.
+        data_dir: Folder of class folders of photographs; none: synthetic ones.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
-        rounds: Turns that each way takes.
-        steps: Steps of a turn, of those that compute the teacher's outputs.
-        quick: Three rounds, the first pair alone, few and small images: to see whether it runs.
-        only: What to measure, of input, pairs, scale, ten, overhead; none: all. Other rows stay as they were.
-        results: Folder of the results; none: benchmarks/results, where --quick writes nothing.
+        rounds: Measurements of each method.
+        steps: Steps in a measurement of a method that computes the teacher's outputs.
+        quick: Three rounds, the first pair of networks, few and small images: to check that everything runs.
+        only: Measurements to run: input, pairs, scale, ten, overhead; none: all. Other rows are kept.
+        results: Folder of the results; none: benchmarks/results, to which --quick does not write.
     """
 
     data_dir: Path | None = None
@@ -54,7 +54,7 @@ class Settings:
 
 
 def measure(settings: Settings, effort: Effort, console: Console) -> list[Row]:
-    """Measure what the settings name, and say how far it is."""
+    """Run the selected measurements and print progress."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     pairs = list(PAIRS)[:1] if settings.quick else list(PAIRS)
     parts: list[tuple[str, Callable[[Effort], list[Row]]]] = [("input", measures.input_alone)]
@@ -65,58 +65,58 @@ def measure(settings: Settings, effort: Effort, console: Console) -> list[Row]:
     for name, part in parts:
         if not settings.only or name in settings.only:
             rows += part(effort)
-            console.print(f"{rows[-1]['row']}: done", highlight=False)
+            console.print(f"{rows[-1]['row']}: done")
     return rows
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """Write the rows as a table."""
+    """Return the rows as a Markdown table."""
 
-    def said(value: Any) -> str:  # noqa: ANN401 (what a row holds)
+    def cell(value: Any) -> str:  # noqa: ANN401 (any value of a row)
         if isinstance(value, dict) and "median" in value:
             return f"{value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
         if isinstance(value, dict):
-            return ", ".join(f"{name} {one:,}" for name, one in value.items())
+            return ", ".join(f"{name} {number:,}" for name, number in value.items())
         return "" if value is None else str(value)
 
     heads = {
-        "row": "what",
+        "row": "measurement",
         "pair": "networks",
-        "ours_images_per_second": "images/s",
-        "against_plain": "against plain",
-        "against_limit": "against the limit",
-        "against_torchdistill": "against torchdistill",
-        "peak_mb": "peak of memory, MB",
+        "images_per_second": "images/s",
+        "against_plain": "speedup over plain",
+        "against_limit": "over the limit",
+        "against_torchdistill": "over torchdistill",
+        "peak_mb": "peak memory, MB",
     }
     lines = [f"| {' | '.join([*heads.values(), 'more'])} |", "|---" * (len(heads) + 1) + "|"]
     for row in rows:
-        more = "; ".join(f"{name} {said(value)}" for name, value in row.items() if name not in heads)
-        lines.append(f"| {' | '.join([*(said(row.get(name)) for name in heads), more])} |")
+        more = "; ".join(f"{name} {cell(value)}" for name, value in row.items() if name not in heads)
+        lines.append(f"| {' | '.join([*(cell(row.get(name)) for name in heads), more])} |")
     return "\n".join(lines)
 
 
 def write(rows: list[Row], about: dict[str, Any], folder: Path) -> Path:
-    """Write rows and table, rows that were not measured now as they were before; return the path without a suffix."""
+    """Write rows and table, keeping earlier rows that were not measured now; return the path without a suffix."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     path = folder / f"{platform.machine()}-{cores}-cores-{torch.backends.cpu.get_cpu_capability().lower()}"
     folder.mkdir(parents=True, exist_ok=True)
     if path.with_suffix(".json").is_file():
-        now = {(row["row"], row["pair"]) for row in rows}
-        before = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        rows = [*rows, *(row for row in before if (row["row"], row["pair"]) not in now)]
-    words = ", ".join(f"{name} {value}" for name, value in about.items())
-    gpu = "" if any("GPU" in row["row"] for row in rows) else "\nNo GPU could be had: its rows are still missing.\n"
+        measured = {(row["row"], row["pair"]) for row in rows}
+        earlier = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        rows = [*rows, *(row for row in earlier if (row["row"], row["pair"]) not in measured)]
+    heading = ", ".join(f"{name} {value}" for name, value in about.items())
+    gpu = "" if any("GPU" in row["row"] for row in rows) else "\nNot yet measured on a GPU.\n"
     path.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(f"{words}\n\n{as_markdown(rows)}\n{gpu}", encoding="utf-8")
+    path.with_suffix(".md").write_text(f"{heading}\n\n{as_markdown(rows)}\n{gpu}", encoding="utf-8")
     return path
 
 
 def main() -> None:
-    """Measure everything, and write it down."""
+    """Run the benchmarks and write the results."""
     settings = tyro.cli(Settings, prog="python -m benchmarks", use_underscores=True)
-    console = Console()
-    if not peer.is_there():
-        console.print("torchdistill is not installed (--group benchmarks): it is left out.", highlight=False)
+    console = make_console()
+    if not peer.is_installed():
+        console.print("torchdistill is not installed (--group benchmarks): skipped")
     temporary = Path(tempfile.mkdtemp())
     os.environ["KD_CACHE"] = str(temporary / "cache")
     quick = settings.quick
@@ -136,12 +136,12 @@ def main() -> None:
     finally:
         shutil.rmtree(temporary)
     about: dict[str, Any] = {"image_size": effort.image_size, "batch_size": effort.batch_size, "rounds": effort.rounds}
-    about |= {"torch": str(torch.__version__), "images": "given" if settings.data_dir else "made on the spot"}
-    console.print(as_markdown(rows), highlight=False, soft_wrap=True)
+    about |= {"torch": str(torch.__version__), "images": "given" if settings.data_dir else "synthetic"}
+    console.print(as_markdown(rows))
     results = settings.results or (None if quick else RESULTS)
     if results is not None:
         path = write(rows, about, results)
-        console.print(f"\nFiles: {path}.json and .md", highlight=False, soft_wrap=True)
+        console.print(f"\nFiles: {path}.json and .md")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ten runs from start to end, in a process of its own: a teacher, a student on the labels, eight objectives."""
+"""Ten runs from start to end in a separate process: a teacher, a baseline and eight objectives."""
 
 import os
 import subprocess
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from benchmarks import plain
 
-# The networks of the shipped file of flags.
+# The networks of the shipped commandline_args.txt.
 TEACHER, STUDENT = "densenet121", "simple"
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 
 
 def seconds(kind: str, folder: Path, *, image_size: int, batch_size: int, teacher_epochs: int, epochs: int) -> float:
-    """Return how long a way takes, from the start of its process to the end.
+    """Return the duration of a method in seconds, from the start of its process to its end.
 
     Args:
-        kind: ``plain`` or ``ours``.
+        kind: ``plain`` or ``kd``.
         folder: Folder of ``train`` and ``val``.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
         teacher_epochs: Epochs of the teacher's training.
-        epochs: Epochs of each student's.
+        epochs: Epochs of each student's training.
     """
-    # What an earlier turn stored is not read.
-    own = tempfile.mkdtemp(dir=folder.parent)
+    # A new folder: nothing that an earlier measurement stored is reused.
+    folder_of_run = tempfile.mkdtemp(dir=folder.parent)
     start = time.perf_counter()
     if kind == "plain":
         line = ["-m", "benchmarks.comparison", *map(str, (folder, image_size, batch_size, teacher_epochs, epochs))]
@@ -35,15 +35,15 @@ def seconds(kind: str, folder: Path, *, image_size: int, batch_size: int, teache
         line += ["--data_dir", str(folder), "--teacher_model", TEACHER, "--student_model", STUDENT]
         line += ["--image_size", str(image_size), "--batch_size", str(batch_size)]
         line += ["--teacher_epochs", str(teacher_epochs), "--max_epochs", str(epochs)]
-        line += ["--default_root_dir", f"{own}/logs"]
+        line += ["--default_root_dir", f"{folder_of_run}/logs"]
         line += ["--compare_losses", *(f"ce=0.1 kl(temperature={one})=0.9" for one in TEMPERATURES)]
-    places = os.environ | {"KD_CACHE": f"{own}/cache"}
-    subprocess.run([sys.executable, *line], check=True, stdout=subprocess.DEVNULL, env=places)  # noqa: S603 (its own)
+    environment = os.environ | {"KD_CACHE": f"{folder_of_run}/cache"}
+    subprocess.run([sys.executable, *line], check=True, stdout=subprocess.DEVNULL, env=environment)  # noqa: S603 (own command)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Train all ten with the plain loop."""
+    """Run all ten trainings with the plain loop."""
     folder, image_size, batch_size, teacher_epochs, epochs = sys.argv[1:]
     plain.compare(
         Path(folder),

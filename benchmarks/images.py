@@ -1,4 +1,4 @@
-"""Images to measure on, where too few are given."""
+"""Synthetic images, and folders of any number of images."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def photographs(folder: Path, *, classes: int = 10, count: int = 64) -> Path:
-    """Make JPEGs of 500x375 px on the spot: smooth noise, which compresses about as photographs do."""
+    """Write JPEGs of 500x375 px: smooth noise, which compresses about as well as photographs."""
     generator = np.random.default_rng(0)
     for label in range(classes):
         place = folder / f"class{label}"
@@ -22,7 +22,7 @@ def photographs(folder: Path, *, classes: int = 10, count: int = 64) -> Path:
 
 
 def linked(given: Path, folder: Path, count: int) -> Path:
-    """Make a folder of so many images, class by class in turn: links to those that are given, again and again."""
+    """Make a folder of ``count`` images, the classes in turn: links to the given images, repeated as needed."""
     classes = [
         sorted(path for path in place.iterdir() if path.is_file())
         for place in sorted(given.iterdir())

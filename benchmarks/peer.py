@@ -11,24 +11,24 @@ from torchvision.datasets import ImageFolder
 from benchmarks.plain import both, training_views
 
 
-def is_there() -> bool:
-    """Say whether torchdistill is installed: ``uv sync --group benchmarks``."""
+def is_installed() -> bool:
+    """Return whether torchdistill is installed: ``uv sync --group benchmarks``."""
     return find_spec("torchdistill") is not None
 
 
 def steps(
     folder: Path, teacher_name: str, student_name: str, *, image_size: int, batch_size: int, device: str = "cpu"
 ) -> Iterator[None]:
-    """Train for ever; each step ends with a yield. Arguments as of :func:`benchmarks.plain.steps`."""
+    """Train endlessly, yielding after each step. For the arguments see :func:`benchmarks.plain.steps`."""
     from torchdistill.core.distillation import get_distillation_box
 
     images = ImageFolder(folder, training_views(image_size))
     classes = len(images.classes)
-    # It leaves the teacher in training mode unless it is told.
+    # torchdistill leaves the teacher in training mode by default.
     teacher, student = both(teacher_name, student_name, classes, image_size, device)
-    place = {"student_module_path": ".", "student_module_io": "output"}
-    place |= {"teacher_module_path": ".", "teacher_module_io": "output"}
-    distance = {"key": "KDLoss", "kwargs": place | {"temperature": 4.0, "alpha": 0.1, "reduction": "batchmean"}}
+    paths = {"student_module_path": ".", "student_module_io": "output"}
+    paths |= {"teacher_module_path": ".", "teacher_module_io": "output"}
+    distance = {"key": "KDLoss", "kwargs": paths | {"temperature": 4.0, "alpha": 0.1, "reduction": "batchmean"}}
     config = {
         "num_epochs": 1,
         "train_data_loader": {

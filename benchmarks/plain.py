@@ -1,4 +1,4 @@
-"""A distillation loop as anybody would write it by hand: float32, Pillow's transforms, the teacher under no_grad."""
+"""A plain distillation loop: float32, Pillow's transforms, the teacher under ``no_grad``."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def network(name: str, classes: int, image_size: int) -> nn.Module:
-    """Build a network, its layers computed in the order in which they stand."""
+    """Build a network without kd's optimizations."""
     if name == "simple":
         return nn.Sequential(*simple(classes, image_size))
     network: nn.Module = torchvision.models.get_model(name, num_classes=classes)
@@ -27,7 +27,7 @@ def network(name: str, classes: int, image_size: int) -> nn.Module:
 def both(
     teacher_name: str, student_name: str, classes: int, image_size: int, device: str
 ) -> tuple[nn.Module, nn.Module]:
-    """Build a teacher that answers and a student that trains."""
+    """Build a teacher in evaluation mode and a student in training mode."""
     teacher, student = (network(name, classes, image_size).to(device) for name in (teacher_name, student_name))
     return teacher.eval(), student.train()
 
@@ -44,8 +44,8 @@ def training_views(image_size: int) -> transforms.Compose:
     )
 
 
-def distance(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float = 4.0) -> Tensor:
-    """Return a tenth of the cross-entropy with the labels, and nine tenths of the divergence from the teacher."""
+def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """Return 0.1 times the cross-entropy plus 0.9 times the softened divergence from the teacher."""
     soft = F.log_softmax(teacher / temperature, dim=1)
     log = F.log_softmax(student / temperature, dim=1)
     divergence = F.kl_div(log, soft, reduction="batchmean", log_target=True) * temperature**2
@@ -62,16 +62,16 @@ def steps(
     num_workers: int = 0,
     device: str = "cpu",
 ) -> Iterator[None]:
-    """Train for ever; each step ends with a yield.
+    """Train endlessly, yielding after each step.
 
     Args:
         folder: Folder of class folders.
         teacher_name: The teacher's network.
-        student_name: The student's.
+        student_name: The student's network.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
-        num_workers: Processes that load images.
-        device: Where it computes.
+        num_workers: Number of data-loading workers.
+        device: Device to train on.
     """
     images = ImageFolder(folder, training_views(image_size))
     loader = DataLoader(images, batch_size, shuffle=True, drop_last=True, num_workers=num_workers)
@@ -93,21 +93,21 @@ def train_step(
     *,
     temperature: float = 4.0,
 ) -> None:
-    """Make one step, with a teacher or on the labels alone."""
+    """Run one training step, with a teacher or on the labels only."""
     logits = student(batch)
     if teacher is None:
         loss = F.cross_entropy(logits, labels)
     else:
         with torch.no_grad():
-            answer = teacher(batch)
-        loss = distance(logits, answer, labels, temperature=temperature)
+            teacher_logits = teacher(batch)
+        loss = distillation_loss(logits, teacher_logits, labels, temperature=temperature)
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     optimizer.step()
 
 
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
-    """Load for ever; each batch ends with a yield."""
+    """Load endlessly, yielding after each batch."""
     views = transforms.Compose(training_views(image_size).transforms[:-1])
     loader = DataLoader(ImageFolder(folder, views), batch_size, shuffle=True, drop_last=True)
     while True:
@@ -126,17 +126,17 @@ def compare(
     epochs: int,
     temperatures: Sequence[float],
 ) -> None:
-    """Train a teacher, a student on the labels, and one at each temperature, each validated after each epoch.
+    """Train a teacher, a baseline, and a distilled student for each temperature, each validated after each epoch.
 
     Args:
         folder: Folder of ``train`` and ``val``.
         teacher_name: The teacher's network.
-        student_name: The student's.
+        student_name: The student's network.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
         teacher_epochs: Epochs of the teacher's training.
-        epochs: Epochs of each student's.
-        temperatures: Of the objectives that are compared.
+        epochs: Epochs of each student's training.
+        temperatures: Temperatures of the compared objectives.
     """
     images = ImageFolder(str(folder / "train"), training_views(image_size))
     resize = [transforms.Resize(round(image_size * 8 / 7)), transforms.CenterCrop(image_size)]
@@ -153,10 +153,10 @@ def compare(
             for batch, labels in loader:
                 train_step(student, optimizer, batch, labels, teacher, temperature=temperature)
             student.eval()
-            right = 0.0
+            correct = 0.0
             with torch.no_grad():
                 for batch, labels in validation:
-                    right += float((student(batch).argmax(dim=1) == labels).sum())
+                    correct += float((student(batch).argmax(dim=1) == labels).sum())
         return student
 
     teacher = trained(teacher_name, teacher_epochs, None, 1.0).eval()

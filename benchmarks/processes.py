@@ -1,4 +1,4 @@
-"""Ways to train that take turns, each turn in a process of its own: no other way lies in memory meanwhile."""
+"""Training methods that are measured alternately, each in its own process so that none shares memory with another."""
 
 import multiprocessing as mp
 import resource
@@ -10,36 +10,37 @@ from typing import Any
 import numpy as np
 import torch
 
-_PATIENCE = 10.0
+_JOIN_TIMEOUT = 10.0
+"""Seconds that a worker may take to exit."""
 
-Taken = dict[str, list[float]]
-"""The seconds of a step by way, round by round."""
+Timings = dict[str, list[float]]
+"""Seconds per step, by method, for each round."""
 
 
-class Way:
-    """One way to train.
+class Method:
+    """A training method.
 
     Args:
-        kind: ``plain``, ``limit``, ``torchdistill`` or ``ours``; the input alone, ``plain input`` and ``our input``; a
-            tiny network, ``tiny`` and ``tiny by hand``.
+        kind: ``plain``, ``limit``, ``torchdistill`` or ``kd``; for the input pipeline ``plain input`` and ``kd input``;
+            for a tiny network ``tiny`` and ``tiny by hand``.
         folder: Folder of class folders.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
-        options: What else that way takes.
+        options: Further arguments of the method.
     """
 
     def __init__(self, kind: str, folder: Path, *, image_size: int, batch_size: int, **options: Any) -> None:
-        self.given = (kind, str(folder), image_size, batch_size, options)
+        self.arguments = (kind, str(folder), image_size, batch_size, options)
         self.peak_mb = 0.0
 
     def seconds(self, steps: int, *, warm_up: int) -> float:
-        """Start a process, make steps in it to warm up and then those that count; return the seconds that one took."""
+        """Run warm-up steps and then timed steps in a new process; return the seconds per timed step."""
         context = mp.get_context("spawn")
-        pipe, theirs = context.Pipe()
-        # No daemon: that could have no processes that load images.
-        process = context.Process(target=_work, args=(*self.given, theirs))
+        pipe, worker_end = context.Pipe()
+        # A daemon could not start data-loading workers.
+        process = context.Process(target=_work, args=(*self.arguments, worker_end))
         process.start()
-        theirs.close()
+        worker_end.close()
         try:
             for count in (warm_up, steps):
                 pipe.send(count)
@@ -48,59 +49,61 @@ class Way:
             return float(seconds) / steps
         finally:
             pipe.close()
-            process.join(_PATIENCE)
+            process.join(_JOIN_TIMEOUT)
             if process.is_alive():
                 process.kill()
                 process.join()
 
 
-def take_turns(ways: Mapping[str, Way], rounds: int, *, steps: Mapping[str, int], warm_up: Mapping[str, int]) -> Taken:
-    """Let the ways take turns; return the seconds of a step by way, round by round."""
-    taken: Taken = {name: [] for name in ways}
+def measure_alternately(
+    methods: Mapping[str, Method], rounds: int, *, steps: Mapping[str, int], warm_up: Mapping[str, int]
+) -> Timings:
+    """Measure the methods in turn, so that other load on the machine affects all alike."""
+    timings: Timings = {name: [] for name in methods}
     for number in range(rounds):
-        # Every second round backwards, so that none is always the one after the slowest.
-        for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
-            taken[name].append(ways[name].seconds(steps[name], warm_up=warm_up[name]))
-    return taken
+        # Every second round is reversed, so that no method always follows the slowest.
+        for name in list(methods) if number % 2 == 0 else reversed(list(methods)):
+            timings[name].append(methods[name].seconds(steps[name], warm_up=warm_up[name]))
+    return timings
 
 
-def ratio(one: list[float], other: list[float]) -> dict[str, float]:
-    """Return how many times as fast the other is: the median of the ratios by round, and their quartiles."""
-    ratios = [first / second for first, second in zip(one, other, strict=True)]
+def speedup(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """Return the median and the quartiles of the ratios ``slow / fast`` within each round."""
+    ratios = [first / second for first, second in zip(slow, fast, strict=True)]
     low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
     return {"median": round(median, 3), "low": round(low, 3), "high": round(high, 3)}
 
 
 def _work(kind: str, folder: str, image_size: int, batch_size: int, options: dict[str, Any], pipe: Any) -> None:  # noqa: ANN401
-    """Train in a process of its own; after each step look whether there are more to make."""
-    left, start = pipe.recv(), time.perf_counter()
+    """Train in the worker process; report whenever the requested number of steps is done."""
+    remaining, start = pipe.recv(), time.perf_counter()
 
     def after_step() -> None:
-        nonlocal left, start
-        left -= 1
-        if left == 0:
+        nonlocal remaining, start
+        remaining -= 1
+        if remaining == 0:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             pipe.send((time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
             try:
-                left = pipe.recv()
+                remaining = pipe.recv()
             except EOFError:
                 raise SystemExit from None
             start = time.perf_counter()
 
     sizes: dict[str, Any] = {"image_size": image_size, "batch_size": batch_size}
-    from benchmarks import limit, ours, peer, plain
+    from benchmarks import framework, limit, peer, plain
 
     if kind in ("tiny", "tiny by hand"):
-        ours.tiny(after_step, by_hand=kind == "tiny by hand")
-    if kind == "ours":
-        ours.train(Path(folder), after_step=after_step, **sizes, **options)
+        framework.tiny(after_step, by_hand=kind == "tiny by hand")
+    if kind == "kd":
+        framework.train(Path(folder), after_step=after_step, **sizes, **options)
     endless: dict[str, Callable[..., Any]] = {
         "plain": plain.steps,
         "limit": limit.steps,
         "torchdistill": peer.steps,
         "plain input": plain.batches,
-        "our input": ours.batches,
+        "kd input": framework.batches,
     }
     for _ in endless[kind](Path(folder), **sizes, **options):
         after_step()

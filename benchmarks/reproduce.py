@@ -135,7 +135,7 @@ def main() -> int:
         # Where experiments lie, so that later ones find its teacher.
         for part, folder, facts in _runs(parts, settings.data_dir, tables.LOGS):
             _store(folder, tables.RESULTS / part, facts)
-        readme.fill_readme()
+        readme.fill_pages()
         return 0
     holds, root = True, tempfile.mkdtemp()
     for part, folder, facts in _runs(parts, settings.data_dir, root):
@@ -177,7 +177,7 @@ def _runs(parts: Sequence[str], data_dir: str | None, root: str) -> Iterator[tup
 
 def _store(folder: Path, results: Path, facts: Mapping[str, Any]) -> None:
     results.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "summary.json", "report.html"):
+    for name in ("config.yaml", "summary.json"):
         shutil.copyfile(folder / name, results / name)
     (results / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

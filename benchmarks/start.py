@@ -1,4 +1,4 @@
-"""From the command to the first step: what is added to importing torch and Lightning."""
+"""Time from the command to the first training step, beside that of importing torch and Lightning."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ _FIRST_STEP = """
 import os, sys
 from kd.training import ClassifierModule
 step = ClassifierModule.training_step
-def first(*given):
-    step(*given)
+def first(*arguments):
+    step(*arguments)
     os._exit(0)
 ClassifierModule.training_step = first
 from kd.cli import experiment
@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 def seconds(command: str) -> float:
-    """Return how long one of the commands takes."""
+    """Return the duration of a command, in seconds."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *COMMANDS[command]], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 (its own)
+    subprocess.run([sys.executable, *COMMANDS[command]], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 (own command)
     return time.perf_counter() - start

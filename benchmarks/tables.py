@@ -1,8 +1,8 @@
-"""The tables of experiments, made of what is kept in ``results``.
+"""The tables of experiments, generated from ``results``.
 
-Each part of a table is an experiment, ``configs/reproduce/PART.yaml``, whose summary, resolved settings and report lie
-in ``results/PART/``, with what it ran on and for how long (``run.json``). A table of several parts has those whose
-names begin with its own: ``fewer-labels`` and ``fewer-labels.all-images``.
+Each part of a table is an experiment, ``configs/reproduce/PART.yaml``. Its summary and resolved settings are in
+``results/PART/``, with its duration and hardware (``run.json``). A table consists of the part of its name and of those
+whose names begin with it and a dot: ``fewer-labels`` and ``fewer-labels.all-images``.
 """
 
 import json
@@ -14,32 +14,32 @@ from typing import Any
 
 import yaml
 
-from kd.report import gain_in_points, gain_over, read_summary, share, title_of
+from kd.report import gain_in_points, paired_difference, read_summary, share, title_of
 
 HOME = Path(__file__).parents[1]
 LOGS = "logs"
 CONFIGS, RESULTS = HOME / "configs" / "reproduce", HOME / "results"
 
 PARTS = {
-    "mnist-linear": "all weights drawn with a standard deviation of 1, as published",
-    "mnist-linear.small-weights": "the student's weights as PyTorch draws them",
+    "mnist-linear": "all weights initialized with a standard deviation of 1, as published",
+    "mnist-linear.small-weights": "the student's weights initialized as by PyTorch",
     "mnist-conv": "its own teacher",
-    "mnist-conv.better-teacher": "a teacher that knows more than the student alone",
-    "mnist-conv.free-logits": "from that teacher, by losses that leave the student its own logits",
-    "mnist-conv.fresh-seeds": "the best of these, with six other seeds",
-    "mnist-conv.more-seeds": "and with eighteen more",
-    "imagenette-today": "from one teacher",
-    "imagenette-today.views": "two views of each image instead of a new one each epoch",
-    "imagenette-today.assistant": "the same two views, from the teacher to an assistant to the student",
-    "imagenette-today.ensemble": "the same two views, from three teachers as one",
-    "imagenette-today.fresh-seeds": "new views in each epoch, and six other seeds",
+    "mnist-conv.better-teacher": "a teacher that is more accurate than the student trained on labels only",
+    "mnist-conv.free-logits": "the same teacher, losses that don't constrain the student's logits directly",
+    "mnist-conv.fresh-seeds": "the best of these objectives with six other seeds",
+    "mnist-conv.more-seeds": "the same with eighteen more seeds",
+    "imagenette-today": "one teacher",
+    "imagenette-today.views": "two views of each image instead of a new one in each epoch",
+    "imagenette-today.assistant": "the same two views, with a teacher assistant",
+    "imagenette-today.ensemble": "the same two views, an ensemble of three teachers",
+    "imagenette-today.fresh-seeds": "new views in each epoch, six other seeds",
     "imagenette-first": "",
-    "fewer-labels": "a tenth of the images, with labels, 450 steps",
-    "fewer-labels.same-steps": "the same images, the student alone for 1,184 steps",
-    "fewer-labels.all-images": "the other images, too, without labels, 1,184 steps",
+    "fewer-labels": "a tenth of the images, labeled, 450 steps",
+    "fewer-labels.same-steps": "the same images, labels only, 1,184 steps",
+    "fewer-labels.all-images": "plus the other images, unlabeled, 1,184 steps",
     "losses": "",
 }
-"""Every experiment, in the order in which they are run, with what tells it from the others of its table."""
+"""Every experiment, in the order in which they run, with what distinguishes it from the others of its table."""
 
 NEEDS = {
     "mnist-linear.small-weights": "mnist-linear",
@@ -53,38 +53,45 @@ NEEDS = {
     "fewer-labels": "imagenette-today",
     "fewer-labels.all-images": "imagenette-today",
 }
-"""The experiments that distill the first teacher that another one trained."""
+"""Experiments that use the teacher of another experiment."""
 
 ONLY_TEACHER = ["--no-baseline", "--compare_losses"]
-"""Flags with which such another one trains its teacher and nothing else."""
+"""Flags with which an experiment trains nothing but its teacher."""
 
 TIMED = ("losses",)
-"""The tables that say how long a training took."""
+"""Tables with the duration of a training."""
 
 PUBLISHED = {
     "mnist-linear": {
         "teacher": "97.9 (T = 2), 98.12 (T = 5)",
-        "student alone": "88.84",
+        "student, labels only": "88.84",
         "ce=1 kl(temperature=2)=1": "89.14",
         "ce=1 kl(temperature=5)=1": "90.77",
     },
-    "mnist-conv": {"teacher": "97.81", "student alone": "97.78", "ce=0.1 kl(temperature=10)=0.9": "96.92"},
+    "mnist-conv": {"teacher": "97.81", "student, labels only": "97.78", "ce=0.1 kl(temperature=10)=0.9": "96.92"},
 }
-"""What the authors of a recipe found, in per cent, by the names of our rows."""
+"""Published accuracies in percent, by row."""
+
+
+CAPTION = (
+    "Mean ± standard deviation over three seeds unless stated otherwise; gains in percentage points, paired by seed, "
+    "with 95 % confidence intervals, simultaneous over the objectives of an experiment"
+)
+"""Describes the numbers of every table."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one network of a table came to.
+    """The results of one network.
 
     Args:
         name: The phase's title, or the objective.
-        mean: Accuracy at the last epoch, the mean over the seeds, a fraction of 1.
-        std: Its standard deviation over the seeds, ``None`` for one.
+        mean: Mean accuracy after the last epoch, a fraction of 1.
+        std: Its standard deviation over the seeds; ``None`` for one seed.
         count: Number of seeds.
-        gain: Over the student alone, in points, in words.
-        seconds: Of one training, the median; ``None`` of networks that were not trained there.
-        is_objective: Whether the name is an objective's.
+        gain: Gain over the baseline with its interval, in percentage points, formatted.
+        seconds: Median duration of a training; ``None`` for networks that were not trained by this experiment.
+        is_objective: Whether the name is an objective.
     """
 
     name: str
@@ -107,45 +114,45 @@ def parts_of(table: str) -> list[str]:
 
 
 def found() -> list[str]:
-    """List the experiments whose results are kept."""
+    """List the experiments with stored results."""
     return [part for part in PARTS if (RESULTS / part / "summary.json").is_file()]
 
 
-def rows_of(summary: Mapping[str, Any], elsewhere: Sequence[Mapping[str, Any]] = ()) -> list[Row]:
-    """Read the rows of a summary: phases in their order, then objectives, best first.
+def rows_of(summary: Mapping[str, Any], other_baseline: Sequence[Mapping[str, Any]] = ()) -> list[Row]:
+    """Return the rows of a summary: phases in their order, then objectives, best first.
 
     Args:
-        summary: As an experiment wrote it.
-        elsewhere: Runs of the student alone, by other experiments, that gains are over where it has none itself.
+        summary: An experiment's summary.
+        other_baseline: Baseline runs of other experiments, for an experiment without a baseline.
     """
-    phases = summary["phases"]
-    alone = alone_of(summary) or elsewhere
+    phases, objectives = summary["phases"], max(1, len(summary["compared"]))
+    baseline = baseline_of(summary) or other_baseline
     named = [(title_of(phase, phases), facts, phase == "distilled", False) for phase, facts in phases.items()]
     named += [(row["objective"], row, True, True) for row in summary["compared"]]
     rows = []
     for name, facts, is_distilled, is_objective in named:
-        gain = gain_in_points(gain_over(alone, facts["runs"]) if is_distilled else None)
-        known = [run["seconds"] for run in facts["runs"] if run["seconds"] is not None]
-        seconds = statistics.median(known) if known else None
+        gain = paired_difference(facts["runs"], baseline, comparisons=objectives) if is_distilled else None
+        durations = [run["seconds"] for run in facts["runs"] if run["seconds"] is not None]
+        seconds = statistics.median(durations) if durations else None
         mean, std = facts["val_acc_mean"], facts["val_acc_std"]
-        rows.append(Row(name, mean, std, len(facts["runs"]), gain, seconds, is_objective))
+        rows.append(Row(name, mean, std, len(facts["runs"]), gain_in_points(gain), seconds, is_objective))
     return rows
 
 
-def alone_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the runs of the student alone, none if there are none."""
+def baseline_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the runs of the baseline, if any."""
     runs: list[Mapping[str, Any]] = summary["phases"].get("baseline", {"runs": []})["runs"]
     return runs
 
 
 def markdown(table: str) -> str:
-    """Write a table as the README shows it, from what is kept in ``results``."""
+    """Return a table of the documentation, generated from ``results``."""
     published, is_timed = PUBLISHED.get(table, {}), table in TIMED
-    heads = ["network or objective", *["published"] * bool(published), "accuracy, last epoch", "over the student alone"]
-    heads += ["a training"] * is_timed
+    heads = ["network or objective", *["published"] * bool(published), "accuracy, last epoch", "gain over labels only"]
+    heads += ["training time"] * is_timed
     rows: list[list[str]] = []
     commands, machines = [], set()
-    alone: dict[int, Mapping[str, Any]] = {}
+    baseline: dict[int, Mapping[str, Any]] = {}
     for part in parts_of(table):
         if PARTS[part]:
             rows.append([f"*{PARTS[part]}*"])
@@ -154,11 +161,11 @@ def markdown(table: str) -> str:
             commands.append(" ".join(command(part)))
             continue
         summary, facts = read_summary(RESULTS / part), facts_of(part)
-        for row in rows_of(summary, list(alone.values())):
+        for row in rows_of(summary, list(baseline.values())):
             cells = [f"`{row.name}`" if row.is_objective else row.name]
             if row.name == title_of("distilled", {}):
                 cells = [f"{row.name}, `{' '.join(_settings(part)['loss'])}`"]
-            # What was published is of the recipe as it was published.
+            # The published accuracies are those of the published recipe.
             cells += [published.get(row.name, "") if part == table else ""] * bool(published)
             rows.append(
                 [
@@ -168,15 +175,13 @@ def markdown(table: str) -> str:
                     *["" if row.seconds is None else f"{row.seconds:.0f} s"] * is_timed,
                 ]
             )
-        alone |= {run["seed"]: run for run in alone_of(summary)}
+        baseline |= {run["seed"]: run for run in baseline_of(summary)}
         if part in NEEDS and NEEDS[part] not in parts_of(table):
-            first = f"{' '.join([*command(NEEDS[part]), *ONLY_TEACHER])}   # whose teacher it is"
+            first = f"{' '.join([*command(NEEDS[part]), *ONLY_TEACHER])}   # trains the teacher"
             commands += [first] * (first not in commands)
         commands.append(f"{' '.join(command(part))}   # {facts['minutes']:.0f} minutes")
         machines.add(f"{facts['machine']}, torch {facts['torch']}")
-    words = "Mean ± standard deviation over three seeds where no other number is named; gains in points, paired by seed"
-    words += ", with their 95 % interval"
-    after = [f"{'; '.join([words, *sorted(machines)])}.", "", "```bash", *commands, "```"]
+    after = [f"{'; '.join([CAPTION, *sorted(machines)])}.", "", "```bash", *commands, "```"]
     return "\n".join([*grid(heads, rows), "", *after])
 
 
@@ -186,18 +191,18 @@ def command(part: str) -> list[str]:
 
 
 def facts_of(part: str) -> dict[str, Any]:
-    """Read on what an experiment ran, and for how many minutes."""
-    known: dict[str, Any] = json.loads((RESULTS / part / "run.json").read_text(encoding="utf-8"))
-    return known
+    """Read the hardware and duration of an experiment."""
+    facts: dict[str, Any] = json.loads((RESULTS / part / "run.json").read_text(encoding="utf-8"))
+    return facts
 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write a table of Markdown, line by line; short rows are filled up."""
+    """Return the lines of a Markdown table; short rows are filled up."""
     lines = [heads, *([*row, *[""] * (len(heads) - len(row))] for row in rows)]
     head, *others = [f"| {' | '.join(line)} |" for line in lines]
     return [head, "|---" * len(heads) + "|", *others]
 
 
 def _settings(part: str) -> dict[str, Any]:
-    known: dict[str, Any] = yaml.safe_load((RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
-    return known
+    settings: dict[str, Any] = yaml.safe_load((RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
+    return settings

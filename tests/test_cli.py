@@ -37,13 +37,13 @@ def test_an_experiment_prints_its_table_and_names_its_files(
     assert experiment(flags.split()) == 0
     out, err = printed(capsys)
     assert err == ""
-    assert "student distilled" in out
+    assert "student, distilled" in out
     for file in ("summary.json", "config.yaml", "distilled/version_0/checkpoints/best.ckpt"):
         assert f"  {file}\n" in out
         assert Path("logs/tiny", file).is_file()
     assert out.count(".ckpt") == 1
-    assert "TensorBoard: tensorboard --logdir logs/tiny\n\nDistillation: " in out
-    assert out.endswith("one seed can't tell a gain from the noise (--seeds 3 repeats it).\n")
+    assert "TensorBoard: tensorboard --logdir logs/tiny\n\nDistillation changed accuracy by " in out
+    assert out.endswith("one seed can't separate a gain from noise, use --seeds 3.\n")
     # Lightning's own messages and tips are not printed.
     assert not any(word in out for word in ("TPU", "Tip", "litlogger", "Trainer.fit"))
 
@@ -143,7 +143,7 @@ def test_a_terminal_without_unicode_gets_the_table(repository: Path, make_folder
     done = run_python(repository, str(repository / "experiment.py"), *flags, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert Path("logs/ascii/summary.json").is_file()
-    assert "student alone" in done.stdout
+    assert "labels only" in done.stdout
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--batch_size", "0"), ("--num_workers", "-1")])
@@ -205,7 +205,7 @@ def test_tensorboard_serves_runs_and_curves(tensorboard: str) -> None:
     tags = fetch(tensorboard, "plugin/scalars/tags")["baseline/version_0"]
     assert {"train/ce", "train/loss", "val/acc", "val/loss", "lr"} <= set(tags)
     assert len(fetch(tensorboard, "plugin/scalars/scalars?run=baseline%2Fversion_0&tag=val%2Facc")) == 2
-    assert {"report/curves", "report/confusion"} <= set(fetch(tensorboard, "plugin/images/tags")["report"])
+    assert {"report/accuracy", "report/confusion-matrix"} <= set(fetch(tensorboard, "plugin/images/tags")["report"])
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
-"""The tables of the README and the documentation are those of ``results``, and each can be made again."""
+"""The documented tables are generated from ``results``, and each can be reproduced."""
 
 import io
-import json
 import re
 from pathlib import Path
 
@@ -10,70 +9,65 @@ import yaml
 from rich.console import Console
 
 from benchmarks import readme, reproduce, tables
+from kd.report import read_summary, write_report
 from kd.settings import resolve
 from tests.conftest import REPOSITORY
 
-PAGES = "\n".join(page.read_text(encoding="utf-8") for page in readme.pages())
+STATED = {
+    place["name"]: place["table"]
+    for page in readme.pages()
+    for place in readme.MARKED.finditer(page.read_text(encoding="utf-8"))
+}
 
 
-def stated(name: str) -> str | None:
-    found = re.search(rf"<!-- results: {name}, .*? -->\n(.*?)\n<!-- end of {name} -->", PAGES, flags=re.DOTALL)
-    return found and found[1]
+@pytest.mark.parametrize("table", [*tables.names(), *readme.OTHERS])
+def test_the_documentation_shows_the_stored_results(table: str) -> None:
+    assert STATED[table] == readme.table(table)
 
 
-@pytest.mark.parametrize("table", tables.names())
-def test_the_readme_shows_what_was_found(table: str) -> None:
-    assert stated(table) == tables.markdown(table)
-
-
-def test_size_and_speed_are_those_that_were_measured() -> None:
-    assert stated("networks") == readme.networks()
-
-
-def test_the_gain_on_the_front_page_is_what_was_found() -> None:
-    assert stated("front") == readme.front()
-
-
-def test_what_is_found_anew_takes_the_place_of_what_was_stated() -> None:
-    old = re.sub(r"(<!-- results: [^>]*-->\n).*?(?=<!-- end of)", r"\1as it was\n", PAGES, flags=re.DOTALL)
-    assert old.count("as it was\n<!-- end of") == len({*tables.names(), *readme.OTHERS})
-    assert readme.fill(old) == PAGES
+def test_outdated_tables_are_replaced() -> None:
+    page = "\n\n".join(f"<!-- results: {name}, x -->\n{text}\n<!-- end of {name} -->" for name, text in STATED.items())
+    outdated = readme.MARKED.sub(r"\g<start>outdated\g<end>", page)
+    assert outdated.count("outdated\n<!-- end of") == len(STATED)
+    assert readme.fill(outdated) == page
 
 
 @pytest.mark.parametrize("part", tables.found())
-def test_what_was_found_was_found_with_the_file_beside_it(part: str) -> None:
+def test_results_were_obtained_with_the_configuration_in_configs(part: str) -> None:
     used = yaml.safe_load((tables.RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
     settings, *_ = resolve(["--config", str(tables.CONFIGS / f"{part}.yaml")])
     given = settings.flat()
-    # One device, whether it was asked for or all that there was; what was cut off and went on came to the same end.
+    # These don't affect a result: a resumed run equals an uninterrupted one.
     elsewhere = {"args_file", "config", "data_dir", "default_root_dir", "devices", "resume"}
     differing = {name for name in given if name not in elsewhere and used.get(name, given[name]) != _plain(given[name])}
     assert differing <= ({"loss"} if given["compare_losses"] else set())
 
 
 @pytest.mark.parametrize("part", tables.found())
-def test_a_summary_is_that_of_its_report_and_names_no_place_of_its_machine(part: str) -> None:
+def test_a_report_can_be_made_from_the_stored_results(part: str, tmp_path: Path) -> None:
     folder = tables.RESULTS / part
-    rows = tables.rows_of(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    page = (folder / "report.html").read_text(encoding="utf-8")
+    rows = tables.rows_of(read_summary(folder))
+    page = write_report([folder], output=tmp_path).read_text(encoding="utf-8")
+    assert page.count("<svg") >= 4
     used = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    counts = {"teacher": len(used["teacher_model"]), "teachers": 1, "assistant": 1}
+    counts = {"teacher": len(used["teacher_model"]), "teacher ensemble": 1, "assistant 1": 1}
     for row in rows:
         assert f"{row.mean:.2%}" in page
-        assert row.count == counts.get(row.name.split()[0], used["seeds"])
+        assert row.count == counts.get(row.name, used["seeds"])
         assert row.name.startswith(tuple(counts)) or row.count >= 3
-    for file in folder.iterdir():
+    # No absolute paths of the machine.
+    for file in (folder / name for name in ("config.yaml", "run.json", "summary.json")):
         assert not re.search(r"(?<![\w.])/(root|home|tmp|work)/", file.read_text(encoding="utf-8")), file
 
 
-def test_every_configuration_has_its_place_and_no_results_are_left_over() -> None:
+def test_every_configuration_belongs_to_a_table_and_no_results_are_left_over() -> None:
     assert {path.stem for path in tables.CONFIGS.glob("*.yaml")} == set(tables.PARTS)
     kept = {path.name for path in tables.RESULTS.iterdir() if path.is_dir()}
     assert kept == {*tables.found(), "networks"}
     assert "mnist-linear" in kept
 
 
-def test_an_experiment_that_names_a_teacher_names_that_of_the_one_which_is_run_before_it() -> None:
+def test_an_experiment_uses_the_teacher_of_the_experiment_it_needs() -> None:
     named = {}
     for part in tables.PARTS:
         settings, *_ = resolve(["--config", str(tables.CONFIGS / f"{part}.yaml")])
@@ -83,7 +77,7 @@ def test_an_experiment_that_names_a_teacher_names_that_of_the_one_which_is_run_b
     assert named == {part: reproduce.teacher_of(part) for part in named}
 
 
-def test_a_teacher_for_others_is_trained_without_students(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_for_other_experiments_is_trained_without_students(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     for part in set(tables.NEEDS.values()):
         settings, *_ = resolve([*tables.command(part)[2:], *tables.ONLY_TEACHER, "--resume"])
@@ -100,7 +94,7 @@ def test_a_teacher_for_others_is_trained_without_students(monkeypatch: pytest.Mo
         (["mnist-conv", "--only", "mnist-conv", "mnist-linear", "--show"], "mnist-conv has no mnist-linear; it has"),
     ],
 )
-def test_a_table_that_is_not_there_is_refused(
+def test_an_unknown_table_is_an_error(
     arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["reproduce", *arguments])
@@ -108,7 +102,7 @@ def test_a_table_that_is_not_there_is_refused(
     assert capsys.readouterr().out.startswith(words)
 
 
-def test_results_are_not_stored_over_those_of_an_earlier_time(
+def test_results_of_an_earlier_run_are_not_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["reproduce", "losses", "--store"])
@@ -119,11 +113,11 @@ def test_results_are_not_stored_over_those_of_an_earlier_time(
     assert capsys.readouterr().out == "losses lies in logs from an earlier time: move it away.\n"
 
 
-def test_a_table_is_as_stated_within_its_deviation_alone() -> None:
+def test_a_table_is_reproduced_within_its_tolerance() -> None:
     def row(name: str, mean: float, std: float | None = 0.01) -> tables.Row:
         return tables.Row(name, mean, std, 1 if std is None else 3, "", 1.0)
 
-    was = [row("teacher", 0.99, None), row("student alone", 0.90), row("kl", 0.92)]
+    was = [row("teacher", 0.99, None), row("student, labels only", 0.90), row("kl", 0.92)]
 
     def holds(*now: tables.Row) -> tuple[bool, str]:
         output = io.StringIO()
@@ -131,12 +125,12 @@ def test_a_table_is_as_stated_within_its_deviation_alone() -> None:
 
     # Two rows of three seeds: t of four degrees of freedom at 98.75 % is 3.495, times 0.01, times the root of 2 / 3.
     near, far = 0.0285, 0.0286
-    assert holds(row("teacher", 0.986, None), row("student alone", 0.90 + near), row("kl", 0.92 - near))[0]
-    assert not holds(row("teacher", 0.984, None), row("student alone", 0.90), row("kl", 0.92))[0]
-    is_so, text = holds(row("teacher", 0.99, None), row("student alone", 0.90 - far), row("kl", 0.92))
+    assert holds(row("teacher", 0.986, None), row("student, labels only", 0.90 + near), row("kl", 0.92 - near))[0]
+    assert not holds(row("teacher", 0.984, None), row("student, labels only", 0.90), row("kl", 0.92))[0]
+    is_so, text = holds(row("teacher", 0.99, None), row("student, labels only", 0.90 - far), row("kl", 0.92))
     assert not is_so
     assert [line.split()[-3] for line in text.splitlines() if "±" in line] == ["yes", "no", "yes"]
-    assert "missing" in holds(row("teacher", 0.99, None), row("student alone", 0.90))[1]
+    assert "missing" in holds(row("teacher", 0.99, None), row("student, labels only", 0.90))[1]
 
 
 def _plain(value: object) -> object:

@@ -57,14 +57,14 @@ def fastest(network: Classifier | Ensemble, *, accelerator: str, trains: bool) -
         precision = "bf16-mixed" if has_bfloat16 else "16-mixed"
         return Compute(precision, channels_last=True, why="this GPU's tensor cores")
     if accelerator != "cpu":
-        return Compute("32-true", channels_last=False, why=f"nothing else was measured on {accelerator}")
+        return Compute("32-true", channels_last=False, why=f"default on {accelerator}")
     if multiply_adds(network) < _SMALL:
-        return Compute("32-true", channels_last=False, why="it is small")
+        return Compute("32-true", channels_last=False, why="small network")
     if not multiplies_bfloat16():
-        return Compute("32-true", channels_last=True, why="this CPU does not multiply bfloat16")
+        return Compute("32-true", channels_last=True, why="this CPU has no bfloat16 instructions")
     if trains and is_depthwise(network):
         return Compute("32-true", channels_last=True, why="depthwise convolutions train more slowly in bfloat16")
-    return Compute("bf16-mixed", channels_last=True, why="this CPU multiplies bfloat16")
+    return Compute("bf16-mixed", channels_last=True, why="this CPU has bfloat16 instructions")
 
 
 def multiplies_bfloat16() -> bool:

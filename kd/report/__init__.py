@@ -1,21 +1,21 @@
-"""What is said after training: the summary and its table."""
+"""Summary, tables and page of an experiment."""
 
-from kd.report.comparison import compare_objectives, print_comparison
-from kd.report.formatting import cost_cells, cost_headings, measured_with, share
-from kd.report.page import read_summary, write_report
-from kd.report.summary import gain_over, summarize, title_of, write_summary
+from kd.report.comparison import compare_objectives
+from kd.report.formatting import cost_cells, cost_headings, gain_in_points, measured_with, share
+from kd.report.page import write_report
+from kd.report.summary import read_summary, summarize, title_of, write_summary
 from kd.report.sweep import print_sweep, write_sweep
-from kd.report.table import print_costs, print_summary
-from kd.report.verdict import gain_in_points, gain_sentence
+from kd.report.table import print_comparison, print_costs, print_summary
+from kd.report.verdict import gain_sentence, paired_difference
 
 __all__ = [
     "compare_objectives",
     "cost_cells",
     "cost_headings",
     "gain_in_points",
-    "gain_over",
     "gain_sentence",
     "measured_with",
+    "paired_difference",
     "print_comparison",
     "print_costs",
     "print_summary",

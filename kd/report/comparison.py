@@ -1,96 +1,68 @@
-"""Objectives side by side: which is best, and which differences exceed the noise between seeds."""
+"""Objectives side by side: which is best, and which differences are significant."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from kd.report.formatting import SIGNIFICANT, bounds_in_points, gain_in_points, share
+from kd.report.verdict import paired_difference, significance
 
-from kd.report.formatting import BEYOND_NOISE, share
-from kd.report.verdict import LEVEL, paired
+OBJECTIVE_HEADINGS = ("objective", "accuracy", "difference", "95 % interval", "significant", "gain")
 
 
-def compare_objectives(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put the runs of several objectives side by side, best first.
+def compare_objectives(
+    runs: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Compare the runs of several objectives with the best one and with the baseline, best first.
 
-    Each is compared with the best by the differences of the same seeds (same first weights, same images in the same
-    order), by a paired t-test. Several comparisons find something by chance, so that the probabilities are corrected by
-    Holm's method before a difference is called one.
+    The intervals of the differences from the best are simultaneous over the other objectives, those of the gains over
+    all objectives, so that choosing the best of several equal objectives is no gain by chance.
 
     Args:
-        runs: What each training came to, with its objective under ``objective``.
+        runs: The runs, each with its ``objective``.
+        baseline: The runs of the student trained on labels only.
 
     Returns:
-        For each objective ``objective``, ``runs``, ``val_acc_mean``, ``val_acc_std`` (``None`` for one seed), and
-        against the best: ``behind`` (mean difference, a fraction of 1), ``interval`` (its 95 % interval, uncorrected,
-        or ``None`` for fewer than two seeds in common) and ``is_beyond_noise`` (``None`` where that can't be told).
+        For each objective ``objective``, ``runs``, ``val_acc_mean``, ``val_acc_std`` (``None`` for one seed),
+        ``difference`` from the best (``None`` for the best itself) and ``gain`` over the baseline; see
+        :func:`kd.report.verdict.paired_difference`.
 
-    Source: Holm (1979), https://www.jstor.org/stable/4615733
+    Source: Hsu (1984), on comparing with the best of several, https://doi.org/10.1214/aos/1176346732
     """
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         grouped.setdefault(run["objective"], []).append(run)
-    rows: list[dict[str, Any]] = [
+    ranked = sorted(grouped.items(), key=lambda item: -statistics.fmean(run["val_acc"] for run in item[1]))
+    return [
         {
             "objective": objective,
-            "runs": list(group),
+            "runs": group,
             "val_acc_mean": statistics.fmean(run["val_acc"] for run in group),
             "val_acc_std": statistics.stdev(run["val_acc"] for run in group) if len(group) > 1 else None,
+            "difference": paired_difference(group, ranked[0][1], comparisons=len(ranked) - 1) if rank else None,
+            "gain": paired_difference(group, baseline, comparisons=len(ranked)),
         }
-        for objective, group in grouped.items()
+        for rank, (objective, group) in enumerate(ranked)
     ]
-    rows.sort(key=lambda row: -row["val_acc_mean"])
-    for row in rows:
-        row.update(_against(row["runs"], rows[0]["runs"]))
-    _correct([row for row in rows[1:] if row["p"] is not None])
-    for row in rows:
-        row.pop("p")
-    return rows
 
 
-def print_comparison(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print what :func:`compare_objectives` returned as a table."""
-    table = Table(title="Objectives, best first", title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    table.add_column("objective", overflow="fold")
-    has_gain = any(row.get("gain") for row in rows)
-    for heading in ("last epoch", "difference", "95 % interval", "beyond noise", *["over alone"] * has_gain):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        interval = row["interval"]
-        is_best = row is rows[0]
-        verdict = BEYOND_NOISE[row["is_beyond_noise"]]
-        table.add_row(
-            escape(row["objective"]),
-            share(row["val_acc_mean"], row["val_acc_std"]),
-            "best" if is_best else f"{100 * row['behind']:+.2f}",
-            "" if is_best or interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}",
-            "" if is_best else verdict,
-            *[f"{100 * row['gain']['mean']:+.2f}" if row.get("gain") else ""] * has_gain,
-        )
-    console.print(table)
-    seeds = max(len(row["runs"]) for row in rows)
-    words = f"Mean ± standard deviation over {seeds} seeds; differences are paired by seed, in points."
+def objective_cells(row: Mapping[str, Any], *, is_best: bool) -> list[str]:
+    """Format a row of :func:`compare_objectives`, one cell for each of ``OBJECTIVE_HEADINGS``."""
+    difference = row["difference"]
+    cells = ["best", "", ""] if is_best else ["", "", SIGNIFICANT[significance(difference)]]
+    if difference is not None:
+        cells[:2] = [f"{100 * difference['mean']:+.2f}", bounds_in_points(difference["interval"])]
+    return [row["objective"], share(row["val_acc_mean"], row["val_acc_std"]), *cells, gain_in_points(row["gain"])]
+
+
+def objectives_caption(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Describe the statistics of a table of objectives."""
+    seeds, count = max(len(row["runs"]) for row in rows), len(rows)
     if seeds == 1:
-        words = "One seed can't tell a difference from noise: --seeds 3 repeats each."
-    console.print(words, highlight=False, soft_wrap=True)
-
-
-def _against(runs: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    of_best = {run["seed"]: run["val_acc"] for run in best}
-    differences = [run["val_acc"] - of_best[run["seed"]] for run in runs if run["seed"] in of_best]
-    if not differences:
-        return {"behind": None, "interval": None, "p": None, "is_beyond_noise": None}
-    known = paired(differences)
-    interval = None if known.interval is None else list(known.interval)
-    return {"behind": known.mean, "interval": interval, "p": known.p, "is_beyond_noise": None}
-
-
-def _correct(rows: list[dict[str, Any]]) -> None:
-    """Decide by Holm's method: from the least probability on, each at a level for those that are left."""
-    holds = True
-    for rank, row in enumerate(sorted(rows, key=lambda one: float(one["p"]))):
-        holds = holds and row["p"] <= LEVEL / (len(rows) - rank)
-        row["is_beyond_noise"] = holds
+        return "One seed can't separate a difference from noise, use --seeds 3."
+    return (
+        f"Accuracy after the last epoch, mean ± standard deviation over {seeds} seeds. Differences from the best and "
+        "gains over the student trained on labels only are paired by seed, in percentage points. The 95 % confidence "
+        f"intervals are simultaneous (Bonferroni: {max(1, count - 1)} differences, {count} gains); a difference is "
+        "significant if its interval excludes 0."
+    )

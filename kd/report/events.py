@@ -1,4 +1,4 @@
-"""The report's pictures and its table in TensorBoard, beside the curves of the runs."""
+"""The report in TensorBoard, beside the curves of the runs."""
 
 import shutil
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ RUN = "report"
 
 
 def write_events(folder: Path, text: str, pictures: Mapping[str, Path]) -> None:
-    """Write the run ``report`` of an experiment anew: its text in the TEXT tab, its pictures in IMAGES.
+    """Write or replace the run ``report`` of an experiment: its text in the TEXT tab, its figures in IMAGES.
 
     Args:
         folder: The experiment's folder.
@@ -20,10 +20,10 @@ def write_events(folder: Path, text: str, pictures: Mapping[str, Path]) -> None:
         pictures: The PNG files, by name.
     """
     shutil.rmtree(folder / RUN, ignore_errors=True)
-    # Its pictures stand beside the text as files, which TensorBoard does not show.
-    words = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
+    # TensorBoard can't show the image files that the Markdown links to.
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
     with SummaryWriter(str(folder / RUN)) as writer:
-        writer.add_text(RUN, words)
+        writer.add_text(RUN, text)
         for name, path in pictures.items():
             with Image.open(path) as image:
                 writer.add_image(f"{RUN}/{name}", np.asarray(image.convert("RGB")), dataformats="HWC")

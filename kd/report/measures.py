@@ -1,4 +1,4 @@
-"""Accuracy, calibration and agreement with a teacher, computed from stored logits with numpy alone."""
+"""Accuracy, calibration and agreement with a teacher, computed from stored logits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,24 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
 
 TOP = 5
 BINS = 15
-"""Of confidence, from 0 to 1; Guo et al. (2017)."""
+"""Bins of confidence, of equal width from 0 to 1; Guo et al. (2017)."""
 
 Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of each validation image.
+    """A network's logits for the validation images.
 
     Args:
         logits: ``(N, C)``.
         labels: ``(N,)``.
-        keys: What identifies each image, ``(N,)``: its path within its folder.
+        keys: Identifier of each image, ``(N,)``: its path within its folder.
         classes: Names of the classes, ``(C,)``.
     """
 
@@ -34,129 +41,132 @@ class Predictions:
 
     @classmethod
     def read(cls, path: str | Path | None) -> "Predictions | None":
-        """Read them from a file; ``None`` where there is none, or none that is whole."""
+        """Read predictions from a file; ``None`` if it is missing, damaged or not a file of predictions."""
         if path is None:
             return None
         try:
-            # Plain arrays: nothing that runs.
+            # Without pickles, reading runs no code.
             with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 logits = np.asarray(file["logits"], dtype=np.float64)
                 read = cls(logits, file["labels"], file["keys"], tuple(map(str, file["classes"])))
-        except Exception:  # noqa: BLE001 (bytes that are not numpy's make it raise anything)
+        except Exception:  # noqa: BLE001 (NumPy raises many types of errors for damaged files)
             return None
         fits = logits.shape == (*read.labels.shape, len(read.classes)) and read.keys.shape == read.labels.shape
-        is_known = fits and read.labels.dtype.kind in "iu" and len(read) > 0
-        return read if is_known and 0 <= read.labels.min() <= read.labels.max() < len(read.classes) else None
+        is_valid = fits and read.labels.dtype.kind in "iu" and len(read) > 0
+        return read if is_valid and 0 <= read.labels.min() <= read.labels.max() < len(read.classes) else None
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.labels)
 
     @property
     def decisions(self) -> NDArray[np.int64]:
-        """The class decided for, ``(N,)``."""
+        """The predicted classes, ``(N,)``."""
         return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
 
     def probabilities(self, temperature: float = 1.0) -> Floats:
-        """Return the probabilities ``(N, C)`` at a temperature."""
+        """Return the probabilities at a temperature, ``(N, C)``."""
         return np.asarray(softmax(self.logits / temperature, axis=1))
 
 
 def measure(predictions: Predictions) -> dict[str, Any]:
-    r"""Measure predictions by themselves.
-
-    The expected calibration error is :math:`\sum_m \frac{|B_m|}{N} |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|` over
-    bins of equal width of the confidence, the probability of the class decided for.
+    """Compute the metrics of a network's predictions.
 
     Args:
         predictions: The predictions.
 
     Returns:
         ``accuracy``; ``top5`` (``None`` for five classes or fewer); ``nll``, the mean negative log-likelihood of the
-        labels, in nats; ``ece``; ``bins``, for each its ``count``, ``accuracy`` and ``confidence``; ``per_class``,
-        accuracies in the order of the classes (``None`` where a class has no image); ``confusion``, counts by label and
-        decision.
+        labels, in nats; ``ece``, the expected calibration error over 15 bins of confidence; ``bins``, each with
+        ``count``, ``accuracy`` and ``confidence`` (a reliability diagram); ``classes``; ``per_class``, accuracies in
+        the order of the classes (``None`` for a class without images); ``confusion``, counts by label and prediction.
 
     Source: Guo et al. (2017), section 2, https://arxiv.org/abs/1706.04599 (calibration)
     """
-    labels, decisions, count = predictions.labels, predictions.decisions, len(predictions.classes)
-    right = decisions == labels
-    log = np.asarray(log_softmax(predictions.logits, axis=1))
-    confidence = predictions.probabilities().max(axis=1)
-    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins = [
-        {
-            "count": int(members.sum()),
-            "accuracy": float(right[members].mean()) if members.any() else None,
-            "confidence": float(confidence[members].mean()) if members.any() else None,
-        }
-        for members in (which == number for number in range(BINS))
-    ]
-    shares = np.bincount(which, minlength=BINS)
-    gaps = np.bincount(which, weights=right - confidence, minlength=BINS) / np.maximum(shares, 1)
-    error = (shares * np.abs(gaps)).sum()
-    confusion = np.zeros((count, count), dtype=int)
-    np.add.at(confusion, (labels, decisions), 1)
-    # As many classes as would have to be named until the label was.
-    rank = (predictions.logits > np.take_along_axis(predictions.logits, labels[:, None], axis=1)).sum(axis=1)
+    count = len(predictions.classes)
+    logits, labels = torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels.astype(np.int64))
+    probabilities = logits.softmax(dim=1)
+    options: dict[str, Any] = {"num_classes": count, "validate_args": False}
+    confusion = multiclass_confusion_matrix(probabilities, labels, **options)
+    sizes = confusion.sum(dim=1).tolist()
+    top5 = multiclass_accuracy(probabilities, labels, **options, average="micro", top_k=min(TOP, count))
     return {
-        "accuracy": float(right.mean()),
-        "top5": float((rank < TOP).mean()) if count > TOP else None,
-        "nll": float(-np.take_along_axis(log, labels[:, None], axis=1).mean()),
-        "ece": float(error / len(predictions)),
-        "bins": bins,
-        "per_class": [float(right[labels == one].mean()) if (labels == one).any() else None for one in range(count)],
+        "accuracy": int(confusion.trace()) / len(predictions),
+        "top5": float(top5) if count > TOP else None,
+        "nll": float(F.cross_entropy(logits, labels)),
+        "ece": float(multiclass_calibration_error(probabilities, labels, **options, n_bins=BINS)),
+        "bins": _bins(probabilities.numpy(), predictions),
+        "classes": list(predictions.classes),
+        "per_class": [
+            hits / size if size else None for hits, size in zip(confusion.diag().tolist(), sizes, strict=True)
+        ],
         "confusion": confusion.tolist(),
     }
 
 
 def compare(student: Predictions, teacher: Predictions) -> dict[str, float] | None:
-    """Measure how alike a student and its teacher are, on the same images.
+    """Compare a student's predictions with its teacher's.
 
     Returns:
-        ``agreement``, the share of images on which both decide alike, and ``kl_to_teacher``, the mean divergence of the
-        student's probabilities from the teacher's, in nats; ``None`` where their images differ.
+        ``agreement``, the share of images for which both predict the same class, and ``kl_to_teacher``, the mean
+        Kullback-Leibler divergence of the student's probabilities from the teacher's, in nats; ``None`` if they were
+        computed on different images.
     """
     if student.classes != teacher.classes or not np.array_equal(student.keys, teacher.keys):
         return None
-    ours, theirs = (np.asarray(log_softmax(one.logits, axis=1)) for one in (student, teacher))
-    divergence = (np.exp(theirs) * (theirs - ours)).sum(axis=1)
+    log_student, log_teacher = (np.asarray(log_softmax(one.logits, axis=1)) for one in (student, teacher))
+    divergence = (np.exp(log_teacher) * (log_teacher - log_student)).sum(axis=1)
     return {
         "agreement": float((student.decisions == teacher.decisions).mean()),
         "kl_to_teacher": float(divergence.mean()),
     }
 
 
-def mean_and_std(values: list[float | None]) -> dict[str, float | None] | None:
-    """Return mean and standard deviation (the sample's; ``None`` for one value) of what is known, or ``None``."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return {"mean": float(np.mean(known)), "std": float(np.std(known, ddof=1)) if len(known) > 1 else None}
-
-
-def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put what was measured of several runs of a phase together: mean and standard deviation over the seeds.
+def aggregate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Aggregate the metrics of several runs of a phase over their seeds.
 
     Args:
-        runs: As :func:`measure` and :func:`compare` returned it, merged, one a run.
+        runs: For each run what :func:`measure` and :func:`compare` return, merged.
 
     Returns:
-        For each number its ``mean`` and ``std``; ``per_class`` means, ``confusion`` and ``bins`` summed over the runs.
+        For each scalar its ``mean`` and ``std`` (over n - 1; ``None`` for one run); ``classes``; means of
+        ``per_class``; sums of ``confusion`` and ``bins``.
     """
     names = ("accuracy", "top5", "nll", "ece", "agreement", "kl_to_teacher")
-    facts: dict[str, Any] = {name: mean_and_std([run.get(name) for run in runs]) for name in names}
-    by_class = [mean_and_std(list(values)) for values in zip(*(run["per_class"] for run in runs), strict=True)]
+    facts: dict[str, Any] = {name: _mean_and_std([run.get(name) for run in runs]) for name in names}
+    by_class = [_mean_and_std(list(values)) for values in zip(*(run["per_class"] for run in runs), strict=True)]
+    facts["classes"] = runs[0]["classes"]
     facts["per_class"] = [None if one is None else one["mean"] for one in by_class]
     facts["confusion"] = np.sum([run["confusion"] for run in runs], axis=0).tolist()
-    facts["bins"] = [_merged(list(some)) for some in zip(*(run["bins"] for run in runs), strict=True)]
+    facts["bins"] = [_merged(list(bins)) for bins in zip(*(run["bins"] for run in runs), strict=True)]
     return facts
 
 
-def _merged(bins: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _bins(probabilities: Floats, predictions: Predictions) -> list[dict[str, Any]]:
+    """Return count, accuracy and mean confidence for each bin of confidence."""
+    confidence, correct = probabilities.max(axis=1), predictions.decisions == predictions.labels
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return [
+        {
+            "count": int(members.sum()),
+            "accuracy": float(correct[members].mean()) if members.any() else None,
+            "confidence": float(confidence[members].mean()) if members.any() else None,
+        }
+        for members in (index == number for number in range(BINS))
+    ]
+
+
+def _merged(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     count = sum(one["count"] for one in bins)
-    known = {
+    means = {
         name: sum(one["count"] * one[name] for one in bins if one["count"]) / count if count else None
         for name in ("accuracy", "confidence")
     }
-    return {"count": count, **known}
+    return {"count": count, **means}
+
+
+def _mean_and_std(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    return {"mean": float(np.mean(present)), "std": float(np.std(present, ddof=1)) if len(present) > 1 else None}

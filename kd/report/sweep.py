@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from kd.errors import UserError
+from kd.files import write_text
 from kd.report.figures import COLORS, Picture, panels, short
-from kd.report.page import PICTURES, environment, placed, write_text
+from kd.report.page import PICTURES, environment, placed
 
 PAGE = "sweep.html"
-_COLORS = {"finished": COLORS["student distilled"], "pruned": COLORS["student alone"], "failed": "#c0504d"}
+_COLORS = {"finished": COLORS["student, distilled"], "pruned": COLORS["student, labels only"], "failed": "#c0504d"}
 _COLUMNS = 3
 _LOG_RATIO = 30
 

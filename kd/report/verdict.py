@@ -1,115 +1,129 @@
-"""Whether distillation was worth it: the gain, its interval, and one sentence."""
+"""Whether distillation helped: differences paired by seed, their confidence intervals, and one sentence."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scipy import stats
 
 LEVEL = 0.05
-"""One in twenty intervals misses what it is an interval of."""
+"""Significance level; intervals have a confidence of ``1 - LEVEL``."""
 
-_ONE_SEED = "one seed can't tell a gain from the noise (--seeds 3 repeats it)"
+_ONE_SEED = "one seed can't separate a gain from noise, use --seeds 3"
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Differences of pairs of runs of the same seed, and what they tell of the mean difference.
+def paired_difference(
+    runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, comparisons: int = 1
+) -> dict[str, Any] | None:
+    """Compare the accuracies of two groups of runs, paired by seed.
+
+    Runs of one seed start from the same weights and see the same images in the same order, so their difference varies
+    less than either accuracy. What remains is the noise between seeds; the validation images are taken as fixed.
 
     Args:
-        mean: Their mean.
-        std: Their standard deviation, the sample's, over n - 1; ``None`` for one pair.
-        interval: The 95 % interval of the mean; ``None`` for one pair.
-        p: The probability of such a mean, or one further from 0, where there is no difference; ``None`` for one pair.
+        runs: Runs to compare, each with ``seed`` and ``val_acc``.
+        reference: Runs to compare them with.
+        comparisons: Number of comparisons that are reported together; see :func:`confidence_interval`.
+
+    Returns:
+        ``mean``, ``std`` (over n - 1; ``None`` for one seed) and ``interval`` of the difference, fractions of 1, and
+        ``runs``, the difference of each seed; ``None`` without a common seed.
     """
+    accuracies = {run["seed"]: run["val_acc"] for run in reference}
+    pairs = [(run["seed"], run["val_acc"] - accuracies[run["seed"]]) for run in runs if run["seed"] in accuracies]
+    if not pairs:
+        return None
+    differences = [difference for _, difference in pairs]
+    return {
+        "mean": statistics.fmean(differences),
+        "std": statistics.stdev(differences) if len(differences) > 1 else None,
+        "interval": confidence_interval(differences, comparisons=comparisons),
+        "runs": [{"seed": seed, "val_acc": difference} for seed, difference in pairs],
+    }
 
-    mean: float
-    std: float | None
-    interval: tuple[float, float] | None
-    p: float | None
 
+def confidence_interval(differences: Sequence[float], *, comparisons: int = 1) -> list[float] | None:
+    r"""Return the 95 % confidence interval of a mean difference, by Student's paired t-test.
 
-def paired(differences: Sequence[float], *, looks: int = 1) -> Paired:
-    r"""Judge differences by Student's paired t-test.
+    .. math:: \bar d \pm t_{n-1,\; 1 - 0.05 / (2m)} \; s / \sqrt n
 
-    The interval is :math:`\bar d \pm t_{n-1, 0.975} s / \sqrt n`. Runs of one seed begin with the same weights and see
-    the same images in the same order, so that their difference varies less than either; what is left is the noise
-    between seeds. The images that accuracy is measured on are taken as given.
+    Several intervals that are reported together each miss with probability 0.05; with Bonferroni's correction for
+    :math:`m` comparisons, all of them hold the true differences at once with 95 % confidence.
 
     Args:
-        differences: One of each seed, at least one.
-        looks: How many such means this one was chosen from; the interval is widened by Bonferroni's method, to the
-            level 0.05 / looks, so that the best of several is no gain by chance. The probability is not.
+        differences: One for each seed.
+        comparisons: :math:`m`, the number of intervals that are reported together.
 
-    Source: Student (1908), https://doi.org/10.1093/biomet/6.1.1; Dietterich (1998), on comparing classifiers,
+    Returns:
+        Lower and upper bound; ``None`` for fewer than two differences.
+
+    Source: Student (1908), https://doi.org/10.1093/biomet/6.1.1; Dunn (1961), on Bonferroni's correction,
+        https://doi.org/10.1080/01621459.1961.10482090; Dietterich (1998), on comparing classifiers,
         https://doi.org/10.1162/089976698300017197
     """
-    mean, count = statistics.fmean(differences), len(differences)
-    if count == 1:
-        return Paired(mean, None, None, None)
-    std = statistics.stdev(differences)
-    error = std / math.sqrt(count)
-    half = float(stats.t.ppf(1 - LEVEL / (2 * looks), count - 1)) * error
-    # Differences without any spread can't be compared with their spread.
-    p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
-    return Paired(mean, std, (mean - half, mean + half), p)
+    count = len(differences)
+    if count < 2:  # noqa: PLR2004 (one difference has no spread)
+        return None
+    mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(count)
+    margin = float(stats.t.ppf(1 - LEVEL / (2 * comparisons), count - 1)) * error
+    return [mean - margin, mean + margin]
 
 
-def gain_in_points(gain: Mapping[str, Any] | None) -> str:
-    """Write a gain over the baseline in points, with its interval where there is one; nothing where there is no gain.
+def significance(difference: Mapping[str, Any] | None) -> int | None:
+    """Return 1 for a significant gain, -1 for a significant loss, 0 for neither; ``None`` without an interval.
 
     Args:
-        gain: As :func:`kd.report.summary.summarize` made it.
+        difference: As :func:`paired_difference` returns it. It is significant if its interval excludes 0.
     """
-    if gain is None:
-        return ""
-    words = f"{100 * gain['mean']:+.2f}"
-    return words if gain.get("interval") is None else f"{words} ({_ends(gain['interval'])})"
+    if difference is None or difference["interval"] is None:
+        return None
+    low, high = difference["interval"]
+    return int(low > 0) - int(high < 0)
+
+
+def gain_of(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the gain over the baseline that the verdict is about: the distilled student's or the best objective's."""
+    if summary["gain"] is None and summary["compared"]:
+        best: Mapping[str, Any] | None = summary["compared"][0]["gain"]
+        return best
+    gain: Mapping[str, Any] | None = summary["gain"]
+    return gain
 
 
 def gain_sentence(summary: Mapping[str, Any]) -> str:
-    """Say what distillation gained over the student alone, in points of accuracy (hundredths of all images).
+    """State what distillation gained over the student trained on labels only, in percentage points of accuracy.
 
     Args:
-        summary: As :func:`kd.report.summary.summarize` made it.
+        summary: As :func:`kd.report.summary.summarize` returns it.
     """
-    gain = summary["gain"]
-    if gain is None and summary["compared"]:
-        best = summary["compared"][0]
-        count, accuracy = len(summary["compared"]), best["val_acc_mean"]
-        name, several = best["objective"], count > 1
-        words = f"Of {count} objectives {name} came out best, at" if several else f"{name} came out at"
-        return f"{words} {accuracy:.2%}{_gain_of_best(best.get('gain'), looks=count)}."
-    if gain is None:
-        missing = [name for name in ("baseline", "distilled") if name not in summary["phases"]]
-        flags = " ".join({"baseline": "--baseline", "distilled": "--distill"}[name] for name in missing)
-        return f"To see whether distillation pays, train the other student too: {flags}" if len(missing) == 1 else ""
-    mean, points = 100 * gain["mean"], [100 * run["val_acc"] for run in gain["runs"]]
+    gain, compared = gain_of(summary), summary["compared"]
+    if summary["gain"] is None and compared:
+        best, count = compared[0], len(compared)
+        which = f"Best of {count} objectives: {best['objective']}" if count > 1 else f"Objective {best['objective']}"
+        sentences = [f"{which}, accuracy {best['val_acc_mean']:.2%}."]
+        return " ".join(sentences + ([] if gain is None else [_sentence(gain, comparisons=count)]))
+    if gain is not None:
+        return _sentence(gain)
+    missing = [flag for phase, flag in _FLAGS.items() if phase not in summary["phases"]]
+    return f"Add {missing[0]} to measure the gain from distillation." if len(missing) == 1 else ""
+
+
+_FLAGS = {"baseline": "--baseline", "distilled": "--distill"}
+
+
+def _sentence(gain: Mapping[str, Any], *, comparisons: int = 1) -> str:
+    mean = 100 * gain["mean"]
     if gain["interval"] is None:
-        return f"Distillation: {mean:+.1f} points; {_ONE_SEED}."
-    low, high = (100 * end for end in gain["interval"])
-    each = f"by seed {', '.join(f'{value:+.1f}' for value in points)}"
-    if low > 0:
-        return f"Distillation gained {mean:.1f} points ({low:.1f} to {high:.1f}; {each})."
-    if high < 0:
-        return f"Distillation lost {-mean:.1f} points ({-high:.1f} to {-low:.1f}; {each})."
-    return f"No gain beyond the noise between seeds: {mean:+.1f} points ({low:+.1f} to {high:+.1f}; {each})."
-
-
-def _gain_of_best(gain: Mapping[str, Any] | None, *, looks: int) -> str:
-    if gain is None:
-        return ""
-    words = f": {100 * gain['mean']:+.2f} points over the student alone"
-    known = paired([run["val_acc"] for run in gain["runs"]], looks=looks)
-    if known.interval is None:
-        return f"{words}; {_ONE_SEED}"
-    low, high = known.interval
-    widened = f"{_ends(known.interval)}{f', widened for the best of {looks}' * (looks > 1)}"
-    return f"{words}{', no gain beyond the noise between seeds' * (low <= 0 <= high)} ({widened})"
-
-
-def _ends(interval: Sequence[float]) -> str:
-    low, high = (100 * end for end in interval)
-    return f"{low:+.2f} to {high:+.2f}"
+        return f"Distillation changed accuracy by {mean:+.1f} points; {_ONE_SEED}."
+    low, high = (100 * bound for bound in gain["interval"])
+    corrected = f", corrected for {comparisons} objectives" if comparisons > 1 else ""
+    seeds = f"{corrected}, {len(gain['runs'])} seeds"
+    match significance(gain):
+        case 1:
+            change, bounds = f"Distillation improved accuracy by {mean:.1f} points", f"{low:.1f} to {high:.1f}"
+        case -1:
+            change, bounds = f"Distillation reduced accuracy by {-mean:.1f} points", f"{-high:.1f} to {-low:.1f}"
+        case _:
+            change, bounds = f"No significant difference: {mean:+.1f} points", f"{low:+.1f} to {high:+.1f}"
+    return f"{change} (95 % confidence interval {bounds}{seeds})."

@@ -1,4 +1,4 @@
-"""The page of an experiment: whole without a network, true to the summary, and safe whatever things are called."""
+"""The report's page: self-contained, consistent with the summary, and safe with any names."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kd.cli import main
 from kd.pipeline import measure_costs
 from kd.report import measured_with, read_summary, summarize, write_report, write_summary
+from kd.report.figures import per_class_accuracy
 from kd.training.predictions import write_predictions
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run
@@ -22,8 +23,20 @@ from tests.pipeline.test_experiment import run
 CLASSES = ("ant", "<script>alert('bee')</script>", "c|a$t")
 
 
+HEADINGS = (
+    "Results",
+    "Accuracy per epoch",
+    "Loss terms and learning rate",
+    "Per-class accuracy",
+    "Calibration",
+    "Confusion matrix",
+    "Soft targets by temperature",
+    "Largest teacher-student disagreements",
+)
+
+
 def planted(folder: Path, *, gain: float = 0.1, seeds: int = 3, classes: tuple[str, ...] = CLASSES) -> dict[str, Any]:
-    """Write the files of an experiment whose distilled students are better by about so much."""
+    """Write the files of an experiment whose distilled students gain about as much as given."""
     generator = np.random.default_rng(0)
     labels = np.arange(300) % len(classes)
     keys = np.array([f"{classes[label]}/{index}.png" for index, label in enumerate(labels)])
@@ -70,7 +83,7 @@ def planted(folder: Path, *, gain: float = 0.1, seeds: int = 3, classes: tuple[s
 
 
 class Elements(HTMLParser):
-    """Lists what a page is made of, and fails nowhere."""
+    """The tags and links of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -83,16 +96,16 @@ class Elements(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
 
 
-def test_a_page_is_whole_and_safe(tmp_path: Path) -> None:
+def test_a_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     folder = tmp_path / "<b>name"
     summary = planted(folder)
     text = write_report([folder]).read_text(encoding="utf-8")
     page = Elements(text)
-    # Whatever classes and folders are called, nothing of it runs.
+    # Names of classes and folders are text.
     assert "script" not in page.tags
     assert "b" not in page.tags
     assert "&lt;b&gt;name" in text
-    # Nothing is fetched from elsewhere.
+    # Nothing is loaded from elsewhere.
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert page.tags.count("svg") == 5
     identifiers = re.findall(r'\bid="([^"]+)"', text)
@@ -112,13 +125,15 @@ def test_a_page_is_whole_and_safe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gain", "seeds", "verdict", "outcome"),
     [
-        (0.3, 3, "Distillation gained ", "gained"),
-        (0.0, 3, "No gain beyond the noise between seeds", ""),
-        (-0.3, 3, "Distillation lost ", "lost"),
-        (0.3, 1, "can&#39;t tell a gain from the noise", ""),
+        (0.3, 3, "Distillation improved accuracy", "gained"),
+        (0.0, 3, "No significant difference", ""),
+        (-0.3, 3, "Distillation reduced accuracy", "lost"),
+        (0.3, 1, "can&#39;t separate a gain from noise", ""),
     ],
 )
-def test_the_verdict_stands_at_the_top(tmp_path: Path, gain: float, seeds: int, verdict: str, outcome: str) -> None:
+def test_the_verdict_is_the_heading_of_the_page(
+    tmp_path: Path, gain: float, seeds: int, verdict: str, outcome: str
+) -> None:
     planted(tmp_path / "one", gain=gain, seeds=seeds)
     text = write_report([tmp_path / "one"]).read_text(encoding="utf-8")
     first = re.search(r'<h1 class="(\w*)">(.*?)</h1>', text)
@@ -132,8 +147,8 @@ def test_several_experiments_are_compared(tmp_path: Path, capsys: pytest.Capture
     line = ["report", str(tmp_path / "first"), str(tmp_path / "second"), "--output", str(tmp_path / "both")]
     assert main(line) == 0
     out = capsys.readouterr().out
-    assert "Distillation gained" in out
-    assert "No gain beyond" in out
+    assert "Distillation improved accuracy" in out
+    assert "No significant difference" in out
     text = (tmp_path / "both" / "report.html").read_text(encoding="utf-8")
     assert "2 experiments" in text
     identifiers = re.findall(r'\bid="([^"]+)"', text)
@@ -143,7 +158,7 @@ def test_several_experiments_are_compared(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "there is no summary.json here"), ("{", "this is no JSON"), ("{}", "this is no summary of an experiment")],
+    [(None, "no summary.json here"), ("{", "not a JSON file"), ("{}", "not the summary of an experiment")],
 )
 def test_a_folder_without_a_summary_is_refused(
     tmp_path: Path, text: str | None, words: str, capsys: pytest.CaptureFixture[str]
@@ -154,7 +169,7 @@ def test_a_folder_without_a_summary_is_refused(
     assert words in capsys.readouterr().err
 
 
-def test_an_experiment_is_made_into_a_page_with_its_images(make_folder: MakeFolder) -> None:
+def test_the_page_of_an_experiment_shows_its_images(make_folder: MakeFolder) -> None:
     folder = make_folder(train=12, size=(40, 40))
     done, _ = run(folder, "--train_teacher", "--baseline", "--distill", "--name", "page")
     costs = measure_costs(done)
@@ -168,30 +183,46 @@ def test_an_experiment_is_made_into_a_page_with_its_images(make_folder: MakeFold
     assert distilled["measured"]["accuracy"]["mean"] == pytest.approx(distilled["val_acc_mean"])
     assert distilled["measured"]["agreement"]["mean"] == pytest.approx(distilled["runs"][0]["agreement"])
     assert distilled["runs"][0]["validation"] == "distilled/version_0/validation.npz"
-    # A folder may be moved.
+    # Paths are relative: the folder can be moved.
     moved = done.folder.rename(done.folder.with_name("moved"))
     text = write_report([moved]).read_text(encoding="utf-8")
-    for title in ("Accuracy over the epochs", "soft targets by temperature", "Where student and teacher disagree most"):
-        assert title in text
+    assert tuple(re.findall("<h2>(.*?)</h2>", text)) == HEADINGS
     assert "train_teacher: true" in text
 
 
-def test_the_report_stands_in_tensorboard(tmp_path: Path) -> None:
+def test_tensorboard_shows_the_latest_report(tmp_path: Path) -> None:
     planted(tmp_path / "one")
     for _ in range(2):
         write_report([tmp_path / "one"])
-    # Made again it takes the place of the one before.
     events = EventAccumulator(str(tmp_path / "one" / "report"))
     events.Reload()
     assert events.Tags()["images"] == [
-        f"report/{name}" for name in ("curves", "terms", "classes", "reliability", "confusion")
+        f"report/{name}" for name in ("accuracy", "loss-terms", "per-class-accuracy", "calibration", "confusion-matrix")
     ]
-    assert len(events.Images("report/confusion")) == 1
+    assert len(events.Images("report/confusion-matrix")) == 1
     assert len(list((tmp_path / "one" / "report").iterdir())) == 1
 
 
+def test_a_legend_never_covers_the_axis_label() -> None:
+    for count in (2, 10, 60):
+        classes = [f"class {number}" for number in range(count)]
+        accuracies = {title: [0.5] * count for title in ("student, labels only", "student, distilled")}
+        picture = per_class_accuracy(classes, accuracies)
+        assert picture is not None
+        picture.figure.canvas.draw()
+        label, legend = picture.figure.axes[0].xaxis.label, picture.figure.legends[0]
+        assert not legend.get_window_extent().overlaps(label.get_window_extent())
+
+
+def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    summary = planted(tmp_path)
+    text = json.dumps(summary).replace('"cost":', '"price":').replace('"teacher_predictions":', '"teacher_answers":')
+    (tmp_path / "summary.json").write_text(text, encoding="utf-8")
+    assert read_summary(tmp_path) == summary
+
+
 @pytest.mark.browser
-def test_a_browser_shows_the_page_without_complaint(tmp_path: Path, chromium: str) -> None:
+def test_a_browser_shows_the_page_without_warnings(tmp_path: Path, chromium: str) -> None:
     planted(tmp_path / "one")
     page = write_report([tmp_path / "one"])
     line = [
@@ -209,7 +240,7 @@ def test_a_browser_shows_the_page_without_complaint(tmp_path: Path, chromium: st
     assert done.stdout.count("<svg") == 5
 
 
-def test_a_summary_without_answers_is_still_a_page(tmp_path: Path) -> None:
+def test_a_summary_without_predictions_has_a_page(tmp_path: Path) -> None:
     runs = {"baseline": [{"seed": 0, "model": "simple", "parameters": 9, "val_acc": 0.5, "best_val_acc": 0.5}]}
     write_summary(summarize(runs, data="photos"), tmp_path)
     text = write_report([tmp_path]).read_text(encoding="utf-8")
@@ -219,5 +250,5 @@ def test_a_summary_without_answers_is_still_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("threads", "words"), [(1, "x86_64 with 1 thread;"), (2, "x86_64 with 2 threads;")])
-def test_what_a_speed_was_measured_on_is_said(threads: int, words: str) -> None:
+def test_the_caption_names_the_hardware(threads: int, words: str) -> None:
     assert words in measured_with({"machine": "x86_64", "threads": threads})

@@ -1,4 +1,4 @@
-"""The tool itself, step by step."""
+"""kd itself, step by step."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from benchmarks.limit import MEAN, STD
-from benchmarks.plain import distance
+from benchmarks.plain import distillation_loss
 from kd.data import ImageData, LabeledImages, Splits, cache_decoded, cache_dir, read_folder, short_side
 from kd.losses import build_objective
 from kd.models import build_classifier, keep_large_blocks
@@ -20,7 +20,7 @@ from kd.teachers import FrozenTeacher
 from kd.training import DistillationModule, Hardware, Throughput, build_trainer, quiet_lightning
 
 _TINY = 6400
-"""Images of the tiny network's epoch, a hundred batches: a shorter epoch's beginning and end would be what is seen."""
+"""Images in the tiny network's epoch, a hundred batches: in a shorter epoch its start and end would dominate."""
 
 
 class _AfterEachStep(Callback):
@@ -28,7 +28,7 @@ class _AfterEachStep(Callback):
         self.call = call
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """Report, and wait for the word to go on."""
+        """Call the function."""
         self.call()
 
 
@@ -45,19 +45,19 @@ def train(
     num_workers: int = 0,
     device: str = "cpu",
 ) -> None:
-    """Train for ever.
+    """Train endlessly.
 
     Args:
         folder: Folder of class folders.
         teacher_name: The teacher's network.
-        student_name: The student's.
+        student_name: The student's network.
         after_step: Called after each step.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
-        stored: Whether one epoch's logits are stored first, and read from then on.
-        store: Folder of the store.
-        num_workers: Processes that load images.
-        device: Where it computes.
+        stored: Whether the teacher's logits are stored in the first epoch and read from the second on.
+        store: Folder of the stored logits.
+        num_workers: Number of data-loading workers.
+        device: Device to train on.
     """
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
@@ -77,20 +77,20 @@ def train(
         for name in (teacher_name, student_name)
     ]
     hardware = Hardware(accelerator=accelerator, devices="1")
-    answers = hardware.compute_for(networks[0], trains=False)
-    trains = hardware.compute_for(networks[1], trains=True)
-    where = "none" if store is None else str(store)
+    teacher_compute = hardware.compute_for(networks[0], trains=False)
+    student_compute = hardware.compute_for(networks[1], trains=True)
+    store_folder = "none" if store is None else str(store)
     module = DistillationModule(
-        teacher=FrozenTeacher(networks[0], compute=answers),
+        teacher=FrozenTeacher(networks[0], compute=teacher_compute),
         student=networks[1],
         objective=build_objective("ce=0.1 kl=0.9"),
-        open_store=logit_store(networks[0], data, compute=answers, where=where, devices=accelerator),
+        open_store=logit_store(networks[0], data, compute=teacher_compute, where=store_folder, devices=accelerator),
     )
-    if trains.channels_last:
+    if student_compute.channels_last:
         module.to(memory_format=torch.channels_last)
-    data.channels_last = trains.channels_last
+    data.channels_last = student_compute.channels_last
     trainer = build_trainer(
-        replace(hardware, precision=trains.precision, limit_val_batches=0),
+        replace(hardware, precision=student_compute.precision, limit_val_batches=0),
         logger=False,
         enable_checkpointing=False,
         max_epochs=100_000,
@@ -101,7 +101,7 @@ def train(
 
 
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
-    """Load for ever, from the store of decoded images; each batch ends with a yield."""
+    """Load endlessly from the cache of decoded images, yielding after each batch."""
     keep_large_blocks()
     images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
     data = ImageData(Splits("benchmark", train=images, val=images), image_size=image_size, batch_size=batch_size)
@@ -113,11 +113,11 @@ def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]
 
 
 def tiny(after_step: Callable[[], None], *, by_hand: bool) -> None:
-    """Train a network so small that the loop around it is what takes the time, for ever.
+    """Train a network endlessly that is so small that the loop dominates.
 
     Args:
         after_step: Called after each step.
-        by_hand: Whether the loop is written by hand; else it is Lightning's and the tool's, with logs and metrics.
+        by_hand: Whether to use a hand-written loop instead of Lightning's and kd's, with logs and metrics.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (_TINY, 3, 8, 8), dtype=torch.uint8, generator=generator)
@@ -145,10 +145,10 @@ def tiny(after_step: Callable[[], None], *, by_hand: bool) -> None:
     frozen = teacher.eval()
     while True:
         for batch in data.train_dataloader():
-            views, known = data.on_after_batch_transfer(batch, 0)
+            views, targets = data.on_after_batch_transfer(batch, 0)
             with torch.no_grad():
-                answer = frozen(views)
-            loss = distance(student(views), answer, known)
+                teacher_logits = frozen(views)
+            loss = distillation_loss(student(views), teacher_logits, targets)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
