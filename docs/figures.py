@@ -53,7 +53,8 @@ def draw_soft_targets(checkpoint: Path) -> None:
     figure, rows = plt.subplots(SHOWN, len(ratios), figsize=(9, 4.6), width_ratios=ratios, layout="constrained")
     for index, (picture, *bars) in zip(chosen, rows, strict=True):
         picture.imshow(images[index], cmap="gray_r")
-        picture.set(xticks=[], yticks=[], title=f"label {labels[index]}")
+        picture.axis("off")
+        picture.set(title=f"label {labels[index]}")
         for axes, temperature in zip(bars, TEMPERATURES, strict=True):
             color = [COLORS[1] if name == labels[index] else COLORS[0] for name in range(10)]
             axes.bar(range(10), softmax(logits[[index]], temperature)[0], color=color)

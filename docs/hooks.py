@@ -76,13 +76,15 @@ class RestToMarkdown(griffe.Extension):
 
 
 def _to_markdown(text: str) -> str:
-    """Convert references such as ``:class:`` and the section ``Shape:`` of a docstring.
+    """Convert references such as ``:class:``, and the sections ``Shape:`` and ``Example:`` of a docstring.
 
     Example:
         >>> _to_markdown("See :class:`~kd.losses.SoftenedKL`.")
         'See `SoftenedKL`.'
     """
     text = re.sub(r"^Shape:\n((?:[ \t]+.*\n?|\n)+)", _shape, text, flags=re.MULTILINE)
+    # The heading by which griffe recognizes doctests.
+    text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
     return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text)
 
 

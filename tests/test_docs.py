@@ -33,7 +33,9 @@ def blocks(language: str) -> list[str]:
     return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
 
 
-LINES = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+LINES = [
+    shlex.split(line, comments=True) for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()
+]
 
 
 def experiments() -> list[list[str]]:
