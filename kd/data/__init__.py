@@ -4,7 +4,7 @@ from kd.data.batches import Batches
 from kd.data.crops import RandomResizedCrop, crop_image
 from kd.data.datamodule import ImageData
 from kd.data.datasets import DATASETS, cache_dir, load_splits, validation_images
-from kd.data.decode_cache import CacheLimits, cache_decoded
+from kd.data.decode_cache import cache_decoded, room_for_cache
 from kd.data.folders import load_image, read_folder, read_splits, read_unlabeled
 from kd.data.image_check import BROKEN, FileFinding, check_images, drop_broken, find_duplicates
 from kd.data.images import UNLABELED, LabeledImages, Splits, channel_statistics, match_classes
@@ -20,7 +20,6 @@ __all__ = [
     "DATASETS",
     "UNLABELED",
     "Batches",
-    "CacheLimits",
     "FileFinding",
     "ImageData",
     "LabeledImages",
@@ -43,6 +42,7 @@ __all__ = [
     "read_folder",
     "read_splits",
     "read_unlabeled",
+    "room_for_cache",
     "short_side",
     "validation_images",
     "write_shards",

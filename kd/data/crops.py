@@ -19,11 +19,11 @@ _AREA_SCALE = 2.0
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Parameters of a crop: a box in an image rotated about its center, and whether it is flipped.
+    """Parameters of a crop: a box in pixels, in an image rotated about its center.
 
     Args:
-        top: First row of the box, in pixels.
-        left: First column of the box, in pixels.
+        top: First row of the box.
+        left: First column of the box.
         height: Number of rows.
         width: Number of columns.
         angle: Rotation of the image before the crop, in degrees counter-clockwise; its corners become black.
@@ -40,12 +40,8 @@ class ResizedCrop:
     def matrix(self, height: int, width: int, size: int) -> NDArray[np.float64]:
         """Return the affine map ``(2, 3)`` from positions ``(x, y, 1)`` in the view to positions in the image.
 
-        Positions are in pixels from the upper left corner; the center of the first pixel is at 0.5.
-
-        Args:
-            height: Height of the image, in pixels.
-            width: Width of the image, in pixels.
-            size: Side of the view, in pixels.
+        Positions are in pixels from the upper left corner; the center of the first pixel is at 0.5. ``height`` and
+        ``width`` are those of the image, ``size`` is the side of the view.
         """
         sign = -1 if self.flipped else 1
         x_scale, y_scale = sign * self.width / size, self.height / size
@@ -108,14 +104,9 @@ def _interpolate(ends: tuple[float, float], fraction: float) -> float:
 
 
 def crop_image(pixels: Tensor, crop: ResizedCrop, *, out: NDArray[np.uint8]) -> None:
-    """Crop, resize, rotate and flip one image on the CPU, in one resampling.
+    """Crop, resize, rotate and flip one image ``(3, H, W)`` on the CPU, in one resampling, into ``out``, ``(S, S, 3)``.
 
     Interpolates linearly, or averages areas where the box is at least twice as large as the view.
-
-    Args:
-        pixels: ``(3, H, W)``, uint8.
-        crop: The parameters.
-        out: The array to write to, ``(S, S, 3)``, contiguous.
     """
     size = len(out)
     image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
@@ -140,9 +131,7 @@ def crop_image(pixels: Tensor, crop: ResizedCrop, *, out: NDArray[np.uint8]) -> 
 
 
 def crop_batch(pixels: Tensor, starts: Tensor, sizes: Tensor, matrices: Tensor, size: int) -> Tensor:
-    """Crop one view out of each of many images, on their device, in one resampling for all.
-
-    Interpolates linearly; positions outside an image are black.
+    """Crop views out of images on their device, in one linear resampling; positions outside an image are black.
 
     Args:
         pixels: All images one after the other, each as ``(H, W, 3)``, flattened, uint8.

@@ -1,11 +1,11 @@
 """Data sets by name: image folders, sharded archives, torchvision's data sets, and scikit-learn's digits."""
 
-import dataclasses
-import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
-from torch import Tensor
 from torchvision import datasets
 
 from kd.data.folders import read_folder, read_splits
@@ -23,6 +22,7 @@ from kd.errors import UserError
 from kd.registry import Registry
 
 SHARDS = "webdataset"
+_REMEDY = "download it with --download, or set --data_dir"
 Reader = Callable[..., Splits]
 DATASETS: Registry[Reader] = Registry("data set")
 """Data sets by name: functions of the folder of the data set and of ``download``."""
@@ -47,8 +47,8 @@ def load_splits(
     Args:
         dataset: ``imagefolder``, ``webdataset`` (sharded archives), or a name in `DATASETS`.
         data_dir: Folder of the data set; for those in `DATASETS`, ``None`` selects one in `cache_dir`.
-        train_data: Folder of training images within ``data_dir`` (imagefolder, webdataset).
-        val_data: Folder of validation images within ``data_dir`` (imagefolder, webdataset).
+        train_data: Folder of training images within ``data_dir``; for webdataset also a pattern of shards.
+        val_data: Folder of validation images likewise.
         download: Whether to download a data set in `DATASETS` that is missing.
 
     Raises:
@@ -65,13 +65,13 @@ def load_splits(
     except UserError as error:
         raise UserError(f"--dataset {dataset}: {error}") from None
     root = Path(data_dir).expanduser() if data_dir is not None else cache_dir() / dataset
-    if dataset != "digits" and not download and not root.is_dir():
-        remedy = "download it with --download, or set --data_dir"
-        raise UserError(f"--dataset {dataset}: there is no folder {root}; {remedy}")
+    download = download or dataset == "digits"
+    if not download and not root.is_dir():
+        raise UserError(f"--dataset {dataset}: there is no folder {root}; {_REMEDY}")
     lock = cache_dir() / f"{dataset}.lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        if dataset == "digits" or download:
+        if download:
             root.mkdir(parents=True, exist_ok=True)
         # Of several processes on a machine, one downloads, and the others wait.
         with FileLock(lock):
@@ -83,16 +83,9 @@ def load_splits(
 def validation_images(
     dataset: str, data_dir: str | None, val_data: str = "val", *, download: bool = False
 ) -> LabeledImages:
-    """Read only the validation images of a data set.
+    """Read only the validation images of a data set; for imagefolder, ``data_dir`` may be a folder of class folders.
 
-    Args:
-        dataset: As for `load_splits`.
-        data_dir: Folder of the data set; for imagefolder also a folder of class folders.
-        val_data: Folder of validation images within ``data_dir``.
-        download: Whether to download a data set in `DATASETS` that is missing.
-
-    Raises:
-        UserError: If the images are missing or invalid.
+    Arguments and errors are those of `load_splits`.
     """
     if dataset == SHARDS and data_dir is not None:
         return read_validation_shards(data_dir, val_data, cache=cache_dir() / "shards")
@@ -106,9 +99,7 @@ def validation_images(
 
 @DATASETS.register("digits")
 def digits(root: Path, *, download: bool = False) -> Splits:  # noqa: ARG001 (nothing to download)
-    """Read the 1,797 handwritten digits of 8x8 pixels bundled with scikit-learn, one in five for validation.
-
-    They are written once as a folder of PNG files, and then read like any image folder.
+    """Read scikit-learn's 1,797 digits of 8x8 pixels, written once as PNG files; one in five is for validation.
 
     Source: Alpaydin & Kaynak (1998), https://archive.ics.uci.edu/dataset/80
     """
@@ -128,58 +119,39 @@ def digits(root: Path, *, download: bool = False) -> Splits:  # noqa: ARG001 (no
 
 
 def _imagenette(root: Path, *, download: bool, size: str, name: str) -> Splits:
-    train, _ = _from_torchvision(datasets.Imagenette, root, ("train", "val"), download=download, size=size)
+    train = _from_torchvision(datasets.Imagenette, root, download, split="train", size=size)
     # The folder is private in torchvision, but the paths in its list of images tell it.
     splits = read_splits(Path(train._samples[0][0]).parents[2])  # noqa: SLF001
-    names = dict(zip(train.wnids, (names[0] for names in train.classes), strict=True))
-    classes = tuple(names[wnid] for wnid in splits.classes)
-    halves = (dataclasses.replace(images, classes=classes) for images in (splits.train, splits.val))
-    return Splits(name, *halves)
+    words = {wnid: synonyms[0] for wnid, synonyms in zip(train.wnids, train.classes, strict=True)}
+    classes = tuple(words[wnid] for wnid in splits.classes)
+    return Splits(name, *(replace(images, classes=classes) for images in (splits.train, splits.val)))
 
 
 def _in_memory(root: Path, *, download: bool, kind: type[Any], name: str) -> Splits:
     halves = []
-    parts = _from_torchvision(kind, root, (True, False), download=download)
-    for split, part in zip(("train", "val"), parts, strict=True):
-        pixels = torch.as_tensor(part.data)
+    for half in ("train", "val"):
+        data = _from_torchvision(kind, root, download, train=half == "train")
+        pixels = torch.as_tensor(data.data)
         is_gray = pixels.ndim == len(("N", "H", "W"))
         pixels = pixels[:, None].expand(-1, 3, -1, -1) if is_gray else pixels.permute(0, 3, 1, 2)
-        halves.append(
-            LabeledImages(
-                classes=tuple(part.classes),
-                labels=[int(label) for label in part.targets],
-                keys=[f"{split}/{index}" for index in range(len(pixels))],
-                load=functools.partial(_pixels_at, pixels),
-                fingerprint=hashlib.blake2b(np.ascontiguousarray(part.data).data, digest_size=16).hexdigest(),
-            )
-        )
+        labels, keys = list(map(int, data.targets)), [f"{half}/{index}" for index in range(len(pixels))]
+        fingerprint = hashlib.blake2b(np.ascontiguousarray(data.data).data, digest_size=16).hexdigest()
+        load = partial(torch.select, pixels, 0)
+        halves.append(LabeledImages(tuple(data.classes), labels, keys, load, fingerprint=fingerprint))
     return Splits(name, *halves)
 
 
-def _pixels_at(pixels: Tensor, index: int) -> Tensor:
-    return pixels[index]
-
-
-def _from_torchvision(
-    kind: type[Any], root: Path, splits: Sequence[str | bool], *, download: bool, **options: str
-) -> tuple[Any, Any]:
-    key = "split" if kind is datasets.Imagenette else "train"
+def _from_torchvision(kind: type[Any], root: Path, download: bool, **options: str | bool) -> Any:  # noqa: ANN401, FBT001
     try:
-        first, second = (kind(root=root, download=download, **{key: split}, **options) for split in splits)
+        return kind(root=root, download=download, **options)
     except (RuntimeError, OSError) as error:
         if download:
             raise UserError(f"--download: {kind.__name__} could not be downloaded into {root}: {error}") from None
-        remedy = "download it with --download, or set --data_dir"
-        raise UserError(f"{root}: {kind.__name__} is not in this folder; {remedy}") from None
-    return first, second
+        raise UserError(f"{root}: {kind.__name__} is not in this folder; {_REMEDY}") from None
 
 
 for _name, _size in (("imagenette", "full"), ("imagenette_320px", "320px"), ("imagenette_160px", "160px")):
-    DATASETS.register(_name)(functools.partial(_imagenette, size=_size, name=_name))
-for _name, _kind in (
-    ("mnist", datasets.MNIST),
-    ("fashion_mnist", datasets.FashionMNIST),
-    ("cifar10", datasets.CIFAR10),
-    ("cifar100", datasets.CIFAR100),
-):
-    DATASETS.register(_name)(functools.partial(_in_memory, kind=_kind, name=_name))
+    DATASETS.register(_name)(partial(_imagenette, size=_size, name=_name))
+_KINDS = (datasets.MNIST, datasets.FashionMNIST, datasets.CIFAR10, datasets.CIFAR100)
+for _name, _kind in zip(("mnist", "fashion_mnist", "cifar10", "cifar100"), _KINDS, strict=True):
+    DATASETS.register(_name)(partial(_in_memory, kind=_kind, name=_name))

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,50 +32,32 @@ Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
 
 
-@dataclass(frozen=True)
-class CacheLimits:
-    """How large a cache may be.
+def room_for_cache(folder: Path) -> int:
+    """Return the number of bytes that a cache may have: a fifth of the free disk space, and half of the memory at most.
 
     A cache that doesn't fit into memory would be read from disk in each epoch, more slowly than the files.
-
-    Args:
-        disk: Fraction of the free disk space, from 0 to 1.
-        memory: Fraction of the machine's memory, from 0 to 1.
     """
-
-    disk: float = 0.2
-    memory: float = 0.5
-
-    def allow(self, size: int, folder: Path) -> bool:
-        """Return whether a cache of ``size`` bytes may be written to a folder."""
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return size <= self.disk * shutil.disk_usage(existing).free and size <= self.memory * memory
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(shutil.disk_usage(existing).free // 5, memory // 2)
 
 
 def cache_decoded(
-    images: LabeledImages,
-    side: int,
-    folder: Path,
-    *,
-    limits: CacheLimits | None = None,
-    progress: Progress | None = None,
+    images: LabeledImages, side: int, folder: Path, *, max_bytes: int | None = None, progress: Progress | None = None
 ) -> LabeledImages:
     """Return the same images, read from a decode cache, which is written first if it doesn't exist.
 
     Images with a short side longer than ``side`` are resized as by the plain view, so that a plain view of that size is
     bit-identical; others are kept as they are. A cache is identified by the fingerprint of the images. It is written
-    atomically; of several processes, one writes, and the others wait.
+    atomically; of several processes, one writes, and the others wait. Images that don't come from files are returned
+    unchanged.
 
     Args:
         images: The images.
         side: Maximum length of the short side, in pixels.
         folder: Folder of all caches.
-        limits: Maximum size; ``None``: unlimited.
+        max_bytes: Size above which no cache is written, and the images are returned unchanged; ``None``: unlimited.
         progress: Called after each chunk of images.
-
-    Returns:
-        The images; unchanged if they don't come from files, or the cache would exceed the limits.
 
     Raises:
         UserError: If an image can't be decoded.
@@ -86,7 +68,7 @@ def cache_decoded(
     path = folder / hashlib.blake2b(f"{_VERSION} {side} {images.fingerprint}".encode(), digest_size=16).hexdigest()
     sizes = _read_sizes(path, len(images))
     if sizes is None:
-        if limits is not None and not limits.allow(_estimate_size(images, side), folder):
+        if max_bytes is not None and _estimate_size(images, side) > max_bytes:
             return images
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -107,13 +89,9 @@ def _read_sizes(path: Path, count: int) -> list[tuple[int, int]] | None:
 
 
 class CachedPixels:
-    """Reads images from a cache's file, of which the page cache keeps one copy in memory for all processes.
+    """Reads images from a cache's file: all images one after the other, each as ``(H, W, 3)``, uint8.
 
     Reading is as fast as memory-mapping, whose pages would count as the memory of each process.
-
-    Args:
-        path: The file: all images one after the other, each as ``(H, W, 3)``, uint8.
-        sizes: Height and width of each image, in pixels.
     """
 
     def __init__(self, path: Path, sizes: Sequence[tuple[int, int]]) -> None:

@@ -46,9 +46,7 @@ class DeferredCrops(NamedTuple):
 class DeferredCropDataset(Dataset[tuple[DeferredCrops, Tensor]]):
     """Batches of deferred crops and labels, indexed by a list of ``(epoch, index)``.
 
-    Args:
-        views: The views.
-        resident: Whether all images are resident on the device, so that batches don't contain them.
+    If all images are ``resident`` on the device, batches don't contain them.
 
     Raises:
         ValueError: If the views are not random resized crops alone.

@@ -1,17 +1,17 @@
 """Image folders with one subfolder per class, as in torchvision's ImageFolder."""
 
-import functools
 import os
 import unicodedata
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from kd.data.images import UNLABELED, LabeledImages, Splits, fingerprint_of_files
+from kd.data.images import UNLABELED, LabeledImages, Splits, apply_at, fingerprint_of_files
 from kd.errors import UserError
 from kd.pixels import decode
 
@@ -27,12 +27,7 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\x00", b"MM\x00*", b"RIFF", b
 
 
 def read_splits(data_dir: str | Path, *, train_data: str = "train", val_data: str = "val") -> Splits:
-    """Read a data set with a folder of training images and a folder of validation images.
-
-    Args:
-        data_dir: Folder of the data set.
-        train_data: Name of the training folder within it.
-        val_data: Name of the validation folder within it.
+    """Read the folder of training images and the folder of validation images within the folder of a data set.
 
     Raises:
         UserError: If a folder is missing, or the training and validation classes differ; also as `read_folder`.
@@ -50,14 +45,8 @@ def read_splits(data_dir: str | Path, *, train_data: str = "train", val_data: st
             raise UserError(f"{root / name}: there is no such folder (set by {flag}; folders in {root}: {found}){hint}")
     train, val = read_folder(root / train_data), read_folder(root / val_data)
     if train.classes != val.classes:
-        differences = [
-            f"only in {folder}: {', '.join(sorted(classes))}"
-            for folder, classes in (
-                (root / train_data, set(train.classes) - set(val.classes)),
-                (root / val_data, set(val.classes) - set(train.classes)),
-            )
-            if classes
-        ]
+        only = {train_data: set(train.classes) - set(val.classes), val_data: set(val.classes) - set(train.classes)}
+        differences = [f"only in {root / name}: {', '.join(sorted(only[name]))}" for name in only if only[name]]
         same = {name.casefold() for name in train.classes} == {name.casefold() for name in val.classes}
         hint = "; the names differ only in case" if same else ""
         raise UserError(f"training and validation images have different classes; {'; '.join(differences)}{hint}")
@@ -65,10 +54,7 @@ def read_splits(data_dir: str | Path, *, train_data: str = "train", val_data: st
 
 
 def read_folder(folder: Path) -> LabeledImages:
-    """Read a folder of class folders; the classes are their names in lexicographic order.
-
-    Args:
-        folder: The folder; within a class folder, images may lie at any depth.
+    """Read a folder of class folders, whose names in lexicographic order are the classes; images lie at any depth.
 
     Raises:
         UserError: If there are fewer than two classes, a class without images, or a file that is not an image.
@@ -81,7 +67,7 @@ def read_folder(folder: Path) -> LabeledImages:
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_folder in enumerate(class_folders):
-        found = [path for path in sorted(class_folder.rglob("*")) if _is_image(path)]
+        found = _find_images(class_folder)
         if not found:
             raise UserError(f"{class_folder}: this class has no images")
         paths += found
@@ -93,9 +79,6 @@ def read_folder(folder: Path) -> LabeledImages:
 def read_unlabeled(folder: str | Path) -> LabeledImages:
     """Read a folder of unlabeled images, at any depth.
 
-    Args:
-        folder: The folder.
-
     Raises:
         UserError: If there is no such folder, it has no images, or it has a file that is not an image.
     """
@@ -103,7 +86,7 @@ def read_unlabeled(folder: str | Path) -> LabeledImages:
     if not root.is_dir():
         raise UserError(f"--unlabeled_data {folder}: there is no such folder")
     try:
-        paths = [path for path in sorted(root.rglob("*")) if _is_image(path)]
+        paths = _find_images(root)
     except UserError as error:
         raise UserError(f"--unlabeled_data {folder}: {error}") from None
     if not paths:
@@ -113,30 +96,26 @@ def read_unlabeled(folder: str | Path) -> LabeledImages:
     return _images(paths, keys, [UNLABELED] * len(paths), classes=())
 
 
-def load_image(path: Path) -> Tensor:
+def load_image(file: Path | BinaryIO, name: str = "") -> Tensor:
     """Decode an image file to ``(3, H, W)``, uint8, RGB, upright; gray images get three equal channels.
+
+    Args:
+        file: The file, or its content.
+        name: Name of the file in messages; by default its path.
 
     Raises:
         UserError: If the file can't be decoded.
     """
-    return torch.from_numpy(np.array(decode(path))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(decode(file, name))).permute(2, 0, 1)
 
 
-def _images(
-    paths: Sequence[Path], keys: Sequence[str], labels: Sequence[int], *, classes: tuple[str, ...]
-) -> LabeledImages:
-    return LabeledImages(
-        classes=classes,
-        labels=labels,
-        keys=keys,
-        load=functools.partial(_load_at, paths),
-        files=paths,
-        fingerprint=fingerprint_of_files(paths, keys),
-    )
+def _images(paths: list[Path], keys: list[str], labels: list[int], *, classes: tuple[str, ...]) -> LabeledImages:
+    fingerprint = fingerprint_of_files(paths, keys)
+    return LabeledImages(classes, labels, keys, partial(apply_at, load_image, paths), paths, fingerprint)
 
 
-def _load_at(paths: Sequence[Path], index: int) -> Tensor:
-    return load_image(paths[index])
+def _find_images(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if _is_image(path)]
 
 
 def _is_class_folder(path: Path) -> bool:

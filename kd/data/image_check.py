@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cache as memoized
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
-from kd.data.images import LabeledImages
+from kd.data.images import UNLABELED, LabeledImages
 from kd.errors import UserError
 from kd.files import write_text
 from kd.pixels import decode, why_not_decoded
@@ -39,8 +40,7 @@ class FileFinding:
     """A property of an image file worth reporting.
 
     Args:
-        kind: ``broken``, ``cmyk``, ``16-bit``, ``transparent``, ``animated``, ``turned``, ``large``, ``tiny`` or
-            ``long``.
+        kind: One of ``broken cmyk 16-bit transparent animated turned large tiny long``.
         path: The file.
         detail: A description.
     """
@@ -56,9 +56,6 @@ def check_images(images: LabeledImages, *, cache: Path | None = None) -> list[Fi
     Args:
         images: The images; nothing is checked if they don't come from files.
         cache: Folder in which the findings are kept, identified by the fingerprint of the images.
-
-    Returns:
-        The findings, in the order of the files.
     """
     if not images.files:
         return []
@@ -86,17 +83,11 @@ def find_duplicates(train: LabeledImages, val: LabeledImages) -> list[tuple[Path
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in train.files:
         by_size[path.stat().st_size].append(path)
-
-    @memoized
-    def digest(path: Path) -> bytes:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-
+    digest = memoized(lambda path: hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
     pairs = []
     for path in val.files:
         same = (other for other in by_size.get(path.stat().st_size, []) if digest(other) == digest(path))
-        twin = next(same, None)
-        if twin is not None:
-            pairs.append((twin, path))
+        pairs += [(other, path) for other in islice(same, 1)]
     return pairs
 
 
@@ -106,15 +97,13 @@ def drop_broken(images: LabeledImages, broken: Sequence[FileFinding]) -> Labeled
     Raises:
         UserError: If a class has no image left.
     """
-    dropped = {finding.path for finding in broken}
-    kept = [index for index, path in enumerate(images.files) if str(path) not in dropped]
-    if len(kept) == len(images):
+    dropped = {finding.path for finding in broken} & set(map(str, images.files))
+    if not dropped:
         return images
-    labels = {images.labels[index] for index in kept}
-    for label, name in enumerate(images.classes):
-        if label not in labels:
-            raise UserError(f"class {name!r}: all of its image files are broken")
-    return images.subset(kept)
+    kept = images.subset([index for index, path in enumerate(images.files) if str(path) not in dropped])
+    for label in set(images.labels) - set(kept.labels) - {UNLABELED}:
+        raise UserError(f"class {images.classes[label]!r}: all of its image files are broken")
+    return kept
 
 
 def _check_file(path: Path, *, decodes: bool) -> list[FileFinding]:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from kd.errors import UserError
 from kd.randomness import derive_seed
+
+T = TypeVar("T")
 
 _MAX_SHOWN = 5
 
@@ -26,8 +29,7 @@ class LabeledImages:
     Args:
         classes: Names of the classes; a label is an index into them.
         labels: Label of each image, ``(N,)``, or `UNLABELED`.
-        keys: Identifier of each image, independent of where the data set lies (its path within its folder); the random
-            views of an image depend on it.
+        keys: Path of each image within its data set, on which its random views depend.
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
         files: The file of each image, or empty if the images don't come from files.
         fingerprint: A digest that changes whenever an image does; ``None`` if there is none.
@@ -48,16 +50,11 @@ class LabeledImages:
 
     def subset(self, indices: Sequence[int]) -> "LabeledImages":
         """Return the images at the given indices."""
+        labels, keys = [self.labels[index] for index in indices], [self.keys[index] for index in indices]
         files = [self.files[index] for index in indices] if self.files else ()
-        keys = [self.keys[index] for index in indices]
-        return replace(
-            self,
-            labels=[self.labels[index] for index in indices],
-            keys=keys,
-            load=partial(_load_from_subset, self.load, indices),
-            files=files,
-            fingerprint=fingerprint_of_files(files, keys) if files else None,
-        )
+        fingerprint = fingerprint_of_files(files, keys) if files else None
+        load = partial(apply_at, self.load, indices)
+        return replace(self, labels=labels, keys=keys, load=load, files=files, fingerprint=fingerprint)
 
 
 def hide_labels(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
@@ -83,8 +80,9 @@ def concatenate(first: LabeledImages, second: LabeledImages) -> LabeledImages:
 
 
 # Functions rather than lambdas, so that the images can be sent to loader processes.
-def _load_from_subset(load: Callable[[int], Tensor], indices: Sequence[int], index: int) -> Tensor:
-    return load(indices[index])
+def apply_at(load: Callable[[T], Tensor], items: Sequence[T], index: int) -> Tensor:
+    """Load the item at an index."""
+    return load(items[index])
 
 
 def _load_from_either(first: LabeledImages, second: LabeledImages, index: int) -> Tensor:
@@ -132,12 +130,9 @@ class Splits:
 
 
 def match_classes(images: LabeledImages, classes: Sequence[str], *, network: str) -> LabeledImages:
-    """Return the same images with the labels that a network uses for their classes, matched by name.
+    """Return the same images with a network's labels, matched by class name; ``network`` is its name in messages.
 
-    Args:
-        images: The images; their classes may be a subset of the network's, in any order.
-        classes: The network's classes.
-        network: The network's name, for the message.
+    The classes of the images may be a subset of the network's, in any order.
 
     Raises:
         UserError: If the network doesn't have one of the classes.
@@ -152,15 +147,9 @@ def match_classes(images: LabeledImages, classes: Sequence[str], *, network: str
 
 
 def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[int]:
-    """Draw a stratified random subset; a smaller fraction with the same seed is a subset of a larger one.
+    """Draw a stratified random subset, and return its indices, ascending.
 
-    Args:
-        images: The images to draw from.
-        fraction: Fraction of each class to keep, in (0, 1]; at least one image of each class is kept.
-        seed: Random seed.
-
-    Returns:
-        Indices of the images kept, ascending.
+    At least one image of each class is kept. With the same seed, a smaller fraction is a subset of a larger one.
     """
     labels = torch.as_tensor(images.labels)
     kept: list[int] = []
@@ -183,7 +172,7 @@ def channel_statistics(
         sample: Maximum number of images to read.
 
     Returns:
-        Mean and standard deviation of red, green and blue, rounded to four digits; the latter is at least 0.01.
+        Means and standard deviations of red, green and blue, rounded to four digits; the latter are at least 0.01.
     """
     indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).round().long().tolist()
     pixels = torch.stack([view(images.load(index)) for index in indices]).float() / 255

@@ -24,20 +24,13 @@ class Mixing:
         if min(mixup, cutmix) < 0 or not (mixup or cutmix):
             raise ValueError(f"mixup and cutmix must be 0 or more, and not both 0: {mixup}, {cutmix}")
         # Unlabeled images get a class of their own, which shows which mixtures contain one.
-        transforms = [
-            transform(alpha=alpha, num_classes=num_classes + 1)
-            for transform, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
-            if alpha
-        ]
+        kinds = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+        transforms = [kind(alpha=alpha, num_classes=num_classes + 1) for kind, alpha in kinds if alpha]
         self._mix = transforms[0] if len(transforms) == 1 else v2.RandomChoice(transforms)
         self._num_classes = num_classes
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix a batch.
-
-        Args:
-            images: ``(B, 3, S, S)``, floating point.
-            labels: ``(B,)``, integers; -1 for unlabeled images.
+        """Mix images ``(B, 3, S, S)``, floating point, with labels ``(B,)``, -1 for unlabeled images.
 
         Returns:
             The mixed images, and their class probabilities ``(B, C)``, all 0 if a mixture contains an unlabeled image.

@@ -53,10 +53,6 @@ def short_side(size: int, augment: str = "none") -> int:
 
     A plain view shows 7/8 of the short side. A random crop shows as little as 8 % of the area, which would be blurred
     by a smaller short side: students trained on blurred views are less accurate.
-
-    Args:
-        size: Side of the views, in pixels.
-        augment: As for `training_view`.
     """
     return plain_side(size) if augment == "none" else round(size * _CROP_SCALE)
 
@@ -81,9 +77,6 @@ def training_view(augment: str, size: int, resize: str = "crop") -> View:
         augment: Name in `AUGMENTATIONS`, or ``none`` for the plain view.
         size: Side of the view, in pixels.
         resize: As for `plain_view`.
-
-    Raises:
-        UserError: If the augmentation is unknown.
     """
     return plain_view(size, resize) if augment == "none" else _compose(AUGMENTATIONS[augment](size))
 
@@ -194,9 +187,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
         self._skipped = 0
 
-    def skip(self, images: int) -> None:
-        """Skip the first images of the next epoch, which an interrupted run has already used."""
-        self._skipped = images
+    def skip(self, positions: int) -> None:
+        """Skip the first positions of the next epoch, which an interrupted run has already used."""
+        self._skipped = positions
 
     def set_epoch(self, epoch: int) -> None:
         """Set the next epoch; called by Lightning."""
@@ -210,6 +203,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Iterate over this process's part of the epoch."""
+        # A generator skips only when it is used: a loader with workers makes an iterator that it discards.
         order = list(self.indices)
         if self.seed is not None:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
@@ -218,4 +212,4 @@ class EpochSampler(Sampler[tuple[int, int]]):
             missing = self.world_size - len(order) % self.world_size
             order += [order[position % len(order)] for position in range(missing)]
         skipped, self._skipped = self._skipped, 0
-        return iter([(self.epoch, index) for index in order[self.rank :: self.world_size][skipped:]])
+        yield from [(self.epoch, index) for index in order[self.rank :: self.world_size][skipped:]]

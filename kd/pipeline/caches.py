@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from kd.data import CacheLimits, ImageData, LabeledImages, Splits, cache_decoded, cache_dir, short_side
+from kd.data import ImageData, LabeledImages, Splits, cache_decoded, cache_dir, room_for_cache, short_side
 from kd.errors import UserError
 from kd.models import Classifier, Compute, Ensemble
 from kd.teachers import LogitStore, digest_of_weights
@@ -52,7 +52,7 @@ def store_images(
                 images,
                 short_side(image_size, augment),
                 folder,
-                limits=CacheLimits() if where == AUTO else None,
+                max_bytes=room_for_cache(folder) if where == AUTO else None,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         except OSError as error:

@@ -3,12 +3,13 @@
 import os
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
-from kd.data import CacheLimits, ImageData, LabeledImages, Splits, cache_decoded, plain_view, read_folder
+from kd.data import ImageData, LabeledImages, Splits, cache_decoded, plain_view, read_folder, room_for_cache
 from kd.data.folders import load_image
 from kd.errors import UserError
 from tests.conftest import write_pictures
@@ -57,7 +58,7 @@ def test_a_file_that_changed_is_decoded_again(folder: Path, tmp_path: Path) -> N
     torch.testing.assert_close(after.load(1), before.load(1), rtol=0, atol=0)
 
 
-def test_a_cache_left_incomplete_by_a_killed_run_is_repathd(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_left_incomplete_by_a_killed_run_is_rebuilt(folder: Path, tmp_path: Path) -> None:
     first = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     (path,) = [each for each in (tmp_path / "caches").iterdir() if each.is_dir()]
     (path / "index.json").unlink()
@@ -75,14 +76,26 @@ def test_a_broken_image_is_an_error_with_its_path_and_leaves_no_cache(folder: Pa
     assert not list((tmp_path / "caches").glob("*/index.json"))
 
 
-def test_images_over_the_limits_or_without_files_are_not_cached(folder: Path, tmp_path: Path) -> None:
+def test_images_over_the_limit_or_without_files_are_not_cached(folder: Path, tmp_path: Path) -> None:
     files = read_folder(folder)
-    assert cache_decoded(files, 16, tmp_path / "caches", limits=CacheLimits(disk=0.0)) is files
-    assert cache_decoded(files, 16, tmp_path / "caches", limits=CacheLimits(memory=0.0)) is files
+    # Two images each of 16x21, 23x16 and 10x12 pixels.
+    size = 2 * 3 * (16 * 22 + 24 * 16 + 10 * 12)
+    assert cache_decoded(files, 16, tmp_path / "caches", max_bytes=size - 1) is files
     assert not (tmp_path / "caches").exists()
-    assert cache_decoded(files, 16, tmp_path / "caches", limits=CacheLimits()) is not files
+    assert cache_decoded(files, 16, tmp_path / "caches", max_bytes=size) is not files
     in_memory = LabeledImages(("a", "b"), [0], ["0"], lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8))
     assert cache_decoded(in_memory, 16, tmp_path / "caches") is in_memory
+
+
+def test_a_cache_may_take_a_fifth_of_the_free_disk_and_half_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def room(*, disk: int, memory: int) -> int:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: Mock(free=disk if path == tmp_path else 0))
+        monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.__getitem__)
+        return room_for_cache(tmp_path / "absent" / "caches")
+
+    assert [room(disk=100, memory=1000), room(disk=1000, memory=100), room(disk=0, memory=100)] == [20, 50, 0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

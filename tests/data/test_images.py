@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd.data import LabeledImages, channel_statistics, plain_view
+from kd.data import BROKEN, FileFinding, LabeledImages, channel_statistics, drop_broken, plain_view
 from kd.data.images import keep_fraction
 
 
@@ -25,6 +25,11 @@ def test_a_smaller_fraction_is_a_subset_of_a_larger_one_and_depends_on_the_seed(
     small, large, other = (keep_fraction(images, part, seed=seed) for part, seed in ((0.2, 0), (0.6, 0), (0.2, 1)))
     assert set(small) < set(large)
     assert small == keep_fraction(images, 0.2, seed=0) != other
+
+
+def test_images_that_have_no_files_are_never_dropped_as_broken() -> None:
+    images = labeled([0, 1])
+    assert drop_broken(images, [FileFinding(BROKEN, "elsewhere.png", "")]) is images
 
 
 def test_channel_statistics_equal_numpys() -> None:
