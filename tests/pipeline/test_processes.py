@@ -65,7 +65,7 @@ def test_where_one_process_is_killed_the_other_ends_and_says_so(repository: Path
             first.kill()
             first.wait()
     assert first.returncode == (-signal.SIGKILL if killed == "the first" else 2)
-    words = "error: another process of this run ended, or can't be reached"
+    words = "error: lost contact with another process of this run"
     assert words in Path("said.txt").read_text()
     assert checkpoint.is_file()
 
