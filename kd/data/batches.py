@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd.data.images import Splits
+from kd.data.views import plain_view, training_view
 from kd.errors import UserError
 
 
@@ -25,31 +26,44 @@ class Batches(LightningDataModule):
         image_size: Side length S of the views, in pixels.
         batch_size: Images in a batch, per device.
         num_workers: Processes that load images; 0 loads them in the training process.
+        augment: Name of the augmentation of training images, or ``none``.
+        resize: How images become square without augmentation, ``crop`` or ``squash``.
         seed: Seed of views and order.
+        reads_labels: Whether the labels of the training images are used; otherwise all of them are hidden.
         period: Number of distinct views per image, one an epoch; the sequence then repeats. ``None``: never.
-        has_unlabeled: Whether some of the training images have no label.
+        left_out: Called with the error message of a training image that can't be decoded, which is then left out of its
+            batch; ``None`` raises the error.
     """
 
     def __init__(
         self,
         splits: Splits,
         *,
-        image_size: int,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        period: int | None,
-        has_unlabeled: bool,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        augment: str = "crop",
+        resize: str = "crop",
+        seed: int = 0,
+        reads_labels: bool = True,
+        period: int | None = None,
+        left_out: Callable[[str], object] | None = None,
     ) -> None:
         super().__init__()
         self.splits = splits
         self.image_size = image_size
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.augment = augment
+        self.resize = resize
         self.seed = seed
+        self.reads_labels = reads_labels
         self.period = period
-        self.has_unlabeled = has_unlabeled
+        self.left_out = left_out
+        self.has_unlabeled = not reads_labels
         self.channels_last = False
+        self.train_view, self.val_view = training_view(augment, image_size, resize), plain_view(image_size, resize)
+        self.view_seed = None if augment == "none" else seed
 
     @property
     @abstractmethod
@@ -119,22 +133,20 @@ class Batches(LightningDataModule):
         """Return how many batches of the epoch were trained on; the loader is ahead by those it has prefetched."""
         return 0 if self.trainer is None else int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
 
-    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(dataset, **self._loader_options(), **options)
-
-    def _training_loader(
-        self, dataset: Dataset[Any], *, skip: Callable[[int], None], **options: Any
+    def _loader(
+        self, dataset: Dataset[Any], *, skip: Callable[[int], None] | None = None, **options: Any
     ) -> DataLoader[tuple[Tensor, int]]:
-        return ResumableLoader(dataset, batches_done=self._batches_done, skip=skip, **self._loader_options(), **options)
-
-    def _loader_options(self) -> dict[str, Any]:
-        return {
+        """Return a loader of a dataset of whole batches, which can be resumed if it can ``skip`` some of them."""
+        options |= {
             "num_workers": self.num_workers,
-            "collate_fn": _unchanged,  # The dataset returns whole batches.
+            "collate_fn": _unchanged,
             "persistent_workers": self.num_workers > 0,
             "worker_init_fn": _ignore_signals,
             "pin_memory": torch.cuda.is_available(),
         }
+        if skip is None:
+            return DataLoader(dataset, **options)
+        return ResumableLoader(dataset, batches_done=self._batches_done, skip=skip, **options)
 
 
 class ResumableLoader(DataLoader[tuple[Tensor, int]]):
@@ -148,12 +160,7 @@ class ResumableLoader(DataLoader[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self,
-        dataset: Dataset[Any],
-        *,
-        batches_done: Callable[[], int],
-        skip: Callable[[int], None],
-        **options: Any,
+        self, dataset: Dataset[Any], *, batches_done: Callable[[], int], skip: Callable[[int], None], **options: Any
     ) -> None:
         super().__init__(dataset, **options)
         self._batches_done = batches_done

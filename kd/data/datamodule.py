@@ -1,6 +1,5 @@
 """The data module of images that are read one by one."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from kd.data.batches import Batches
 from kd.data.deferred_crops import DeferredCropDataset, DeferredCrops, can_defer_crops, resident_pixels
 from kd.data.images import LabeledImages, Splits, concatenate, hide_labels, keep_fraction
-from kd.data.views import EpochSampler, Views, plain_view, training_view
+from kd.data.views import EpochSampler, Views
 from kd.randomness import derive_seed
 
 
@@ -22,68 +21,41 @@ class ImageData(Batches):
 
     Args:
         splits: The images.
-        image_size: Side length S of the views, in pixels.
-        batch_size: Images in a batch, per device.
-        num_workers: Processes that load images; 0 loads them in the training process.
-        augment: Name of the augmentation of training images, or ``none``.
-        resize: How images become square without augmentation, ``crop`` or ``squash``.
         train_fraction: Fraction of each class to train on, drawn by the seed.
-        seed: Seed of views, order and fraction.
         unlabeled: Further training images without labels.
         unlabeled_rest: Whether to also train on the images that the fraction leaves out, without their labels.
-        reads_labels: Whether the labels of the training images are used; otherwise all of them are hidden.
-        period: Number of distinct views per image, one an epoch; the sequence then repeats. ``None``: never.
         on_device: Whether training images are cropped on the device, if the augmentation is a crop and a flip only. On
             a GPU, the cache of decoded images is then kept in its memory, if it fits.
-        left_out: Called with what is said of a training image that can't be decoded, which is then left out of its
-            batch; ``None``: that is an error.
+        options: Further arguments of :class:`kd.data.Batches`.
     """
 
     def __init__(
         self,
         splits: Splits,
         *,
-        image_size: int = 224,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        augment: str = "crop",
-        resize: str = "crop",
         train_fraction: float = 1.0,
-        seed: int = 0,
         unlabeled: LabeledImages | None = None,
         unlabeled_rest: bool = False,
-        reads_labels: bool = True,
-        period: int | None = None,
         on_device: bool = False,
-        left_out: Callable[[str], object] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            splits,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            period=period,
-            has_unlabeled=not reads_labels or unlabeled_rest or unlabeled is not None,
-        )
-        self.augment = augment
-        self.resize = resize
+        super().__init__(splits, **options)
+        self.has_unlabeled = self.has_unlabeled or unlabeled_rest or unlabeled is not None
         # Views of downscaled images differ from those of the original files.
         self.cached_side = splits.train.cached_side
-        view_seed = None if augment == "none" else seed
-        kept = keep_fraction(splits.train, train_fraction, seed=seed)
+        kept = keep_fraction(splits.train, train_fraction, seed=self.seed)
         everything = range(len(splits.train))
         self.train_indices = list(everything) if unlabeled_rest else kept
         images = splits.train
-        if not reads_labels:
+        if not self.reads_labels:
             images = hide_labels(images, everything)
         elif unlabeled_rest:
             images = hide_labels(images, sorted(set(everything) - set(kept)))
         if unlabeled is not None:
             self.train_indices += range(len(images), len(images) + len(unlabeled))
             images = concatenate(images, unlabeled)
-        self.train_views = Views(images, training_view(augment, image_size, resize), seed=view_seed, left_out=left_out)
-        self.val_views = Views(splits.val, plain_view(image_size, resize), seed=None)
+        self.train_views = Views(images, self.train_view, seed=self.view_seed, left_out=self.left_out)
+        self.val_views = Views(splits.val, self.val_view, seed=None)
         self.on_device = on_device and can_defer_crops(self.train_views)
         self._resident: Tensor | None = None
 
@@ -96,13 +68,9 @@ class ImageData(Batches):
         """Return the training batches of this process, in an order that depends on (seed, epoch)."""
         rank, world_size = self._rank_and_world_size()
         _, drop_last = self._images_per_process(world_size)
+        even = self.batch_size == 1
         sampler = EpochSampler(
-            self.train_indices,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            even=self.batch_size == 1,
-            period=self.period,
+            self.train_indices, seed=self.seed, rank=rank, world_size=world_size, even=even, period=self.period
         )
         sampler.set_epoch(self._next_epoch())
         views: Dataset[Any] = self.train_views
@@ -110,11 +78,8 @@ class ImageData(Batches):
             if self.trainer is not None:
                 self._resident = resident_pixels(self.train_views, self.trainer.strategy.root_device)
             views = DeferredCropDataset(self.train_views, resident=self._resident is not None)
-        return self._training_loader(
-            views,
-            skip=lambda batches: sampler.skip(batches * self.batch_size),
-            **self._batched(sampler, drop_last=drop_last),
-        )
+        options = self._batched(sampler, drop_last=drop_last)
+        return self._loader(views, skip=lambda batches: sampler.skip(batches * self.batch_size), **options)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return this process's part of the validation images.

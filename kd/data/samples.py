@@ -1,20 +1,21 @@
-"""Samples of a sharded archive: an image and its label, ``KEY.jpg`` and ``KEY.cls``, as webdataset stores them."""
+"""Samples of sharded archives: an image and its label, ``KEY.jpg`` and ``KEY.cls``, as webdataset stores them."""
 
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from kd.data.folders import load_image
 from kd.errors import UserError
-from kd.pixels import IMAGE_SUFFIXES, decode
+from kd.pixels import IMAGE_SUFFIXES
 
 LABEL = "cls"
 MARK_EVERY = 50
@@ -49,51 +50,27 @@ class Shard:
 class Sample(NamedTuple):
     """An encoded image and its label.
 
-    Attributes:
+    Args:
         key: The image's file name within the archive; its random views depend on it.
         label: The label.
-        encoded: The bytes of the image file.
+        encoded: The bytes of the image file; empty if only labels are read.
         url: The archive.
+        offset: Offset of the sample in the archive, in bytes, if it was read from the beginning.
     """
 
     key: str
     label: int
     encoded: bytes
     url: str
+    offset: int
 
     def decode(self) -> Tensor:
-        """Decode the image to ``(3, H, W)``, uint8.
-
-        Raises:
-            UserError: If it can't be decoded.
-        """
-        return torch.from_numpy(np.array(decode(io.BytesIO(self.encoded), f"{self.url}, {self.key}"))).permute(2, 0, 1)
-
-
-class Member(NamedTuple):
-    """Position of an image within its archive.
-
-    Attributes:
-        key: The image's file name.
-        label: The label.
-        offset: Offset of the image file's content, in bytes.
-        size: Size of the image file, in bytes.
-        begin: Offset of the sample, in bytes.
-    """
-
-    key: str
-    label: int
-    offset: int
-    size: int
-    begin: int
+        """Decode the image to ``(3, H, W)``, uint8."""
+        return load_image(io.BytesIO(self.encoded), f"{self.url}, {self.key}")
 
 
 def import_webdataset() -> Any:  # noqa: ANN401 (a module without types)
-    """Import webdataset, an optional dependency.
-
-    Raises:
-        UserError: If it is not installed.
-    """
+    """Import webdataset, an optional dependency."""
     try:
         import webdataset
     except ImportError:
@@ -103,46 +80,57 @@ def import_webdataset() -> Any:  # noqa: ANN401 (a module without types)
     return webdataset
 
 
-def stream(shard: Shard, first: int, last: int, *, classes: int) -> Iterator[Sample]:
-    """Read consecutive samples of a shard.
+def read_samples(
+    shard: Shard, first: int = 0, last: int | None = None, *, classes: int, labels_only: bool = False
+) -> Iterator[Sample]:
+    """Read consecutive samples of a shard; if it is on disk, from the last mark before the first of them.
 
     Args:
-        shard: The shard; if it is on disk, it is read from the last mark before the first sample.
+        shard: The shard.
         first: Index of the first sample.
-        last: Index after the last sample.
+        last: Index after the last sample; ``None``: to the end.
         classes: Number of classes.
+        labels_only: Whether to leave out the images.
 
     Raises:
         UserError: If the shard can't be read, has fewer samples than its index says, or a sample is invalid.
     """
-    mark = first // MARK_EVERY if shard.marks and Path(shard.url).is_file() else 0
+    is_file = Path(shard.url).is_file()
+    mark = first // MARK_EVERY if shard.marks and is_file else 0
     count = mark * MARK_EVERY
+    split_name = import_webdataset().tariterators.base_plus_ext
     try:
-        with _open(shard.url, shard.marks[mark] if mark else 0) as samples:
-            for files in samples:
+        with _open(shard.url, shard.marks[mark] if mark else 0, seekable=is_file) as archive:
+            files = (info for info in archive if info.isreg() and not _METADATA.match(info.name))
+            named = ((*split_name(info.name), info) for info in files)
+            for key, group in groupby((each for each in named if each[0] is not None), itemgetter(0)):
+                # The archive would otherwise keep the headers of all files in memory.
+                archive.members = []
                 count += 1
                 if count > first:
-                    key = files["__key__"]
-                    image, label = _find_parts(files, key, shard.url)
-                    number = _parse_label(files[label], f"{key}.{label}", shard.url, classes)
-                    yield Sample(f"{key}.{image}", number, files[image], shard.url)
+                    parts = [
+                        (suffix, info.offset, b"" if labels_only and suffix.lower() != LABEL else _read(archive, info))
+                        for _, suffix, info in group
+                    ]
+                    yield _sample(key, parts, shard.url, classes)
                 if count == last:
                     return
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{shard.url}: this shard can't be read: {_first_line(error)}") from None
-    raise UserError(f"{shard.url}: this shard has {count} samples, but its index says {shard.images}; count it again")
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{shard.url}: this shard can't be read: {reason}") from None
+    if last is not None:
+        problem = f"this shard has {count} samples, but its index says {shard.images}; count it again"
+        raise UserError(f"{shard.url}: {problem}")
 
 
 @contextmanager
-def _open(url: str, offset: int) -> Iterator[Iterator[dict[str, Any]]]:
-    """Open an archive, from a byte offset if it is a file, and group its files into samples."""
-    webdataset = import_webdataset()
-    opened = webdataset.gopen(url)
+def _open(url: str, offset: int, *, seekable: bool) -> Iterator[tarfile.TarFile]:
+    opened = import_webdataset().gopen(url)
     try:
         if offset:
             opened.seek(offset)
-        files = webdataset.tariterators.tar_file_expander([{"url": url, "stream": opened}])
-        yield webdataset.tariterators.group_by_keys(files, lcase=False)
+        with tarfile.open(fileobj=opened, mode="r:" if seekable else "r|*") as archive:
+            yield archive
     finally:
         if hasattr(opened, "ignore_errors"):
             # A command in a pipe fails when it is closed early; missing samples are noticed by their number.
@@ -150,60 +138,27 @@ def _open(url: str, offset: int) -> Iterator[Iterator[dict[str, Any]]]:
         opened.close()
 
 
-def members(path: Path, *, classes: int) -> list[Member]:
-    """List the images of a shard on disk without reading them.
-
-    Raises:
-        UserError: If the shard can't be read or a sample is invalid.
-    """
-    split_name = import_webdataset().tariterators.base_plus_ext
-    samples: list[tuple[str, dict[str, tarfile.TarInfo], bytes]] = []
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for info in archive:
-                key, suffix = split_name(info.name)
-                if key is None or not info.isreg() or _METADATA.match(info.name):
-                    continue
-                if not samples or samples[-1][0] != key:
-                    samples.append((key, {}, b""))
-                _, files, label = samples[-1]
-                files[suffix] = info
-                if suffix.lower() == LABEL:
-                    content = archive.extractfile(info)
-                    label = b"" if content is None else content.read()
-                samples[-1] = (key, files, label)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{path}: this shard can't be read: {_first_line(error)}") from None
-    found = []
-    for key, files, text in samples:
-        image, suffix = _find_parts(files, key, str(path))
-        number = _parse_label(text, f"{key}.{suffix}", str(path), classes)
-        begin = min(info.offset for info in files.values())
-        found.append(Member(f"{key}.{image}", number, files[image].offset_data, files[image].size, begin))
-    return found
+def _read(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(info)
+    return b"" if file is None else file.read()
 
 
-def _find_parts(files: Mapping[str, Any], key: str, url: str) -> tuple[str, str]:
-    """Return the suffixes of a sample's image and label."""
-    images = [suffix for suffix in files if suffix.lower() in _IMAGES]
-    labels = [suffix for suffix in files if suffix.lower() == LABEL]
+def _sample(key: str, parts: Sequence[tuple[str, int, bytes]], url: str, classes: int) -> Sample:
+    """Make a sample of the suffixes, offsets and contents of its files."""
+    images = [(suffix, content) for suffix, _, content in parts if suffix.lower() in _IMAGES]
+    labels = [(suffix, content) for suffix, _, content in parts if suffix.lower() == LABEL]
     if not labels:
         raise UserError(f"{url}: sample {key} has no label; add {key}.{LABEL}")
     if len(images) != 1:
         found = "no image" if not images else f"{len(images)} images"
         raise UserError(f"{url}: sample {key} has {found}; it needs one, such as {key}.jpg")
-    return images[0], labels[0]
-
-
-def _parse_label(text: bytes, name: str, url: str, classes: int) -> int:
+    (suffix, text), (image, encoded) = labels[0], images[0]
     try:
         label = int(text)
     except ValueError:
-        raise UserError(f"{url}: label {name} must be an integer, not {text[:20].decode(errors='replace')!r}") from None
+        problem = f"must be an integer, not {text[:20].decode(errors='replace')!r}"
+        raise UserError(f"{url}: label {key}.{suffix} {problem}") from None
     if not 0 <= label < classes:
-        raise UserError(f"{url}: label {name} is {label}, but classes.txt has {classes} classes (0 to {classes - 1})")
-    return label
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        problem = f"is {label}, but classes.txt has {classes} classes (0 to {classes - 1})"
+        raise UserError(f"{url}: label {key}.{suffix} {problem}")
+    return Sample(f"{key}.{image}", label, encoded, url, parts[0][1])

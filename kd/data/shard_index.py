@@ -4,13 +4,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from kd.data.samples import MARK_EVERY, Shard, members
+from kd.data.samples import MARK_EVERY, Sample, Shard, read_samples
 from kd.errors import UserError
 from kd.files import write_text
 
@@ -53,39 +52,30 @@ def count_images(root: Path, urls: Mapping[str, str], *, classes: int, cache: Pa
 
 
 def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labeled: bool) -> dict[str, Any]:
-    """Count the images of shards on disk, and return the index of a split.
+    """Return the index of a split, given the names and paths of its shards on disk, with or without labels and keys."""
 
-    Args:
-        shards: Name and path of each shard.
-        classes: Number of classes.
-        labeled: Whether to include labels and keys.
+    def read(shard: tuple[str, Path]) -> list[Sample]:
+        name, path = shard
+        samples = list(read_samples(Shard(name, str(path), images=0), classes=classes, labels_only=True))
+        if not samples:
+            raise UserError(f"{path}: this shard has no samples (KEY.jpg and KEY.cls)")
+        return samples
 
-    Raises:
-        UserError: If a shard is invalid.
-    """
     counts = [0] * classes
     entries: list[dict[str, Any]] = []
     with ThreadPoolExecutor(_THREADS) as threads:
-        listings = threads.map(partial(members, classes=classes), [path for _, path in shards])
-        for (name, path), listing in zip(shards, listings, strict=True):
-            if not listing:
-                raise UserError(f"{path}: this shard has no samples (KEY.jpg and KEY.cls)")
-            for member in listing:
-                counts[member.label] += 1
-            marks = [member.begin for member in listing[::MARK_EVERY]]
-            entry = {"name": name, "images": len(listing), "bytes": path.stat().st_size, "marks": marks}
-            if labeled:
-                entry |= {
-                    "labels": [member.label for member in listing],
-                    "keys": [member.key for member in listing],
-                }
-            entries.append(entry)
+        for (name, path), samples in zip(shards, threads.map(read, shards), strict=True):
+            labels, marks = [sample.label for sample in samples], [sample.offset for sample in samples[::MARK_EVERY]]
+            for label in labels:
+                counts[label] += 1
+            entry = {"name": name, "images": len(samples), "bytes": path.stat().st_size, "marks": marks}
+            entries.append(entry | ({"labels": labels, "keys": [each.key for each in samples]} if labeled else {}))
     return {"counts": counts, "shards": entries}
 
 
-def write_index(splits: Mapping[str, dict[str, Any]], path: Path) -> None:
+def write_index(splits: dict[str, dict[str, Any]], path: Path) -> None:
     """Write an index of some splits, as of `describe`, atomically."""
-    write_text(path, json.dumps({"version": _VERSION} | dict(splits)))
+    write_text(path, json.dumps({"version": _VERSION} | splits))
 
 
 def _from_index(
@@ -96,10 +86,8 @@ def _from_index(
     for name, url in urls.items():
         path, expected = Path(url), entries[name]["bytes"]
         if path.is_file() and path.stat().st_size != expected:
-            raise UserError(
-                f"{path}: this shard has {path.stat().st_size:,} bytes, but {index} says {expected:,}; delete that "
-                "file to have the shards counted again"
-            )
+            problem = f"this shard has {path.stat().st_size:,} bytes, but {index} says {expected:,}"
+            raise UserError(f"{path}: {problem}; delete that file to have the shards counted again")
     # The counts of each class are those of all shards of the split.
     is_whole = urls.keys() == entries.keys()
     return tuple(_shard(entries[name], url) for name, url in urls.items()), tuple(counts) if is_whole else None
@@ -124,14 +112,8 @@ def _from_files(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: 
 
 
 def _shard(entry: Mapping[str, Any], url: str) -> Shard:
-    return Shard(
-        name=entry["name"],
-        url=url,
-        images=int(entry["images"]),
-        labels=tuple(map(int, entry.get("labels", ()))),
-        keys=tuple(map(str, entry.get("keys", ()))),
-        marks=tuple(map(int, entry.get("marks", ()))),
-    )
+    labels, marks = (tuple(map(int, entry.get(key, ()))) for key in ("labels", "marks"))
+    return Shard(entry["name"], url, int(entry["images"]), labels, tuple(map(str, entry.get("keys", ()))), marks)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Writing an image folder as sharded archives."""
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,28 +14,24 @@ from kd.data.shards import CLASSES_FILE
 from kd.errors import UserError
 from kd.randomness import derive_seed
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 """Called with the number of images written and their total."""
 
 
 def write_shards(
-    splits: Splits, output: Path, *, per_shard: int = 1000, seed: int = 0, progress: Progress | None = None
+    splits: Splits, output: Path, *, per_shard: int = 1000, seed: int = 0, progress: Progress = lambda *_: None
 ) -> dict[str, int]:
-    """Write the image files of a data set, unchanged, into shards with an index.
+    """Write the image files of a data set, unchanged, into shards with an index; return the numbers of shards.
 
     Both splits are shuffled, so that the first images are of all classes. The folder is written under a temporary name,
     then renamed. The same files and seed give the same bytes.
 
     Args:
         splits: The images, which must come from files.
-        output: The folder to write: ``train/000000.tar``, ..., ``val/000000.tar``, ..., ``classes.txt`` and
-            ``index.json``.
+        output: Folder to write: ``train/000000.tar``, ..., ``val/000000.tar``, ..., ``classes.txt``, ``index.json``.
         per_shard: Maximum number of images in a shard.
         seed: Random seed of the order.
         progress: Called after each image.
-
-    Returns:
-        The number of shards of each split.
 
     Raises:
         UserError: If the folder exists, the images don't come from files, or the shards can't be written.
@@ -45,21 +42,16 @@ def write_shards(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: this already exists; choose another folder, or remove it")
     temporary = output.with_name(f"{output.name}.part")
-    total, index = len(splits.train) + len(splits.val), {}
-    written = 0
-
-    def count() -> None:
-        nonlocal written
-        written += 1
-        if progress is not None:
-            progress(written, total)
-
+    total, written = len(splits.train) + len(splits.val), itertools.count(1)
+    index = {}
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         for name, images in (("train", splits.train), ("val", splits.val)):
             if not images.files:
                 raise UserError(f"{splits.name}: these images don't come from files; shard an image folder")
-            paths = _write(images, temporary / name, per_shard=per_shard, seed=seed, count=count)
+            paths = _write(
+                images, temporary / name, per_shard=per_shard, seed=seed, count=lambda: progress(next(written), total)
+            )
             shards = [(f"{name}/{path.name}", path) for path in paths]
             index[name] = describe(shards, classes=len(splits.classes), labeled=name == "val")
         (temporary / CLASSES_FILE).write_text("".join(f"{name}\n" for name in splits.classes), encoding="utf-8")
@@ -70,7 +62,9 @@ def write_shards(
     return {name: len(split["shards"]) for name, split in index.items()}
 
 
-def _write(images: LabeledImages, folder: Path, *, per_shard: int, seed: int, count: Callable[[], None]) -> list[Path]:
+def _write(
+    images: LabeledImages, folder: Path, *, per_shard: int, seed: int, count: Callable[[], object]
+) -> list[Path]:
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(derive_seed(seed, "shards", folder.name))
     used: set[str] = set()
@@ -101,10 +95,8 @@ def _key(path: str, used: set[str]) -> str:
         ['ant/1', 'ant/1-2', 'ant/a_b']
     """
     stem = Path(path).with_suffix("")
-    key = plain = stem.with_name(stem.name.replace(".", "_")).as_posix()
-    number = 1
-    while key in used:
-        number += 1
-        key = f"{plain}-{number}"
+    plain = stem.with_name(stem.name.replace(".", "_")).as_posix()
+    keys = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
+    key = next(key for key in keys if key not in used)
     used.add(key)
     return key

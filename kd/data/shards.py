@@ -1,17 +1,16 @@
 """Data sets of sharded archives in webdataset's format: finding the shards, and the splits that they form."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from kd.data.images import LabeledImages, Splits
-from kd.data.samples import Member, Sample, Shard, import_webdataset, members, stream
+from kd.data.images import LabeledImages, Splits, apply_at
+from kd.data.samples import Sample, Shard, import_webdataset, read_samples
 from kd.data.shard_index import count_images
 from kd.errors import UserError
 
@@ -36,6 +35,29 @@ class Shards:
     def __len__(self) -> int:
         """Return the number of images."""
         return sum(shard.images for shard in self.entries)
+
+    def read(self, begin: int, end: int) -> Iterator[Sample]:
+        """Read a range of the images of all shards; past the last shard it continues with the first."""
+        for shard, first, last in self._ranges(begin, end):
+            yield from read_samples(shard, first, last, classes=len(self.classes))
+
+    def load(self, index: int) -> Tensor:
+        """Decode the image at an index, whose shard must be on disk."""
+        ((shard, first, last),) = self._ranges(index, index + 1)
+        if not Path(shard.url).is_file():
+            raise UserError(f"{shard.url}: single images can't be read from remote shards; copy it to a local disk")
+        (sample,) = read_samples(shard, first, last, classes=len(self.classes))
+        return sample.decode()
+
+    def _ranges(self, begin: int, end: int) -> Iterator[tuple[Shard, int, int]]:
+        passed = 0
+        while begin < end:
+            for shard in self.entries:
+                first, last = max(0, begin - passed), min(shard.images, end - passed)
+                if first < last:
+                    yield shard, first, last
+                    begin = passed + last
+                passed += shard.images
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,7 @@ def read_shards(
 
     Args:
         data_dir: Folder with ``classes.txt`` and usually ``index.json`` and the folders of shards.
-        train_data: Folder of shards within it, or a pattern such as ``train/{000000..000146}.tar`` or
+        train_data: Folder of training shards within it, or a pattern such as ``train/{000000..000146}.tar`` or
             ``https://host/train/{000000..000146}.tar``.
         val_data: Likewise.
         cache: Folder for the counts of shards that are not in the index.
@@ -79,47 +101,13 @@ def read_shards(
     root, classes = _read_classes(data_dir)
     train = _find(root, train_data, "--train_data", classes, cache=cache, labeled=False)
     val = _find(root, val_data, "--val_data", classes, cache=cache, labeled=True)
-    return ShardedSplits(
-        name=root.resolve().name, train=_sample_images(train), val=_images(val), train_shards=train, val_shards=val
-    )
+    return ShardedSplits(root.resolve().name, _sample_images(train), _images(val), train, val)
 
 
 def read_validation_shards(data_dir: str | Path, val_data: str = "val", *, cache: Path) -> LabeledImages:
     """Return only the validation images, with random access; arguments and errors as of `read_shards`."""
     root, classes = _read_classes(data_dir)
     return _images(_find(root, val_data, "--val_data", classes, cache=cache, labeled=True))
-
-
-class ShardReader:
-    """Random access to the images of shards on disk.
-
-    Args:
-        shards: The shards.
-    """
-
-    def __init__(self, shards: Shards) -> None:
-        self.shards = shards
-        self._ends = list(accumulate(shard.images for shard in shards.entries))
-
-    def __call__(self, index: int) -> Tensor:
-        """Read an image ``(3, H, W)``, uint8.
-
-        Raises:
-            UserError: If its shard is remote, or the image can't be decoded.
-        """
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        shard = self.shards.entries[number]
-        if not Path(shard.url).is_file():
-            raise UserError(f"{shard.url}: single images can't be read from remote shards; copy it to a local disk")
-        member = _members(shard.url, len(self.shards.classes))[index - self._ends[number] + shard.images]
-        with Path(shard.url).open("rb") as file:
-            file.seek(member.offset)
-            return Sample(member.key, member.label, file.read(member.size), shard.url).decode()
-
-
-@lru_cache(maxsize=4096)
-def _members(path: str, classes: int) -> list[Member]:
-    return members(Path(path), classes=classes)
 
 
 def _read_classes(data_dir: str | Path) -> tuple[Path, tuple[str, ...]]:
@@ -184,23 +172,17 @@ def _sample_images(shards: Shards) -> LabeledImages:
     samples: list[Sample] = []
     for number in np.linspace(0, len(shards.entries) - 1, count).round().astype(int).tolist():
         shard = shards.entries[number]
-        samples += stream(shard, 0, min(_SAMPLED_IMAGES, shard.images), classes=len(shards.classes))
-    return LabeledImages(
-        classes=shards.classes,
-        labels=[sample.label for sample in samples],
-        keys=[sample.key for sample in samples],
-        load=partial(_decode_at, samples),
-    )
+        samples += read_samples(shard, 0, min(_SAMPLED_IMAGES, shard.images), classes=len(shards.classes))
+    return images_of(samples, shards.classes)
 
 
-def _decode_at(samples: Sequence[Sample], index: int) -> Tensor:
-    return samples[index].decode()
+def images_of(samples: Sequence[Sample], classes: tuple[str, ...]) -> LabeledImages:
+    """Return encoded samples as images."""
+    labels, keys = [sample.label for sample in samples], [sample.key for sample in samples]
+    return LabeledImages(classes, labels, keys, partial(apply_at, Sample.decode, samples))
 
 
 def _images(shards: Shards) -> LabeledImages:
-    return LabeledImages(
-        classes=shards.classes,
-        labels=[label for shard in shards.entries for label in shard.labels],
-        keys=[key for shard in shards.entries for key in shard.keys],
-        load=ShardReader(shards),
-    )
+    labels = [label for shard in shards.entries for label in shard.labels]
+    keys = [key for shard in shards.entries for key in shard.keys]
+    return LabeledImages(shards.classes, labels, keys, shards.load)

@@ -3,26 +3,88 @@
 import math
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from kd.data.batches import Batches, split_evenly
-from kd.data.images import UNLABELED, LabeledImages
-from kd.data.samples import Sample, import_webdataset, stream
-from kd.data.shards import ShardedSplits, Shards
-from kd.data.substreams import SUBSTREAMS, Substreams, shard_ranges, usable_workers
-from kd.data.views import View, Views, plain_view, training_view
+from kd.data.images import hide_labels
+from kd.data.samples import Sample, import_webdataset
+from kd.data.shards import ShardedSplits, Shards, images_of
+from kd.data.views import EpochSampler, View, Views
 from kd.randomness import derive_seed
+
+SUBSTREAMS = 8
+"""Substreams of a process, however many workers read them: the order is the same for any number of workers."""
 
 _BUFFER = 2048
 """Encoded images in a process's shuffle buffers, over all of its substreams."""
 
 
+@dataclass(frozen=True)
+class Substreams:
+    """A process's part of an epoch: a contiguous range of all images, divided into substreams.
+
+    Each substream reads a contiguous range of its own, and batch ``i`` comes from substream ``i % SUBSTREAMS``.
+
+    Args:
+        start: Index of the first image of the part.
+        count: Number of images.
+        batch_size: Number of images in a batch.
+        drop_last: Whether an incomplete last batch is dropped.
+    """
+
+    start: int
+    count: int
+    batch_size: int
+    drop_last: bool = False
+
+    @property
+    def batches(self) -> int:
+        """Number of batches."""
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def size(self, batch: int) -> int:
+        """Return the number of images in a batch."""
+        return min(self.batch_size, self.count - batch * self.batch_size)
+
+    def piece(self, substream: int) -> tuple[int, int]:
+        """Return the range of images of a substream, ``(begin, end)``."""
+        begin = self.start + sum(map(self._length, range(substream)))
+        return begin, begin + self._length(substream)
+
+    def before(self, batch: int) -> int:
+        """Return the number of images that a batch's substream yields before it."""
+        return batch // SUBSTREAMS * self.batch_size
+
+    def line(self) -> Iterator[int]:
+        """Iterate over the indices of the images, batch by batch, as they are read without shuffling."""
+        begins = [self.piece(substream)[0] for substream in range(SUBSTREAMS)]
+        for batch in range(self.batches):
+            first = begins[batch % SUBSTREAMS] + self.before(batch)
+            yield from range(first, first + self.size(batch))
+
+    def _length(self, substream: int) -> int:
+        batches = range(substream, self.batches, SUBSTREAMS)
+        return (len(batches) - 1) * self.batch_size + self.size(batches[-1]) if batches else 0
+
+
+def usable_workers(workers: int) -> int:
+    """Return the largest number of workers, at most ``workers``, among which the substreams divide evenly.
+
+    Example:
+        >>> [usable_workers(workers) for workers in (0, 1, 3, 7, 16)]
+        [0, 1, 2, 4, 8]
+    """
+    return max((count for count in range(1, min(workers, SUBSTREAMS) + 1) if SUBSTREAMS % count == 0), default=0)
+
+
+@dataclass(eq=False)
 class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
     """Batches of views with their labels, indexed by ``(epoch, batch)``.
 
@@ -39,25 +101,15 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
         left_out: As of :class:`kd.data.views.Views`.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        substreams: Substreams,
-        *,
-        view: View,
-        order_seed: int | None = None,
-        view_seed: int | None = None,
-        reads_labels: bool = True,
-        left_out: Callable[[str], object] | None = None,
-    ) -> None:
-        self.shards = shards
-        self.substreams = substreams
-        self.view = view
-        self.order_seed = order_seed
-        self.view_seed = view_seed
-        self.reads_labels = reads_labels
-        self.left_out = left_out
-        self._readers: dict[int, _Reader] = {}
+    shards: Shards
+    substreams: Substreams
+    _: KW_ONLY
+    view: View
+    order_seed: int | None = None
+    view_seed: int | None = None
+    reads_labels: bool = True
+    left_out: Callable[[str], object] | None = None
+    _readers: dict[int, "_Reader"] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         """Count the batches."""
@@ -67,12 +119,9 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
         """Return a batch: views ``(B, 3, S, S)``, uint8, and labels ``(B,)``."""
         epoch, batch = which
         samples = self.samples(epoch, batch)
-        images = LabeledImages(
-            classes=self.shards.classes,
-            labels=[sample.label if self.reads_labels else UNLABELED for sample in samples],
-            keys=[sample.key for sample in samples],
-            load=partial(_decode, samples),
-        )
+        images = images_of(samples, self.shards.classes)
+        if not self.reads_labels:
+            images = hide_labels(images, range(len(images)))
         views = Views(images, self.view, seed=self.view_seed, left_out=self.left_out)
         return views.__getitems__([(epoch, index) for index in range(len(samples))])
 
@@ -103,12 +152,11 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def _read_range(self, epoch: int, begin: int, end: int) -> Iterator[Sample]:
         """Read a range of the concatenated archives, whose order changes with the epoch."""
-        entries = self.shards.entries
-        if self.order_seed is not None:
-            generator = torch.Generator().manual_seed(derive_seed(self.order_seed, "shards", epoch))
-            entries = tuple(entries[index] for index in torch.randperm(len(entries), generator=generator).tolist())
-        for number, first, last in shard_ranges([one.images for one in entries], begin, end):
-            yield from stream(entries[number], first, last, classes=len(self.shards.classes))
+        if self.order_seed is None:
+            return self.shards.read(begin, end)
+        generator = torch.Generator().manual_seed(derive_seed(self.order_seed, "shards", epoch))
+        order = torch.randperm(len(self.shards.entries), generator=generator).tolist()
+        return replace(self.shards, entries=tuple(self.shards.entries[index] for index in order)).read(begin, end)
 
 
 class _Reader(NamedTuple):
@@ -117,40 +165,6 @@ class _Reader(NamedTuple):
     epoch: int
     samples_read: int
     samples: Iterator[Sample]
-
-
-class BatchNumbers(Sampler[tuple[int, int]]):
-    """Yields ``(epoch, batch)``, so that workers need no state of their own.
-
-    Args:
-        batches: Number of batches in an epoch.
-        period: Number of epochs after which the views repeat; ``None``: never.
-    """
-
-    def __init__(self, batches: int, *, period: int | None = None) -> None:
-        self.batches = batches
-        self.period = period
-        self.epoch = 0
-        self._skipped = 0
-
-    def skip(self, batches: int) -> None:
-        """Skip the first batches of the next epoch, which were trained on before a run was resumed."""
-        self._skipped = batches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the next epoch; Lightning calls it."""
-        self.epoch = epoch if self.period is None else epoch % self.period
-
-    def __len__(self) -> int:
-        """Count the batches of an epoch."""
-        return self.batches
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Iterate over the batches of the epoch."""
-        # A generator, so that the skip is used up only when batches are: a loader with workers discards an iterator.
-        skipped, self._skipped = self._skipped, 0
-        for batch in range(skipped, self.batches):
-            yield self.epoch, batch
 
 
 class ShardData(Batches):
@@ -162,52 +176,22 @@ class ShardData(Batches):
 
     Args:
         splits: The archives.
-        image_size: Side length S of the views, in pixels.
-        batch_size: Images in a batch, per device.
         num_workers: Processes that load images, of which 1, 2, 4 or 8 are used; 0 loads them in the training process.
-        augment: Name of the augmentation of training images, or ``none``.
-        resize: How images become square without augmentation, ``crop`` or ``squash``.
-        seed: Seed of views and order.
-        reads_labels: Whether the labels of the training images are used; otherwise all of them are hidden.
-        period: Number of distinct views per image, one an epoch; the sequence then repeats. ``None``: never.
-        left_out: Called with what is said of a training image that can't be decoded, which is then left out of its
-            batch; ``None``: that is an error.
+        options: Further arguments of :class:`kd.data.Batches`.
     """
 
-    def __init__(
-        self,
-        splits: ShardedSplits,
-        *,
-        image_size: int = 224,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        augment: str = "crop",
-        resize: str = "crop",
-        seed: int = 0,
-        reads_labels: bool = True,
-        period: int | None = None,
-        left_out: Callable[[str], object] | None = None,
-    ) -> None:
-        super().__init__(
-            splits,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=usable_workers(num_workers),
-            seed=seed,
-            period=period,
-            has_unlabeled=not reads_labels,
-        )
+    def __init__(self, splits: ShardedSplits, *, num_workers: int = 0, **options: Any) -> None:
+        super().__init__(splits, num_workers=usable_workers(num_workers), **options)
         self.val_shards = splits.val_shards
         self._train_batches = partial(
             StreamedBatches,
             splits.train_shards,
-            view=training_view(augment, image_size, resize),
-            order_seed=seed,
-            view_seed=None if augment == "none" else seed,
-            reads_labels=reads_labels,
-            left_out=left_out,
+            view=self.train_view,
+            order_seed=self.seed,
+            view_seed=self.view_seed,
+            reads_labels=self.reads_labels,
+            left_out=self.left_out,
         )
-        self._val_view = plain_view(image_size, resize)
 
     @property
     def train_count(self) -> int:
@@ -217,16 +201,15 @@ class ShardData(Batches):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the training batches of this process, in an order that depends on (seed, epoch)."""
         batches = self._train_batches(self._train_substreams(*self._rank_and_world_size()))
-        numbers = BatchNumbers(len(batches), period=self.period)
-        numbers.set_epoch(self._next_epoch())
-        return self._training_loader(batches, skip=numbers.skip, sampler=numbers, batch_size=None)
+        sampler = EpochSampler(range(len(batches)), seed=None, period=self.period)
+        sampler.set_epoch(self._next_epoch())
+        return self._loader(batches, skip=sampler.skip, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return this process's part of the validation images, in the order of the archives."""
-        batches = StreamedBatches(
-            self.val_shards, self._val_substreams(*self._rank_and_world_size()), view=self._val_view
-        )
-        return self._loader(batches, sampler=BatchNumbers(len(batches)), batch_size=None)
+        substreams = self._val_substreams(*self._rank_and_world_size())
+        batches = StreamedBatches(self.val_shards, substreams, view=self.val_view)
+        return self._loader(batches, sampler=EpochSampler(range(len(batches)), seed=None), batch_size=None)
 
     def validation_indices(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """Return the indices of the validation images of a process, in the order of its batches."""
@@ -248,7 +231,3 @@ class ShardData(Batches):
     def _val_substreams(self, rank: int, world_size: int) -> Substreams:
         counts = split_evenly(len(self.val_shards), world_size)
         return Substreams(sum(counts[:rank]), counts[rank], self.batch_size)
-
-
-def _decode(samples: list[Sample], index: int) -> Tensor:
-    return samples[index].decode()

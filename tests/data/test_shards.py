@@ -14,9 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from kd.data import ImageData, LabeledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
-from kd.data.samples import stream
-from kd.data.streamed import StreamedBatches
-from kd.data.substreams import SUBSTREAMS, Substreams
+from kd.data.samples import read_samples
+from kd.data.streamed import SUBSTREAMS, StreamedBatches, Substreams
 from kd.errors import UserError
 from tests.conftest import MakeFolder
 
@@ -257,7 +256,7 @@ def test_a_shard_is_read_from_its_marks(tmp_path: Path, first: int) -> None:
     splits = splits_in(tmp_path, train_data="a.tar", val_data="a.tar")
     (shard,) = splits.train_shards.entries
     assert len(shard.marks) == 3
-    keys = [sample.key for sample in stream(shard, first, 110, classes=2)]
+    keys = [sample.key for sample in read_samples(shard, first, 110, classes=2)]
     assert keys == [f"{name}.png" for name in list(files)[first:]] == list(splits.val.keys)[first:]
 
 
