@@ -105,7 +105,7 @@ def read_samples(
             named = ((*split_name(info.name), info) for info in files)
             for key, group in groupby((each for each in named if each[0] is not None), itemgetter(0)):
                 # The archive would otherwise keep the headers of all files in memory.
-                archive.members = []
+                archive.members = []  # type: ignore[attr-defined]
                 count += 1
                 if count > first:
                     parts = [
