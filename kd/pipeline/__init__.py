@@ -1,9 +1,8 @@
 """The phases of an experiment in order, and measuring what they leave."""
 
-from kd.pipeline.costs import measure_costs
-from kd.pipeline.evaluation import evaluate_checkpoint
+from kd.pipeline.evaluation import evaluate_checkpoint, measure_costs
 from kd.pipeline.experiment import check_experiment, find_teachers, run_experiment
-from kd.pipeline.session import Experiment
+from kd.pipeline.runner import Experiment
 
 __all__ = [
     "Experiment",

@@ -1,16 +1,16 @@
 """Caches of decoded images and of the teacher's logits, shared by all runs."""
 
 import hashlib
+import math
 import platform
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from kd.data import ImageData, LabeledImages, Splits, cache_decoded, cache_dir, room_for_cache, short_side
+from kd.data import ImageData, LabeledImages, cache_decoded, cache_dir, room_for_cache, short_side
 from kd.errors import UserError
 from kd.models import Classifier, Compute, Ensemble
 from kd.teachers import LogitStore, digest_of_weights
@@ -18,30 +18,21 @@ from kd.teachers import LogitStore, digest_of_weights
 NONE, AUTO = "none", "auto"
 
 
-def store_splits(splits: Splits, *, image_size: int, augment: str, where: str, console: Console) -> Splits:
+def cache_images(
+    images: LabeledImages, *, image_size: int, augment: str, where: str, console: Console
+) -> LabeledImages:
     """Return the same images, read through the cache of decoded images.
 
     Args:
-        splits: The images.
+        images: The images.
         image_size: Side of the views, in pixels.
-        augment: Augmentation of the training images; crops need a longer short side.
+        augment: Augmentation; crops need a longer short side.
         where: ``none``; ``auto``: the cache folder, if there is room; or a folder.
         console: Where progress is shown.
 
     Raises:
         UserError: If the named folder can't be written to.
     """
-    return replace(
-        splits,
-        train=store_images(splits.train, image_size=image_size, augment=augment, where=where, console=console),
-        val=store_images(splits.val, image_size=image_size, augment="none", where=where, console=console),
-    )
-
-
-def store_images(
-    images: LabeledImages, *, image_size: int, augment: str, where: str, console: Console
-) -> LabeledImages:
-    """Return the same images, read through the cache; arguments and errors as of :func:`store_splits`."""
     if where == NONE:
         return images
     folder = cache_dir() / "decoded" if where == AUTO else Path(where).expanduser()
@@ -87,25 +78,22 @@ def logit_store(
         devices: Name of the accelerator.
         compiled: Whether the teacher is compiled.
         top: Number of logits kept per view, the largest; ``None``: all.
-
-    Raises:
-        UserError: If the named folder can't be written to.
     """
     images = data.train_views.images
     if where == NONE or images.fingerprint is None:
         return None
     folder = cache_dir() / "logits" if where == AUTO else Path(where).expanduser()
-    indices = torch.tensor(data.train_indices).numpy()
+    ensemble = network if isinstance(network, Ensemble) else None
     key = {
         "teacher": digest_of_weights(network),
-        "average": network.average if isinstance(network, Ensemble) else None,
-        "sizes": [one.description.image_size for one in network.members] if isinstance(network, Ensemble) else None,
+        "average": ensemble and ensemble.average,
+        "sizes": ensemble and [member.description.image_size for member in ensemble.members],
         "classes": list(network.description.classes),
         "teacher_size": network.description.image_size,
         "computes": [compute.precision, compute.channels_last, compiled],
         "images": images.fingerprint,
-        "indices": hashlib.blake2b(indices.data, digest_size=16).hexdigest(),
-        "keys": hashlib.blake2b("\0".join(images.keys).encode(), digest_size=16).hexdigest(),
+        "indices": _digest(torch.tensor(data.train_indices).numpy().tobytes()),
+        "keys": _digest("\0".join(images.keys).encode()),
         "views": [data.augment, data.resize, data.image_size, data.seed, data.cached_side, data.on_device],
         "batches": [data.batch_size, data.period],
         "machine": [devices, platform.machine(), torch.__version__, torch.get_num_threads()],
@@ -117,7 +105,7 @@ def logit_store(
             return LogitStore(
                 folder,
                 key | {"rank": rank, "world_size": world_size},
-                batches=-(-len(data.train_indices) // (world_size * data.batch_size)),
+                batches=math.ceil(len(data.train_indices) / (world_size * data.batch_size)),
                 batch_size=data.batch_size,
                 classes=len(network.description.classes),
                 top=top,
@@ -128,3 +116,7 @@ def logit_store(
             raise UserError(f"--teacher_cache {where}: can't write the teacher's logits there: {error}") from None
 
     return open_store
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,14 +1,13 @@
 """Building the parts of an experiment from its settings: images, networks, objectives, loaders, hardware."""
 
 import copy
-import dataclasses
-import functools
 import itertools
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -32,18 +31,19 @@ from kd.data import (
 )
 from kd.errors import UserError
 from kd.losses import Objective, build_objective
-from kd.models import Classifier, build_classifier, largest_batch, why_not_compiled
-from kd.pipeline.caches import store_images, store_splits
-from kd.pipeline.run_store import slug
+from kd.models import Classifier, Ensemble, build_classifier, largest_batch, why_not_compiled
+from kd.pipeline.caches import cache_images
+from kd.pipeline.run_store import kind_of, slug
 from kd.preflight import Finding, check_files, refuse
 from kd.randomness import seeded
-from kd.settings import Settings, unsupported_by_streams
+from kd.settings import Settings, settings_affecting, unsupported_by_streams
 from kd.training import Hardware, Recipe
 
 SKIPPED_FILE = "skipped-images.txt"
 
 _LARGEST_BATCH = 512
 _LONGEST_NAME = 150
+_MODEL_FLAGS = {"teacher": "--teacher_model", "assistant": "--assistants", "student": "--student_model"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Images:
     """The images of an experiment.
 
     Args:
-        splits: Training and validation images by the side of their views in pixels, cached where there is room.
+        splits: Training and validation images by the side of their views in pixels, read through the cache.
         unlabeled: Images without labels to distill on as well, or ``None``.
         mean: Mean of the training images by channel, in [0, 1], for networks without their own.
         std: Standard deviation likewise.
@@ -99,47 +99,60 @@ class Components:
         return self.images.splits[self.settings.data.image_size]
 
     @property
-    def is_saved(self) -> bool:
+    def seeds(self) -> range:
+        """The seeds of the students."""
+        phases = self.settings.phases
+        return range(phases.seed, phases.seed + phases.seeds)
+
+    @property
+    def distills(self) -> bool:
+        """Whether a student is distilled."""
+        return self.settings.phases.distill or bool(self.compared)
+
+    @property
+    def trains_baseline(self) -> bool:
+        """Whether the student is trained on labels only, as if no phase is named."""
+        return self.settings.phases.baseline or not (self.settings.phases.train_teacher or self.distills)
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objectives of all distillations; assistants have the student's."""
+        uses_loss = self.settings.phases.distill or bool(self.compared and self.settings.models.assistants)
+        return [*([self.objective] if uses_loss else []), *self.compared.values()]
+
+    @property
+    def writes_files(self) -> bool:
         """Whether the experiment writes files."""
         return not self.settings.machine.fast_dev_run
 
 
 def build_components(settings: Settings, console: Console) -> Components:
-    """Read the images and build everything that no network is needed for.
-
-    Args:
-        settings: All settings.
-        console: Where the progress of decoding is shown.
+    """Read the images and build everything but the networks.
 
     Raises:
-        UserError: If images, objectives or hardware are not as the settings say.
+        UserError: If images, objectives or hardware don't agree with the settings.
     """
-    data = settings.data
-    name = settings.phases.name
+    data, name = settings.data, settings.phases.name
     if name is not None and (Path(name).name != name or name == ".." or len(name) > _LONGEST_NAME):
         raise UserError(f"--name {name}: not a valid folder name; use letters, digits, '-', '_' and '.'")
-    hardware, notes = build_hardware(settings)
-    images = load_images(settings, console)
+    hardware, notes = _build_hardware(settings)
+    images = _load_images(settings, console)
     splits = images.splits[data.image_size]
     num_classes = len(splits.classes)
     if data.num_classes not in (None, num_classes):
-        raise UserError(
-            f"--num_classes {data.num_classes}: {splits.name} has {num_classes} classes; leave the flag out"
-        )
+        raise UserError(f"--num_classes {data.num_classes}: {splits.name} has {num_classes} classes; omit the flag")
     if data.unlabeled_rest and data.train_fraction == 1:
         raise UserError("--unlabeled_rest: all training images are labeled; set --train_fraction below 1")
-    objective, compared = build_objectives(settings, num_classes)
-    root = Path(settings.machine.default_root_dir).expanduser()
+    objective, compared = _build_objectives(settings, num_classes)
+    is_mixed = bool(data.mixup or data.cutmix)
     components = Components(
         settings=settings,
-        folder=root / (name or _default_name(settings, splits.name)),
+        folder=Path(settings.machine.default_root_dir).expanduser() / (name or _default_name(settings, splits.name)),
         hardware=hardware,
         images=images,
         objective=objective,
         compared=compared,
-        mixing=Mixing(mixup=data.mixup, cutmix=data.cutmix, num_classes=num_classes)
-        if data.mixup or data.cutmix
-        else None,
+        mixing=Mixing(mixup=data.mixup, cutmix=data.cutmix, num_classes=num_classes) if is_mixed else None,
         batch_size=2 if data.batch_size == "auto" else data.batch_size,
         num_workers=default_workers(hardware.accelerator) if data.num_workers is None else data.num_workers,
         notes=tuple(notes),
@@ -147,137 +160,60 @@ def build_components(settings: Settings, console: Console) -> Components:
     return components if data.batch_size != "auto" else _with_largest_batch(components)
 
 
-def build_hardware(settings: Settings) -> tuple[Hardware, list[str]]:
-    """Resolve where the experiment runs; without a working compiler, ``--compile`` is dropped.
+def build_network(
+    components: Components,
+    role: Literal["teacher", "assistant", "student"],
+    architecture: str,
+    seed: int,
+    *,
+    image_size: int | None = None,
+) -> Classifier:
+    """Build a network; its initial weights depend on the architecture and the seed alone.
 
-    Returns:
-        The hardware, and notes on what was chosen.
+    Args:
+        components: The parts of the experiment.
+        role: What it is for; published weights are set for each role.
+        architecture: Its name.
+        seed: Random seed of its weights.
+        image_size: Side of its images, in pixels; ``None``: the student's.
+
+    Raises:
+        UserError: If it can't be built, or can't be trained with this batch size.
     """
-    names = {field.name for field in dataclasses.fields(Hardware)}
-    machine = {name: value for name, value in dataclasses.asdict(settings.machine).items() if name in names}
-    hardware, notes = Hardware(**machine).resolved()
-    on_gpu = hardware.accelerator in ("gpu", "cuda")
-    if on_gpu and hardware.precision == "auto":
-        torch.set_float32_matmul_precision("high")
-    if hardware.compile:
-        reason = why_not_compiled("cuda" if on_gpu else hardware.accelerator)
-        if reason is not None:
-            hardware, notes = (
-                replace(hardware, compile=False),
-                [*notes, f"--compile: not used, it fails here: {reason}"],
+    data, pretrained_flag = components.settings.data, f"--{role}_pretrained"
+    try:
+        with seeded(seed, "weights"):
+            classifier = build_classifier(
+                architecture,
+                classes=components.splits.classes,
+                image_size=image_size or data.image_size,
+                resize=data.resize,
+                mean=components.images.mean,
+                std=components.images.std,
+                pretrained=getattr(components.settings.models, f"{role}_pretrained"),
+                pretrained_flag=pretrained_flag,
             )
-    return hardware, notes
-
-
-def load_images(settings: Settings, console: Console) -> Images:
-    """Find the images, check their files, and read them through the decode cache.
-
-    Raises:
-        UserError: If there are none, or files are broken and ``--on_bad_image skip`` isn't set.
-    """
-    data = settings.data
-    splits = load_splits(
-        data.dataset, data.data_dir, train_data=data.train_data, val_data=data.val_data, download=data.download
-    )
-    if isinstance(splits, ShardedSplits):
-        for flag, reason in unsupported_by_streams(settings):
-            raise UserError(f"{flag}: not available with --dataset webdataset: {reason}")
-    unlabeled = None if data.unlabeled_data is None else read_unlabeled(data.unlabeled_data)
-    skip_broken = data.on_bad_image == "skip"
-    files = [
-        finding
-        for images in (splits.train, splits.val, unlabeled)
-        if images
-        for finding in check_images(images, cache=cache_dir() / "examined")
-    ]
-    findings = check_files(files, skips_broken=skip_broken)
-    if skip_broken:
-        broken = [finding for finding in files if finding.kind == BROKEN]
-        splits = replace(splits, train=drop_broken(splits.train, broken), val=drop_broken(splits.val, broken))
-        unlabeled = unlabeled and drop_broken(unlabeled, broken)
-    # Before they are decoded into a cache.
-    refuse(findings, strict=False)
-    cache = functools.partial(store_images, augment=data.augment, where=data.image_cache, console=console)
-    by_size = {
-        size: store_splits(splits, image_size=size, augment=data.augment, where=data.image_cache, console=console)
-        for size in {data.image_size, *settings.models.teacher_image_size}
-    }
-    mean, std = channel_statistics(by_size[data.image_size].train, plain_view(data.image_size, data.resize))
-    return Images(
-        splits=by_size,
-        unlabeled=None if unlabeled is None else cache(unlabeled, image_size=data.image_size),
-        mean=mean,
-        std=std,
-        findings=tuple(findings),
-    )
-
-
-def build_objectives(settings: Settings, num_classes: int) -> tuple[Objective, dict[str, Objective]]:
-    """Build the student's objective, and those to compare by how they are written.
-
-    Raises:
-        UserError: If one makes no sense, or is listed twice.
-    """
-    build = functools.partial(
-        build_objective,
-        num_classes=num_classes,
-        temperature=settings.objective.temperature,
-        label_smoothing=settings.objective.label_smoothing,
-        soft_labels=bool(settings.data.mixup or settings.data.cutmix),
-    )
-    texts = settings.objective.compare_losses
-    if len(set(texts)) < len(texts):
-        raise UserError(f"--compare_losses: {max(texts, key=texts.count)!r} is listed twice; remove one")
-    return build(list(settings.objective.loss)), {text: _build_compared(build, text) for text in texts}
+    except UserError as error:
+        if str(error).startswith(pretrained_flag):
+            raise
+        raise UserError(f"{_MODEL_FLAGS[role]} {architecture}: {error}") from error.__cause__
+    if components.batch_size == 1:
+        _check_single_image(classifier)
+    return classifier
 
 
 def build_student(components: Components, seed: int) -> Classifier:
-    """Build the student; its initial weights depend on the seed alone, and are those of the baseline too."""
-    models = components.settings.models
-    return _build_network(
-        components,
-        models.student_model,
-        seed,
-        role="student",
-        flag="--student_model",
-        pretrained=models.student_pretrained,
-    )
+    """Build the student, with the same initial weights for the baseline and for distillation."""
+    return build_network(components, "student", components.settings.models.student_model, seed)
 
 
-def build_assistant(components: Components, architecture: str, seed: int) -> Classifier:
-    """Build an assistant."""
-    pretrained = components.settings.models.assistant_pretrained
-    return _build_network(components, architecture, seed, role="assistant", flag="--assistants", pretrained=pretrained)
-
-
-def build_teacher(components: Components, architecture: str, seed: int, image_size: int) -> Classifier:
-    """Build a teacher to be trained on images of a side of ``image_size`` pixels."""
-    return _build_network(
-        components,
-        architecture,
-        seed,
-        role="teacher",
-        flag="--teacher_model",
-        pretrained=components.settings.models.teacher_pretrained,
-        image_size=image_size,
-    )
-
-
-def build_recipe(settings: Settings, *, learning_rate: float | None = None) -> Recipe:
-    """Build the recipe of optimization, with the student's learning rate or another."""
-    optimization = settings.optimization
-    return Recipe(
-        optimizer=optimization.optimizer,
-        learning_rate=learning_rate or optimization.learning_rate,
-        momentum=optimization.momentum,
-        weight_decay=optimization.weight_decay,
-        schedule=optimization.schedule,
-        warmup_epochs=optimization.warmup_epochs,
-    )
+def build_recipe(settings: Settings) -> Recipe:
+    """Build the recipe of the student's optimization."""
+    return Recipe(**{field.name: getattr(settings.optimization, field.name) for field in fields(Recipe)})
 
 
 def teacher_data(components: Components, seed: int, image_size: int) -> Batches:
-    """Build a teacher's batches: its views are new in each epoch whatever ``--views`` says."""
+    """Build a teacher's batches; its views are new in each epoch, whatever ``--views`` is."""
     return _build_data(components, seed, image_size, train_fraction=components.settings.data.teacher_train_fraction)
 
 
@@ -287,18 +223,43 @@ def student_data(components: Components, seed: int, objective: Objective | None 
     Args:
         components: The parts of the experiment.
         seed: The seed.
-        objective: What a distilled student minimizes: then unlabeled images are added, and if no term needs labels,
+        objective: What a distilled student minimizes: unlabeled images are then added, and if no term needs labels,
             those of the training images are hidden. ``None`` for the baseline.
     """
     data = components.settings.data
     more: dict[str, Any] = {"period": data.views, "train_fraction": data.train_fraction}
     if objective is not None:
-        more |= {
-            "unlabeled": components.images.unlabeled,
-            "unlabeled_rest": data.unlabeled_rest,
-            "reads_labels": objective.needs_labels,
-        }
+        more |= {"unlabeled": components.images.unlabeled, "unlabeled_rest": data.unlabeled_rest}
+        more["reads_labels"] = objective.needs_labels
     return _build_data(components, seed, data.image_size, **more)
+
+
+def settings_of_run(
+    components: Components, phase: str, network: Classifier | Ensemble, teachers: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the settings that a run's result depends on, with what ``auto`` resolved to.
+
+    Args:
+        components: The parts of the experiment.
+        phase: The run's phase.
+        network: The network that it trains.
+        teachers: The checkpoints that are distilled, if they are known; their paths are added as ``teacher``.
+    """
+    compute = components.hardware.compute_for(network, trains=True)
+    values = components.settings.flat() | {
+        "devices": components.hardware.devices,
+        "batch_size": components.batch_size,
+        "precision": compute.precision,
+        "channels_last": compute.channels_last,
+        # Views of downscaled images differ from those of the original files.
+        "image_cache": components.splits.train.cached_side,
+    }
+    kind = kind_of(phase)
+    recipe = {name: values[name] for name in settings_affecting(kind)}
+    if kind == "distilled" and teachers:
+        paths = [str(Path(path).resolve()) for path in teachers]
+        recipe["teacher"] = paths[0] if len(paths) == 1 else paths
+    return recipe
 
 
 def default_workers(accelerator: str) -> int:
@@ -313,50 +274,72 @@ def default_workers(accelerator: str) -> int:
     return min(8, cores // 4) if accelerator == "cpu" else min(8, cores)
 
 
-def note_skipped(folder: Path, text: str) -> None:
-    """Note an image that couldn't be decoded; data loader processes append to one file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / SKIPPED_FILE).open("a", encoding="utf-8") as file:
-        file.write(f"{text}\n")
+def _build_hardware(settings: Settings) -> tuple[Hardware, list[str]]:
+    """Return where the experiment runs, without ``--compile`` if there is no compiler, and notes on what was chosen."""
+    machine = settings.machine
+    hardware, notes = Hardware(**{field.name: getattr(machine, field.name) for field in fields(Hardware)}).resolved()
+    on_gpu = hardware.accelerator in ("gpu", "cuda")
+    if on_gpu and hardware.precision == "auto":
+        torch.set_float32_matmul_precision("high")
+    reason = why_not_compiled("cuda" if on_gpu else hardware.accelerator) if hardware.compile else None
+    if reason is not None:
+        return replace(hardware, compile=False), [*notes, f"--compile: not used, it fails here: {reason}"]
+    return hardware, notes
 
 
-def _build_compared(build: Callable[[str], Objective], text: str) -> Objective:
-    try:
-        return build(text)
-    except UserError as error:
-        raise UserError(f"--compare_losses {text!r}: {str(error).removeprefix('--loss: ')}") from error.__cause__
+def _load_images(settings: Settings, console: Console) -> Images:
+    """Find the images, check their files, and read them through the cache of decoded images."""
+    data = settings.data
+    splits = load_splits(
+        data.dataset, data.data_dir, train_data=data.train_data, val_data=data.val_data, download=data.download
+    )
+    if isinstance(splits, ShardedSplits):
+        for flag, reason in unsupported_by_streams(settings):
+            raise UserError(f"{flag}: not available with --dataset webdataset: {reason}")
+    unlabeled = None if data.unlabeled_data is None else read_unlabeled(data.unlabeled_data)
+    skips_broken = data.on_bad_image == "skip"
+    checked = [images for images in (splits.train, splits.val, unlabeled) if images]
+    files = [finding for images in checked for finding in check_images(images, cache=cache_dir() / "examined")]
+    findings = check_files(files, skips_broken=skips_broken)
+    if skips_broken:
+        broken = [finding for finding in files if finding.kind == BROKEN]
+        splits = replace(splits, train=drop_broken(splits.train, broken), val=drop_broken(splits.val, broken))
+        unlabeled = unlabeled and drop_broken(unlabeled, broken)
+    # Before the images are decoded into the cache.
+    refuse(findings, strict=False)
+    cache = partial(cache_images, where=data.image_cache, console=console)
+    by_size = {
+        size: replace(
+            splits,
+            train=cache(splits.train, image_size=size, augment=data.augment),
+            val=cache(splits.val, image_size=size, augment="none"),
+        )
+        for size in {data.image_size, *settings.models.teacher_image_size}
+    }
+    if unlabeled is not None:
+        unlabeled = cache(unlabeled, image_size=data.image_size, augment=data.augment)
+    mean, std = channel_statistics(by_size[data.image_size].train, plain_view(data.image_size, data.resize))
+    return Images(by_size, unlabeled, mean, std, tuple(findings))
 
 
-def _build_network(
-    components: Components,
-    architecture: str,
-    seed: int,
-    *,
-    role: str,
-    flag: str,
-    pretrained: bool,
-    image_size: int | None = None,
-) -> Classifier:
-    pretrained_flag = f"--{role}_pretrained"
-    try:
-        with seeded(seed, "weights"):
-            classifier = build_classifier(
-                architecture,
-                classes=components.splits.classes,
-                image_size=image_size or components.settings.data.image_size,
-                resize=components.settings.data.resize,
-                mean=components.images.mean,
-                std=components.images.std,
-                pretrained=pretrained,
-                pretrained_flag=pretrained_flag,
-            )
-    except UserError as error:
-        if str(error).startswith(pretrained_flag):
-            raise
-        raise UserError(f"{flag} {architecture}: {error}") from error.__cause__
-    if components.batch_size == 1:
-        _check_single_image(classifier)
-    return classifier
+def _build_objectives(settings: Settings, num_classes: int) -> tuple[Objective, dict[str, Objective]]:
+    """Build the student's objective, and those to compare by how they are written."""
+    build = partial(
+        build_objective,
+        num_classes=num_classes,
+        temperature=settings.objective.temperature,
+        label_smoothing=settings.objective.label_smoothing,
+        soft_labels=bool(settings.data.mixup or settings.data.cutmix),
+    )
+    texts, compared = settings.objective.compare_losses, dict[str, Objective]()
+    for text in texts:
+        if text in compared:
+            raise UserError(f"--compare_losses: {text!r} is listed twice; remove one")
+        try:
+            compared[text] = build(text)
+        except UserError as error:
+            raise UserError(f"--compare_losses {text!r}: {str(error).removeprefix('--loss: ')}") from error.__cause__
+    return build(list(settings.objective.loss)), compared
 
 
 def _check_single_image(classifier: Classifier) -> None:
@@ -378,6 +361,7 @@ def _build_data(
     period: int | None = None,
     **more: Any,
 ) -> Batches:
+    """Build batches; ``more`` are options of :class:`kd.data.ImageData` that streams don't have."""
     data, splits = components.settings.data, components.images.splits[image_size]
     common: dict[str, Any] = {
         "image_size": image_size,
@@ -388,7 +372,7 @@ def _build_data(
         "seed": seed,
         "reads_labels": reads_labels,
         "period": period,
-        "left_out": functools.partial(note_skipped, components.folder) if data.on_bad_image == "skip" else None,
+        "left_out": partial(_note_skipped, components.folder) if data.on_bad_image == "skip" else None,
     }
     if isinstance(splits, ShardedSplits):
         return ShardData(splits, **common)
@@ -397,14 +381,21 @@ def _build_data(
     return ImageData(splits, on_device=on_device, **common, **more)
 
 
+def _note_skipped(folder: Path, text: str) -> None:
+    """Note an image that couldn't be decoded; data loader processes append to one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / SKIPPED_FILE).open("a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+
+
 def _with_largest_batch(components: Components) -> Components:
     """Choose the batch size by the memory that each network to be trained takes."""
-    phases, models = components.settings.phases, components.settings.models
-    networks = [build_student(components, phases.seed)]
-    if phases.train_teacher:
-        sizes = models.teacher_image_size or (components.settings.data.image_size,)
-        pairs = zip(models.teacher_model, itertools.cycle(sizes), strict=False)
-        networks += [build_teacher(components, name, phases.seed, size) for name, size in pairs]
+    settings, models = components.settings, components.settings.models
+    networks = [build_student(components, settings.phases.seed)]
+    if settings.phases.train_teacher:
+        sizes = models.teacher_image_size or (settings.data.image_size,)
+        for name, size in zip(models.teacher_model, itertools.cycle(sizes), strict=False):
+            networks.append(build_network(components, "teacher", name, settings.phases.seed, image_size=size))
     device = torch.device("cuda" if components.hardware.accelerator in ("gpu", "cuda") else "cpu")
     # At most half of a small data set, so that an epoch has more than one step.
     most = min(_LARGEST_BATCH, max(2, len(components.splits.train) // 2))

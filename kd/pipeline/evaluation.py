@@ -1,11 +1,13 @@
-"""Measuring a checkpoint on the images of a folder."""
+"""Measuring networks: the accuracy of a checkpoint on a folder of images, and the cost of running each network."""
 
 from pathlib import Path
+from typing import Any
 
 from kd.data import ImageData, Splits, match_classes, validation_images
 from kd.errors import UserError
-from kd.models import load_classifier
+from kd.models import load_classifier, measure_cost
 from kd.pipeline.components import default_workers
+from kd.pipeline.runner import Experiment
 from kd.training import Hardware, PredictionRecorder, evaluate
 
 
@@ -61,3 +63,28 @@ def evaluate_checkpoint(
     return evaluate(
         classifier, data, hardware=chosen, predictions=None if keep is None else PredictionRecorder(keep)
     ) | {"images": float(len(images))}
+
+
+def measure_costs(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Measure the network of each phase once: parameters, multiply-adds, latency and throughput on this machine.
+
+    Returns:
+        The result of :func:`kd.models.measure_cost` by phase; phases without a checkpoint are left out.
+    """
+    costs: dict[str, dict[str, Any]] = {}
+    by_network: dict[tuple[str, int], dict[str, Any]] = {}
+    for phase, (record, *_) in experiment.runs.items():
+        # The students of compared objectives are one network, which another phase may have too.
+        is_repeated = phase == "compared" and {"baseline", "distilled"} & experiment.runs.keys()
+        if is_repeated or not record.get("checkpoint"):
+            continue
+        try:
+            classifier = load_classifier(record["checkpoint"], architecture=record["model"])
+        except UserError:
+            # The checkpoint of an earlier run may have been removed since.
+            continue
+        network = (record["model"], classifier.description.image_size)
+        if network not in by_network:
+            by_network[network] = measure_cost(classifier)
+        costs[phase] = by_network[network]
+    return costs

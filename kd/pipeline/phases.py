@@ -1,109 +1,195 @@
-"""One function per phase. Each builds a module from plain values and trains it."""
+"""One function per phase: each builds a module from the experiment's parts and trains it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-from torch import Tensor
+from rich.console import Console
 
-from kd.data import Batches, Mixing
+from kd.data import Batches, ImageData
 from kd.losses import Objective, build_objective
-from kd.models import Classifier, Ensemble
-from kd.randomness import seeded
+from kd.models import Classifier, Ensemble, load_classifier
+from kd.pipeline.caches import logit_store
+from kd.pipeline.components import (
+    Components,
+    build_network,
+    build_recipe,
+    build_student,
+    student_data,
+    teacher_data,
+)
+from kd.pipeline.preparation import Prepared
+from kd.pipeline.run_store import Record, slug
+from kd.pipeline.runner import Runner
+from kd.pipeline.teachers import Teacher, combine, measure_teacher, teacher_phase
 from kd.teachers import FrozenTeacher, LogitStore
-from kd.training import ClassifierModule, DistillationModule, Recipe, Run, train
+from kd.training import ClassifierModule, DistillationModule
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A network that teaches: a teacher, several as one, or an assistant.
+def provide_teacher(runner: Runner, prepared: Prepared) -> Teacher | None:
+    """Train the teachers or take those that were found, measure them, and combine several.
 
-    Args:
-        network: The network.
-        checkpoints: The files that its weights come from; none with ``--fast_dev_run``.
-        accuracy: Its accuracy on the student's validation images, in [0, 1].
-        predictions: The file of its logits for each validation image, or ``None``.
-        decisions: Its predicted classes, ``(N,)``, in the order of the validation images, or ``None``.
+    Returns:
+        The teacher, or ``None`` if no student needs it.
+
+    Raises:
+        UserError: If one is no better than chance.
     """
+    components, runs = runner.components, runner.experiment.runs
+    teachers = [train_teacher(runner, network, seed) for seed, network in prepared.untrained]
+    teachers += [(str(found.checkpoint), network) for found, network in prepared.found]
+    if not teachers or not (components.distills or len(teachers) > 1):
+        return None
+    measured = []
+    for index, (checkpoint, network) in enumerate(teachers):
+        phase, checkpoints = teacher_phase(components, network), [checkpoint] if checkpoint else []
+        teacher = measure_teacher(components, runner.console, "teacher", network, phase=phase, checkpoints=checkpoints)
+        measured.append(teacher)
+        if prepared.found:
+            earlier = {"seed": None} | prepared.found[index][0].record
+            runs.setdefault(phase, []).append(earlier | _record_of(teacher, phase) | {"checkpoint": checkpoint})
+        elif network.description.image_size != components.settings.data.image_size:
+            # Its run measured it on its own views.
+            record = next(record for record in runs[phase] if record["checkpoint"] == checkpoint)
+            record |= {"val_acc": teacher.accuracy, "best_val_acc": teacher.accuracy}
+    if len(teachers) == 1:
+        return measured[0]
+    ensemble = measure_teacher(
+        components,
+        runner.console,
+        "ensemble",
+        combine([network for _, network in teachers], components.settings),
+        phase="teacher",
+        checkpoints=[checkpoint for checkpoint, _ in teachers if checkpoint],
+    )
+    runs["teacher"] = [_record_of(ensemble, "teacher") | {"seed": None, "checkpoint": None}]
+    return ensemble
 
-    network: Classifier | Ensemble
-    checkpoints: tuple[str, ...]
-    accuracy: float
-    predictions: str | None = None
-    decisions: Tensor | None = None
+
+def train_teacher(runner: Runner, network: Classifier, seed: int) -> tuple[str | None, Classifier]:
+    """Train a teacher on the labels; return its best checkpoint and the network in it."""
+    components, settings = runner.components, runner.components.settings
+    recipe = build_recipe(settings)
+    module = ClassifierModule(
+        network,
+        objective=build_objective("ce", label_smoothing=settings.objective.teacher_label_smoothing),
+        recipe=replace(recipe, learning_rate=settings.optimization.teacher_learning_rate or recipe.learning_rate),
+        seed=seed,
+    )
+    data = teacher_data(components, seed, network.description.image_size)
+    record = runner.run(teacher_phase(components, network), module, data)
+    return record["checkpoint"], _best_network(record, network)
 
 
-RunOptions = dict[str, Any]
-"""Keyword arguments of :func:`kd.training.train`: folder, hardware, epochs, loggers, how to resume, ..."""
-
-
-def train_teacher(
-    network: Classifier, data: Batches, *, recipe: Recipe, label_smoothing: float, seed: int, options: RunOptions
-) -> Run:
-    """Train a teacher on the labels."""
-    objective = build_objective("ce", label_smoothing=label_smoothing)
-    return train(ClassifierModule(network, objective=objective, recipe=recipe, seed=seed), data, **options)
-
-
-def train_baseline(
-    student: Classifier,
-    data: Batches,
-    *,
-    recipe: Recipe,
-    label_smoothing: float,
-    mixing: Mixing | None,
-    ema: float | None,
-    seed: int,
-    options: RunOptions,
-) -> Run:
+def train_baseline(runner: Runner, seed: int) -> None:
     """Train the student on the labels only."""
-    objective = build_objective("ce", label_smoothing=label_smoothing)
-    module = ClassifierModule(student, objective=objective, recipe=recipe, seed=seed, mixing=mixing, ema=ema)
-    return train(module, data, **options)
+    components, settings = runner.components, runner.components.settings
+    module = ClassifierModule(
+        build_student(components, seed),
+        objective=build_objective("ce", label_smoothing=settings.objective.label_smoothing),
+        recipe=build_recipe(settings),
+        seed=seed,
+        mixing=components.mixing,
+        ema=settings.optimization.ema,
+    )
+    runner.run("baseline", module, student_data(components, seed))
+
+
+def train_assistant(runner: Runner, teacher: Teacher, number: int, name: str) -> Teacher:
+    """Distill an assistant, and return it as the next teacher."""
+    components, seed = runner.components, runner.components.settings.phases.seed
+    network, phase = build_network(components, "assistant", name, seed), f"assistant/{number}-{slug(name)}"
+    record = distill(runner, phase, network, teacher, components.objective, seed)
+    checkpoints = [record["checkpoint"]] if record["checkpoint"] else []
+    network = _best_network(record, network)
+    return measure_teacher(components, runner.console, "assistant", network, phase=phase, checkpoints=checkpoints)
 
 
 def distill(
+    runner: Runner,
+    phase: str,
     student: Classifier,
-    data: Batches,
-    *,
     teacher: Teacher,
-    frozen: FrozenTeacher,
     objective: Objective,
-    recipe: Recipe,
-    mixing: Mixing | None,
-    ema: float | None,
-    open_store: Callable[[int, int], LogitStore | None] | None,
     seed: int,
-    options: RunOptions,
-) -> tuple[Run, LogitStore | None]:
+    *,
+    text: str | None = None,
+) -> Record:
     """Train a student, or an assistant, to match a teacher.
 
-    Returns:
-        The run, and the store that the teacher's logits were read from and written to, if there is one.
+    Args:
+        runner: Runs the training.
+        phase: ``distilled``, ``compared`` or ``assistant/...``.
+        student: The student.
+        teacher: The teacher.
+        objective: What the student minimizes.
+        seed: Seed of the student and of its images.
+        text: How the objective is written, if it is one of several to compare.
     """
+    components, settings = runner.components, runner.components.settings
+    compute = components.hardware.compute_for(teacher.network, trains=False)
+    runner.print_once(f"{teacher.network.description.architecture} · inference precision: {compute}")
+    data = student_data(components, seed, objective)
     module = DistillationModule(
-        teacher=frozen,
+        teacher=FrozenTeacher(teacher.network, compute=compute, compiled=components.hardware.compile),
         student=student,
         objective=objective,
-        recipe=recipe,
+        recipe=build_recipe(settings),
         seed=seed,
         teacher_acc=teacher.accuracy,
         teacher_decisions=teacher.decisions,
-        mixing=mixing,
-        ema=ema,
+        mixing=components.mixing,
+        ema=settings.optimization.ema,
         has_unlabeled=data.has_unlabeled,
-        open_store=open_store,
+        open_store=_store_opener(components, teacher.network, data),
     )
-    run = train(module, data, **options)
-    return run, module.store
+    record = runner.run(phase, module, data, teacher=teacher, objective=text)
+    if module.store is not None:
+        _print_store(module.store, runner.console)
+    return record
 
 
-def try_step(teacher: Classifier | Ensemble, student: Classifier, objective: Objective) -> None:
-    """Compute an objective that reads features or gradients once on two random images, before any training.
+def _record_of(teacher: Teacher, phase: str) -> Record:
+    """Return the record of a teacher as it was measured here."""
+    return {
+        "phase": phase,
+        "model": teacher.network.description.architecture,
+        "parameters": teacher.network.count_parameters(),
+        "val_acc": teacher.accuracy,
+        "best_val_acc": teacher.accuracy,
+        "validation": teacher.predictions,
+    }
 
-    Raises:
-        UserError: If it can't be computed or differentiated.
-    """
-    if objective.feature_terms or objective.needs_gradients:
-        with seeded("rehearsal"):
-            DistillationModule(teacher=FrozenTeacher(teacher), student=student, objective=objective).rehearse()
+
+def _best_network(record: Record, network: Classifier) -> Classifier:
+    """Return the network in a run's best checkpoint; without one, the network as it was trained."""
+    checkpoint = record["checkpoint"]
+    return load_classifier(checkpoint, architecture=record["model"]) if checkpoint else network
+
+
+def _store_opener(
+    components: Components, network: Classifier | Ensemble, data: Batches
+) -> Callable[[int, int], LogitStore | None] | None:
+    # Streams may be too long to be stored.
+    if not components.writes_files or not isinstance(data, ImageData):
+        return None
+    hardware, settings = components.hardware, components.settings.data
+    return logit_store(
+        network,
+        data,
+        compute=hardware.compute_for(network, trains=False),
+        where=settings.teacher_cache,
+        devices=hardware.accelerator,
+        compiled=hardware.compile,
+        top=settings.teacher_top,
+    )
+
+
+def _print_store(store: LogitStore, console: Console) -> None:
+    if store.read_batches:
+        computed = f", {store.written_batches:,} computed" if store.written_batches else ""
+        console.print(f"teacher logits: {store.read_batches:,} batches read from the cache{computed}")
+    if store.top is not None and store.written_batches:
+        console.print(
+            f"teacher logits: the largest {store.top:,} of {store.classes:,} kept; soft targets at temperature 4 "
+            f"differ by {store.divergence:.2g} nats"
+        )

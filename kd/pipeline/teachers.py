@@ -1,15 +1,16 @@
-"""The teachers of an experiment: found among earlier runs or given, combined, and measured before they teach."""
+"""The teachers of an experiment: to be trained, found among earlier runs or given; combined and measured."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from kd.errors import UserError
 from kd.models import Classifier, Ensemble, accuracy_in
-from kd.pipeline.components import Components, build_teacher, student_data
-from kd.pipeline.phases import Teacher
+from kd.pipeline.components import Components, build_network, student_data
 from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, short_digest, slug
 from kd.preflight import Finding, check_accuracy, refuse
 from kd.settings import Settings
@@ -19,43 +20,60 @@ from kd.training import PredictionRecorder, evaluate
 _CHECKED_IMAGES = 512
 
 
-def teacher_sizes(settings: Settings) -> list[int]:
-    """Return the image size of each teacher in pixels, after refusing flags that contradict each other.
+@dataclass(frozen=True)
+class Teacher:
+    """A network that is distilled: a teacher, an ensemble of teachers, or an assistant.
+
+    Args:
+        network: The network.
+        checkpoints: The files that its weights come from; none with ``--fast_dev_run``.
+        accuracy: Its accuracy on the student's validation images, in [0, 1].
+        predictions: The file of its logits for each validation image, or ``None``.
+        decisions: Its predicted classes, ``(N,)``, in the order of the validation images, or ``None``.
+    """
+
+    network: Classifier | Ensemble
+    checkpoints: tuple[str, ...]
+    accuracy: float
+    predictions: str | None
+    decisions: Tensor | None
+
+
+def check_teacher_flags(settings: Settings) -> None:
+    """Refuse numbers of networks, checkpoints, weights and image sizes that don't agree.
 
     Raises:
-        UserError: If the numbers of networks, checkpoints, weights and sizes don't fit.
+        UserError: If they don't.
     """
-    phases, models = settings.phases, settings.models
-    if phases.train_teacher and models.teacher_checkpoint:
+    models = settings.models
+    if settings.phases.train_teacher and models.teacher_checkpoint:
         raise UserError("--train_teacher --teacher_checkpoint: the teacher is either trained or loaded; drop one flag")
     count = len(models.teacher_model)
     if not count:
         raise UserError("--teacher_model: name at least one network")
-    for flag, values, may_be_single in (
-        ("--teacher_checkpoint", models.teacher_checkpoint, False),
-        ("--teacher_weights", models.teacher_weights, False),
-        ("--teacher_image_size", models.teacher_image_size, True),
+    for name, counts in (
+        ("teacher_checkpoint", {0, count}),
+        ("teacher_weights", {0, count}),
+        ("teacher_image_size", {0, 1, count}),
     ):
-        if len(values) not in ({0, 1, count} if may_be_single else {0, count}):
+        values = getattr(models, name)
+        if len(values) not in counts:
             text = " ".join(map(str, values))
-            raise UserError(f"{flag} {text}: {len(values)} given, but --teacher_model names {count}; give one for each")
+            raise UserError(
+                f"--{name} {text}: {len(values)} given, but --teacher_model names {count}; give one for each"
+            )
     if models.teacher_weights and not sum(models.teacher_weights) > 0:
         raise UserError("--teacher_weights: at least one weight must be positive")
-    sizes = list(models.teacher_image_size or [settings.data.image_size])
-    return sizes * count if len(sizes) == 1 else sizes
 
 
-def teacher_seeds(settings: Settings) -> list[int]:
-    """Return the seed of each teacher: if a network is named again, its seed is the next one."""
-    names = settings.models.teacher_model
-    return [settings.phases.seed + names[:index].count(name) for index, name in enumerate(names)]
-
-
-def untrained_teachers(components: Components) -> list[Classifier]:
-    """Build the teachers that ``--train_teacher`` trains."""
-    settings = components.settings
-    triples = zip(settings.models.teacher_model, teacher_seeds(settings), teacher_sizes(settings), strict=True)
-    return [build_teacher(components, name, seed, size) for name, seed, size in triples]
+def untrained_teachers(components: Components) -> list[tuple[int, Classifier]]:
+    """Build the teachers that ``--train_teacher`` trains, with their seeds: a network named again has the next one."""
+    settings, names = components.settings, components.settings.models.teacher_model
+    seeds = [settings.phases.seed + names[:index].count(name) for index, name in enumerate(names)]
+    return [
+        (seed, build_network(components, "teacher", name, seed, image_size=size))
+        for seed, (name, size) in zip(seeds, _names_and_sizes(settings), strict=True)
+    ]
 
 
 def trained_teachers(components: Components) -> list[tuple[FoundTeacher, Classifier]]:
@@ -64,27 +82,25 @@ def trained_teachers(components: Components) -> list[tuple[FoundTeacher, Classif
     Raises:
         UserError: If one isn't found, or doesn't fit the data.
     """
-    settings, splits = components.settings, components.splits
-    models = settings.models
-    kinds = list(zip(models.teacher_model, teacher_sizes(settings), strict=True))
-    found: list[FoundTeacher] = [given_teacher(path) for path in models.teacher_checkpoint]
-    for name, size in kinds[len(found) :]:
-        root = components.folder.parent
-        found.append(
-            find_teacher(root, components.folder, data=splits.name, model=name, image_size=size, besides=found)
-        )
-    if not models.teacher_checkpoint:
+    splits, kinds = components.splits, _names_and_sizes(components.settings)
+    found = [given_teacher(path) for path in components.settings.models.teacher_checkpoint]
+    if not found:
+        root, folder = components.folder.parent, components.folder
+        for name, size in kinds:
+            found.append(find_teacher(root, folder, data=splits.name, model=name, image_size=size, besides=found))
         # Networks that are named several times keep the order of their seeds, so that each keeps its weight.
         for kind in set(kinds):
             places = [index for index, other in enumerate(kinds) if other == kind]
-            by_seed = sorted((found[index] for index in places), key=lambda teacher: teacher.seed)
+            by_seed = sorted((found[index] for index in places), key=lambda teacher: int(teacher.record["seed"]))
             for index, teacher in zip(places, by_seed, strict=True):
                 found[index] = teacher
-    loaded = [
-        load_teacher(teacher.checkpoint, model=name, classes=splits.classes, data=splits.name, image_size=size)
+    return [
+        (
+            teacher,
+            load_teacher(teacher.checkpoint, model=name, classes=splits.classes, data=splits.name, image_size=size),
+        )
         for teacher, (name, size) in zip(found, kinds, strict=True)
     ]
-    return list(zip(found, loaded, strict=True))
 
 
 def combine(teachers: Sequence[Classifier], settings: Settings) -> Classifier | Ensemble:
@@ -114,7 +130,7 @@ def measure_teacher(
 
     Args:
         components: The parts of the experiment.
-        console: Where the accuracy is printed.
+        console: Where accuracy and findings are printed.
         role: ``teacher``, ``assistant`` or ``ensemble``.
         network: The network.
         phase: The phase that trained it.
@@ -123,24 +139,9 @@ def measure_teacher(
     Raises:
         UserError: If it is no better than chance, and ``--allow_weak_teacher`` isn't set.
     """
-    # On all images, whatever --limit_val_batches: the first batches hold the first classes only.
-    hardware = replace(components.hardware, limit_val_batches=1.0)
-    # As it will teach: an ensemble resizes the images for each member.
-    ensemble = network if isinstance(network, Ensemble) else Ensemble([network])
     path = components.folder / "predictions" / f"{slug(phase)}-{short_digest(chr(0).join(checkpoints))}.npz"
-    recorder = PredictionRecorder(path if components.is_saved else None)
-    data = student_data(components, components.settings.phases.seed)
-    accuracy = evaluate(ensemble, data, hardware=hardware, predictions=recorder)["val/acc"]
-    console.print(f"{role} {network.description.architecture} · validation accuracy {accuracy:.1%}")
-    findings = []
-    if len(checkpoints) == 1 and components.is_saved:
-        findings = check_accuracy(
-            said=accuracy_in(Path(checkpoints[0])),
-            measured=accuracy,
-            images=len(components.splits.val),
-            whose=f"the {role}",
-        )
-    _judge(components, console, role, accuracy, findings)
+    recorder = PredictionRecorder(path if components.writes_files else None)
+    accuracy, _ = _measure(components, console, role, network, checkpoints, recorder=recorder)
     predictions = None if recorder.path is None else str(recorder.path)
     return Teacher(network, tuple(checkpoints), accuracy, predictions, recorder.decisions)
 
@@ -148,44 +149,60 @@ def measure_teacher(
 def check_teachers(
     components: Components, console: Console, teachers: Sequence[tuple[FoundTeacher, Classifier]]
 ) -> list[Finding]:
-    """Measure trained teachers on the first validation images, and compare with what their checkpoints record.
+    """Measure trained teachers on some validation images, and compare with the accuracy that their checkpoints record.
 
     Raises:
         UserError: If one is no better than chance, and ``--allow_weak_teacher`` isn't set.
     """
-    findings: list[Finding] = []
-    batches = -(-_CHECKED_IMAGES // components.batch_size)
-    hardware = replace(components.hardware, limit_val_batches=batches)
-    images = min(len(components.splits.val), batches * components.batch_size)
-    for found, teacher in teachers:
-        data = student_data(components, components.settings.phases.seed)
-        accuracy = evaluate(Ensemble([teacher]), data, hardware=hardware)["val/acc"]
-        name = f"the teacher {teacher.description.architecture}"
-        console.print(
-            f"teacher {teacher.description.architecture} · accuracy {accuracy:.1%} on {images:,} validation images"
-        )
-        recorded = accuracy_in(found.checkpoint)
-        accuracy_findings = check_accuracy(said=recorded, measured=accuracy, images=images, whose=name)
-        findings += _judge(components, console, "teacher", accuracy, accuracy_findings)
+    batches, findings = math.ceil(_CHECKED_IMAGES / components.batch_size), list[Finding]()
+    for found, network in teachers:
+        findings += _measure(components, console, "teacher", network, [str(found.checkpoint)], batches=batches)[1]
     return findings
 
 
-def _judge(
-    components: Components, console: Console, role: str, accuracy: float, findings: Sequence[Finding]
-) -> list[Finding]:
-    """Print findings about a teacher, refuse one that is no better than chance, and return all findings."""
-    settings, labels = components.settings, components.splits.val.labels
+def _measure(
+    components: Components,
+    console: Console,
+    role: str,
+    network: Classifier | Ensemble,
+    checkpoints: Sequence[str],
+    *,
+    batches: int | None = None,
+    recorder: PredictionRecorder | None = None,
+) -> tuple[float, list[Finding]]:
+    """Return a teacher's accuracy on the student's views, on all of them unless ``batches`` is set, and findings."""
+    settings, name, labels = components.settings, network.description.architecture, components.splits.val.labels
+    # Whatever --limit_val_batches is.
+    hardware = replace(components.hardware, limit_val_batches=batches or 1.0)
+    # An ensemble resizes the views for each member.
+    ensemble = network if isinstance(network, Ensemble) else Ensemble([network])
+    data = student_data(components, settings.phases.seed)
+    accuracy = evaluate(ensemble, data, hardware=hardware, predictions=recorder)["val/acc"]
+    images = len(labels) if batches is None else min(len(labels), batches * components.batch_size)
+    console.print(
+        f"{role} {name} · validation accuracy {accuracy:.1%}{'' if batches is None else f' on {images:,} images'}"
+    )
+    findings: list[Finding] = []
+    if len(checkpoints) == 1 and components.writes_files:
+        recorded = accuracy_in(Path(checkpoints[0]))
+        findings = check_accuracy(said=recorded, measured=accuracy, images=images, whose=f"the {role} {name}")
     for finding in findings:
         console.print(str(finding))
     refuse(findings, strict=settings.phases.strict)
-    if not is_no_better_than_chance(accuracy, labels):
-        return [*findings]
-    text = (
-        f"the {role}'s accuracy of {accuracy:.1%} is no better than chance: always predicting the most frequent class "
-        f"gives {majority_share(labels):.1%}"
-    )
-    if not (settings.machine.fast_dev_run or settings.phases.allow_weak_teacher):
-        raise UserError(f"{text}; train it longer, or distill it nevertheless with --allow_weak_teacher")
-    weak = Finding("warning", f"{text}.")
-    console.print(str(weak))
-    return [*findings, weak]
+    if is_no_better_than_chance(accuracy, labels, images=images):
+        text = (
+            f"the {role}'s accuracy of {accuracy:.1%} is no better than chance: always predicting the most frequent "
+            f"class gives {majority_share(labels):.1%}"
+        )
+        if not (settings.machine.fast_dev_run or settings.phases.allow_weak_teacher):
+            raise UserError(f"{text}; train it longer, or distill it nevertheless with --allow_weak_teacher")
+        findings.append(Finding("warning", text))
+        console.print(str(findings[-1]))
+    return accuracy, findings
+
+
+def _names_and_sizes(settings: Settings) -> list[tuple[str, int]]:
+    """Return the network and the image size in pixels of each teacher."""
+    names = settings.models.teacher_model
+    sizes = list(settings.models.teacher_image_size or [settings.data.image_size])
+    return list(zip(names, sizes * len(names) if len(sizes) == 1 else sizes, strict=True))

@@ -1,4 +1,4 @@
-"""The teacher: right by construction, whatever is done to the module that asks it."""
+"""A frozen teacher, which training can't change."""
 
 import copy
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from kd.models.ensemble import resized
 
 
 class FrozenTeacher:
-    """A classifier, or several that answer as one, that only answers: in evaluation mode, without gradients.
+    """A classifier or an ensemble for inference only: in evaluation mode, without gradients to its weights.
 
-    It is a plain value and no ``torch.nn.Module``, so that a module that holds it does not register it: it is in no
-    checkpoint, no optimizer, no parameter count and no bucket of DDP, and ``.train()`` can't reach it. The network is
-    copied, so that nothing else that holds it can change the teacher, and a network may teach a copy of itself.
+    It isn't a ``torch.nn.Module``, so that a module that holds it doesn't register it: it is in no checkpoint, no
+    optimizer, no parameter count and no DDP bucket, and ``.train()`` doesn't reach it. The network is copied: nothing
+    that is done to the original changes the teacher, and a network may teach a copy of itself.
 
     Args:
-        network: The network that was trained.
-        compute: How it computes; ``None``: in the precision of the run that asks.
-        compiled: Whether its network is compiled, where its logits alone are asked for.
+        network: The trained network.
+        compute: Inference precision and memory layout; ``None``: those of the training.
+        compiled: Whether the network is compiled where only its logits are needed.
     """
 
     def __init__(
@@ -37,91 +37,89 @@ class FrozenTeacher:
             self._network.to(memory_format=torch.channels_last)
         if compiled:
             self._network.compile()
-        self._gives_gradients = False
+        self._computes_gradients = False
         self._reader: FeatureReader | None = None
         self.description = network.description
 
     def survey(self) -> Survey:
-        """List the nodes of its network.
+        """List the nodes of the network.
 
         Raises:
-            UserError: If it is several networks, or its features can't be read.
+            UserError: If it is an ensemble, or its features can't be read.
         """
         return survey(self._only_member)
 
-    def giving(self, *, nodes: Sequence[str] = (), gradients: bool = False) -> "FrozenTeacher":
-        """Return the same teacher, the network shared, that gives more than its logits.
+    def with_outputs(self, *, nodes: Sequence[str] = (), gradients: bool = False) -> "FrozenTeacher":
+        """Return a teacher with the same network that outputs more than logits.
 
         Args:
-            nodes: Nodes whose features it gives.
-            gradients: Whether it gives the gradients to the images.
+            nodes: Nodes of the network whose features are output.
+            gradients: Whether to output the gradients of the top logit with respect to the images.
 
         Raises:
-            UserError: If it is several networks, or its features can't be read.
+            UserError: If it is an ensemble, or its features can't be read.
         """
         teacher = copy.copy(self)
-        teacher._gives_gradients = gradients  # noqa: SLF001 (its own copy)
+        teacher._computes_gradients = gradients  # noqa: SLF001 (its own copy)
         teacher._reader = FeatureReader(self._only_member, nodes) if nodes else None  # noqa: SLF001
         return teacher
 
     @property
     def _only_member(self) -> Classifier:
-        if len(self._network.members) > 1:
+        members = self._network.members
+        if len(members) > 1:
             raise UserError(
-                f"--loss: features are compared with those of one teacher, and these are {len(self._network.members)}: "
-                f"{self.description.architecture}"
+                f"--loss: features are compared with those of one teacher, not of {len(members)}: "
+                f"{self.description.architecture}; name a single --teacher_model"
             )
-        return self._network.members[0]
+        return members[0]
 
     def to(self, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to the device and the precision that the student is in."""
+        """Move to the student's device and precision."""
         self._network.to(device=device, dtype=dtype)
         if self._reader is not None:
             self._reader.to(device=device, dtype=dtype)
 
     def __call__(self, images: Tensor) -> Outputs:
-        """Answer a batch.
+        """Compute the outputs for a batch, without a graph.
 
-        Args:
-            images: ``(B, 3, S, S)`` in [0, 1]: the very tensor that the student sees.
-
-        Returns:
-            Its logits ``(B, C)``, and its features and its gradients ``(B, 3, S, S)`` where it gives them. Nothing
-            of it carries a gradient.
+        Shape:
+            - images: ``(B, 3, S, S)`` in [0, 1], the student's.
+            - logits of the returned outputs: ``(B, C)``; gradients: ``(B, 3, S, S)`` or ``None``.
         """
-        if self._gives_gradients:
+        if self._computes_gradients:
             images = images.detach().requires_grad_()
         # Not inference_mode: its tensors can't take part in the student's backward pass.
-        with torch.set_grad_enabled(self._gives_gradients), self._precision(images.device):
+        with torch.set_grad_enabled(self._computes_gradients), self._precision(images.device):
             if self._reader is None:
                 logits, features = self._network(images), dict[str, Tensor]()
             else:
                 logits, features = self._reader(resized(images, self.description.image_size))
         gradients = None
-        if self._gives_gradients:
+        if self._computes_gradients:
             top = logits.gather(1, logits.argmax(dim=1, keepdim=True))
             (gradients,) = torch.autograd.grad(top.sum(), images)
-        detached = {node: one.detach() for node, one in features.items()}
+        detached = {node: feature.detach() for node, feature in features.items()}
         return Outputs(logits=logits.detach(), features=detached, gradients=gradients)
 
     def decisions(self, images: Tensor) -> Tensor:
-        """Return the classes ``(B,)`` that it decides for."""
+        """Return the predicted classes ``(B,)``."""
         with torch.no_grad(), self._precision(images.device):
             decisions: Tensor = self._network(images).argmax(dim=1)
         return decisions
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Let it compute in its own precision, whatever the student computes in."""
+        """Return a context of the teacher's own precision, whatever the student's is."""
         if self._compute is None:
             return nullcontext()
         dtype = self._compute.autocast
         return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def state(self) -> dict[str, Tensor]:
-        """Return a copy of its weights and statistics."""
+        """Return a copy of the weights and buffers, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self._network.state_dict().items()}
 
     @property
     def training(self) -> bool:
-        """Whether any part of it is in training mode; it never is."""
+        """Whether any part of the network is in training mode; always false."""
         return any(module.training for module in self._network.modules())

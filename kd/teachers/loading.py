@@ -1,4 +1,4 @@
-"""Loading a teacher, and refusing one that can't teach these classes."""
+"""Loading a teacher, and checking its classes and its accuracy."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,18 +14,17 @@ _SIGNIFICANCE = 1e-3
 
 
 def load_teacher(path: Path, *, model: str, classes: tuple[str, ...], data: str, image_size: int) -> Classifier:
-    """Load a teacher's checkpoint, and check its classes and its image size.
+    """Load a teacher's checkpoint.
 
     Args:
         path: The checkpoint.
-        model: The network that it should hold.
+        model: Name of the network in it.
         classes: The class names of the data, in order.
         data: Name of the data set, for messages.
-        image_size: Side of the images that the teacher will get, in pixels.
+        image_size: Side of the teacher's input, in pixels.
 
     Raises:
-        UserError: If it can't be read, holds another network, its classes differ from the data's in number, names or
-            order, or it was trained on images of another size.
+        UserError: If the checkpoint can't be read, or holds another network, other classes or another image size.
     """
     classifier = load_classifier(path, architecture=model, flag="--teacher_model")
     check_classes(classifier.description.classes, classes, teacher=f"the teacher {path}", data=data)
@@ -39,13 +38,7 @@ def load_teacher(path: Path, *, model: str, classes: tuple[str, ...], data: str,
 
 
 def check_classes(classes: tuple[str, ...], expected: tuple[str, ...], *, teacher: str, data: str) -> None:
-    """Refuse a teacher whose classes differ from the data's in number, names or order.
-
-    Args:
-        classes: The teacher's class names, in order.
-        expected: The data's class names, in order.
-        teacher: What messages call the teacher.
-        data: Name of the data set, for messages.
+    """Refuse a teacher whose classes differ from the data's in number, names or order; the names are for the message.
 
     Raises:
         UserError: If they differ; the message says how.
@@ -53,14 +46,12 @@ def check_classes(classes: tuple[str, ...], expected: tuple[str, ...], *, teache
     if classes == expected:
         return
     if len(classes) != len(expected):
-        difference = (
-            f"it has {len(classes)} classes ({_shorten(classes)}), {data} has {len(expected)} ({_shorten(expected)})"
-        )
+        names = _shorten(classes), _shorten(expected)
+        difference = f"it has {len(classes)} classes ({names[0]}), {data} has {len(expected)} ({names[1]})"
     elif set(classes) == set(expected):
-        first = next(index for index, pair in enumerate(zip(classes, expected, strict=True)) if pair[0] != pair[1])
-        difference = (
-            f"the order differs: class {first} is {classes[first]!r} for the teacher and {expected[first]!r} in {data}"
-        )
+        index = next(index for index, name in enumerate(classes) if name != expected[index])
+        names = classes[index], expected[index]
+        difference = f"the order differs: class {index} is {names[0]!r} for the teacher and {names[1]!r} in {data}"
     else:
         extra, missing = (sorted(names) for names in (set(classes) - set(expected), set(expected) - set(classes)))
         difference = f"only the teacher has {_shorten(extra)}; only {data} has {_shorten(missing)}"
@@ -72,20 +63,19 @@ def majority_share(labels: Sequence[int]) -> float:
     return max(Counter(labels).values()) / len(labels)
 
 
-def is_no_better_than_chance(accuracy: float, labels: Sequence[int]) -> bool:
+def is_no_better_than_chance(accuracy: float, labels: Sequence[int], *, images: int | None = None) -> bool:
     """Return whether an accuracy could be that of always predicting the most frequent class.
 
-    One-sided binomial test at a significance level of 0.001. A classifier without errors always passes, however few
-    the images are.
+    One-sided binomial test at a significance level of 0.001. A classifier without errors always passes.
 
     Args:
         accuracy: Measured accuracy, in [0, 1].
-        labels: The labels that it was measured on.
+        labels: The labels of the validation images.
+        images: Number of images that it was measured on; ``None``: all of them.
     """
-    correct = round(accuracy * len(labels))
-    if correct == len(labels):
-        return False
-    return bool(binom.sf(correct - 1, len(labels), majority_share(labels)) > _SIGNIFICANCE)
+    count = len(labels) if images is None else images
+    correct = round(accuracy * count)
+    return correct < count and bool(binom.sf(correct - 1, count, majority_share(labels)) > _SIGNIFICANCE)
 
 
 def _shorten(names: Sequence[str]) -> str:

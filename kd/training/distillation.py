@@ -78,7 +78,7 @@ class DistillationModule(ClassifierModule):
             adapter for term in objective.feature_terms for adapter in term.adapters if adapter is not None
         )
         self._reader = FeatureReader(student, student_nodes) if student_nodes else None
-        self.teacher = teacher.giving(nodes=teacher_nodes, gradients=objective.needs_gradients)
+        self.teacher = teacher.with_outputs(nodes=teacher_nodes, gradients=objective.needs_gradients)
         is_storable = mixing is None and not (teacher_nodes or objective.needs_gradients)
         self._open_store = open_store if is_storable else None
         self.store: LogitStore | None = None

@@ -11,7 +11,7 @@ import torch
 from kd.console import make_console
 from kd.data import read_splits
 from kd.errors import UserError
-from kd.pipeline.caches import store_images
+from kd.pipeline.caches import cache_images
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run, weights
 
@@ -194,6 +194,6 @@ def test_a_run_that_can_keep_no_store_says_why(
     monkeypatch.setenv("KD_CACHE", str(in_the_way / "cache"))
     train = read_splits(make_folder()).train
     said = io.StringIO()
-    stored = store_images(train, image_size=16, augment="crop", where="auto", console=make_console(file=said))
+    stored = cache_images(train, image_size=16, augment="crop", where="auto", console=make_console(file=said))
     assert stored is train
     assert said.getvalue().startswith("note: decoded images aren't cached, each is decoded in every epoch: can't write")

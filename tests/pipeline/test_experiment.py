@@ -270,7 +270,7 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--teacher_model", "--teacher_model"),
         (
             "--ema 0.9 --precision bf16-true",
-            "--ema --precision bf16-true: an average of weights doesn't move in half precision",
+            "--ema --precision bf16-true: half precision is too coarse for an average of weights",
         ),
         ("--dataset mnits", r"there is no data set 'mnits'; did you mean 'mnist'\?"),
     ],

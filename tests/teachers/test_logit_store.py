@@ -108,7 +108,7 @@ def test_the_largest_logits_are_kept_and_their_probabilities_with_them(tmp_path:
     # What is lost at a temperature of 4, by numpy.
     exact, kept = (np.exp(one.numpy() / 4) for one in (logits, told))
     exact, kept = (one / one.sum(axis=1, keepdims=True) for one in (exact, kept))
-    assert store.lost == pytest.approx((exact * np.log(exact / kept)).sum(axis=1).mean(), rel=1e-4)
+    assert store.divergence == pytest.approx((exact * np.log(exact / kept)).sum(axis=1).mean(), rel=1e-4)
 
 
 def test_what_is_kept_of_the_logits_takes_its_own_room(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_several_teachers_answer_but_have_no_features() -> None:
     images = torch.rand(2, 3, SIZE, SIZE)
     torch.testing.assert_close(one.teacher_outputs(images).logits, ensemble.eval()(images))
     one.rehearse()
-    with pytest.raises(UserError, match=r"features are compared with those of one teacher, and these are 2: convnet"):
+    with pytest.raises(UserError, match=r"features are compared with those of one teacher, not of 2: convnet"):
         DistillationModule(teacher=FrozenTeacher(ensemble), student=network(STUDENT), objective=build_objective("hint"))
 
 

@@ -1,0 +1,172 @@
+"""Everything about an experiment that can be checked before its first step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rich.console import Console
+
+from kd import preflight
+from kd.errors import UserError
+from kd.models import Classifier, Ensemble
+from kd.pipeline.components import Components, build_components, build_network, build_student, student_data
+from kd.pipeline.run_store import FoundTeacher
+from kd.pipeline.teachers import check_teacher_flags, combine, trained_teachers, untrained_teachers
+from kd.preflight import Finding
+from kd.randomness import seeded
+from kd.settings import Settings
+from kd.teachers import FrozenTeacher
+from kd.training import DistillationModule, build_trainer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment that was checked.
+
+    Args:
+        components: Its parts.
+        untrained: The teachers to train, each with its seed.
+        found: The teachers that were trained before.
+        findings: Warnings and notes.
+    """
+
+    components: Components
+    untrained: list[tuple[int, Classifier]]
+    found: list[tuple[FoundTeacher, Classifier]]
+    findings: list[Finding]
+
+
+def prepare(settings: Settings, console: Console) -> Prepared:
+    """Build the parts of an experiment, print what will be trained, and find what is wrong before the first batch.
+
+    Raises:
+        UserError: For a user's mistake, or with ``--strict`` for a warning.
+    """
+    components = build_components(settings, console)
+    _check_flags(components)
+    for note in components.notes:
+        console.print(note)
+    # Hardware that Lightning doesn't support is refused here.
+    build_trainer(components.hardware, logger=False, enable_checkpointing=False)
+    seed, distills, trains_teacher = settings.phases.seed, components.distills, settings.phases.train_teacher
+    student = build_student(components, seed) if components.trains_baseline or distills else None
+    names = settings.models.assistants if distills else ()
+    assistants = [build_network(components, "assistant", name, seed) for name in names]
+    untrained = untrained_teachers(components) if trains_teacher else []
+    found = trained_teachers(components) if distills and not trains_teacher else []
+    teachers = [network for _, network in (*untrained, *found)]
+    teacher = combine(teachers, settings) if teachers else None
+    _print_networks(components, console, student=student, teacher=teacher)
+    for each, _ in found:
+        console.print(f"teacher checkpoint: {each.checkpoint}")
+    findings = [*components.images.findings, *_find_problems(components, student, teacher, teachers)]
+    for finding in findings:
+        console.print(str(finding))
+    preflight.refuse(findings, strict=settings.phases.strict)
+    if student is not None and teacher is not None and distills:
+        _try_objectives(components, console, [teacher, *assistants, student])
+    return Prepared(components, untrained, found, findings)
+
+
+def _check_flags(components: Components) -> None:
+    """Refuse flags that contradict each other."""
+    settings = components.settings
+    check_teacher_flags(settings)
+    if any(objective is components.objective and not objective.needs_teacher for objective in components.objectives):
+        raise UserError(
+            f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distill, as no term uses the "
+            "teacher; add one such as kl=0.9, or train with --baseline"
+        )
+    if settings.optimization.ema is not None and settings.machine.precision in ("bf16-true", "16-true"):
+        raise UserError(
+            f"--ema --precision {settings.machine.precision}: half precision is too coarse for an average of weights; "
+            "use bf16-mixed"
+        )
+
+
+def _print_networks(
+    components: Components, console: Console, *, student: Classifier | None, teacher: Classifier | Ensemble | None
+) -> None:
+    """Print the data, and how teacher and student are trained."""
+    settings, splits = components.settings, components.splits
+    sizes = f"{len(splits.train):,} training and {len(splits.val):,} validation images, {len(splits.classes)} classes"
+    console.print(f"data      {splits.name}: {sizes}")
+    if teacher is not None:
+        source = "trained on the labels" if settings.phases.train_teacher else "trained before"
+        console.print(f"teacher   {_described(teacher)}: {source}")
+    if student is not None:
+        trainings = ["trained on labels only"] if components.trains_baseline else []
+        if settings.phases.distill:
+            trainings.append(f"distilled with {' '.join(settings.objective.loss)}")
+        if components.compared:
+            trainings.append(f"distilled with each of {len(components.compared)} objectives")
+        seeds = f" ({settings.phases.seeds} seeds)" if settings.phases.seeds > 1 else ""
+        console.print(f"student   {_described(student)}: {', and '.join(trainings)}{seeds}")
+
+
+def _described(network: Classifier | Ensemble) -> str:
+    return f"{network.description.architecture}, {network.count_parameters():,} parameters"
+
+
+def _find_problems(
+    components: Components,
+    student: Classifier | None,
+    teacher: Classifier | Ensemble | None,
+    teachers: Sequence[Classifier],
+) -> list[Finding]:
+    """Check splits, objectives, networks, schedule, memory and disk."""
+    settings, splits = components.settings, components.splits
+    optimization, models, phases = settings.optimization, settings.models, settings.phases
+    findings = preflight.check_splits(splits, batch_size=components.batch_size)
+    findings += preflight.check_temperature(components.objectives, settings.objective.temperature)
+    if student is not None and teacher is not None and components.distills:
+        findings += preflight.check_sizes(student, teacher)
+    pretrained: dict[str, Sequence[Classifier]] = {}
+    if models.teacher_pretrained and phases.train_teacher:
+        pretrained["--teacher_pretrained"] = teachers
+    if models.student_pretrained and student is not None:
+        pretrained["--student_pretrained"] = [student]
+    findings += preflight.check_published(
+        splits, flags=list(pretrained), networks=[network for networks in pretrained.values() for network in networks]
+    )
+    if settings.machine.fast_dev_run:
+        return findings
+    findings += preflight.check_schedule(
+        batches=len(student_data(components, phases.seed).train_dataloader()),
+        accumulate=optimization.accumulate,
+        epochs=optimization.max_epochs,
+        max_steps=optimization.max_steps,
+        warmup=optimization.warmup_epochs,
+    )
+    return findings + preflight.check_room(
+        student,
+        teachers,
+        folder=components.folder,
+        batch_size=components.batch_size,
+        trains_teacher=phases.train_teacher,
+        trainings=phases.seeds * (len(components.objectives) + int(phases.baseline)) or 1,
+        on_cpu=components.hardware.accelerator == "cpu",
+    )
+
+
+def _try_objectives(components: Components, console: Console, chain: Sequence[Classifier | Ensemble]) -> None:
+    """Compute each objective that compares features or gradients once on random images, before any training.
+
+    Raises:
+        UserError: If one can't be computed or differentiated.
+    """
+    headless = [objective for objective in components.objectives if not objective.trains_head]
+    if headless:
+        terms = ", ".join(" ".join(term.name for term in objective.terms) for objective in headless)
+        console.print(
+            f"note: {terms}: no term uses the student's logits, so its last layer isn't trained; add one such as ce"
+        )
+    pairs = list(pairwise(chain))
+    # The objectives that are compared are the student's only, at the end of the chain.
+    trials = [(components.objective, *pair) for pair in (pairs if components.settings.phases.distill else pairs[:-1])]
+    trials += [(objective, *pairs[-1]) for objective in components.compared.values()]
+    for objective, teacher, student in trials:
+        assert isinstance(student, Classifier)  # noqa: S101 (for the type checker: only the first may be an ensemble)
+        if objective.feature_terms or objective.needs_gradients:
+            with seeded("rehearsal"):
+                DistillationModule(teacher=FrozenTeacher(teacher), student=student, objective=objective).rehearse()

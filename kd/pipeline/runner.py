@@ -1,0 +1,167 @@
+"""Running the trainings of an experiment: started, resumed or found finished, and recorded."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+from rich.console import Console
+
+from kd.data import Batches
+from kd.pipeline import run_store
+from kd.pipeline.components import SKIPPED_FILE, Components, settings_of_run
+from kd.pipeline.run_store import Record, slug
+from kd.pipeline.teachers import Teacher
+from kd.training import ClassifierModule, Interruption, ResumeOptions, Run, RunTensorBoard, newest_checkpoint, train
+
+OnEpoch = Callable[[int, float], object]
+
+
+@dataclass
+class Experiment:
+    """The results of an experiment.
+
+    Args:
+        folder: Where its files are.
+        data: Name of the data set.
+        runs: The records of the runs by phase, those of comparable earlier runs included.
+        kept: Whether files were written.
+        is_global_zero: Whether this process, of several, is the one that prints and writes.
+    """
+
+    folder: Path
+    data: str
+    runs: dict[str, list[Record]] = field(default_factory=dict)
+    kept: bool = True
+    is_global_zero: bool = True
+
+
+class Runner:
+    """Runs the trainings of an experiment, and collects their records.
+
+    Args:
+        components: The parts of the experiment.
+        console: Where progress is printed.
+        interruption: Whether to stop after a training.
+        on_epoch: Called after each epoch of the distilled student.
+    """
+
+    def __init__(
+        self, components: Components, console: Console, interruption: Interruption, on_epoch: OnEpoch | None
+    ) -> None:
+        self.components = components
+        self.console = console
+        self.experiment = Experiment(components.folder, components.splits.name, kept=components.writes_files)
+        self._interruption = interruption
+        self._on_epoch = on_epoch
+        self._printed = set[str]()
+
+    def print_once(self, text: str) -> None:
+        """Print a line unless it was printed before."""
+        if text not in self._printed:
+            self._printed.add(text)
+            self.console.print(text)
+
+    def run(
+        self,
+        phase: str,
+        module: ClassifierModule,
+        data: Batches,
+        *,
+        teacher: Teacher | None = None,
+        objective: str | None = None,
+    ) -> Record:
+        """Train a network, unless ``--resume`` finds its finished run, and write its record.
+
+        Args:
+            phase: Its name in the summary, and its folder: ``teacher``, ``teacher/NAME``, ``assistant/NUMBER-NAME``,
+                ``baseline``, ``distilled`` or ``compared``.
+            module: The network and how it is optimized.
+            data: The images.
+            teacher: What it is distilled from.
+            objective: How its objective is written, if it is one of several to compare.
+        """
+        components, network, seed = self.components, module.model, data.seed
+        compute = components.hardware.compute_for(network, trains=True)
+        self.print_once(f"{network.description.architecture} · training precision: {compute}")
+        recipe = settings_of_run(components, phase, network, () if teacher is None else teacher.checkpoints)
+        title, subfolder = self._title(phase, network.description.architecture, seed, objective), phase
+        if objective is not None:
+            recipe["loss"], subfolder = [objective], f"{phase}/{slug(objective)}"
+        parent, interrupted = components.folder / subfolder, None
+        if components.settings.phases.resume is not None and components.writes_files:
+            for record in run_store.finished_runs(parent, recipe, [seed]):
+                self.console.print(f"{title} · already finished: {record['folder']}")
+                self.experiment.runs.setdefault(phase, []).append(record)
+                return record
+            interrupted = run_store.find_interrupted(parent, recipe, seed=seed)
+            if interrupted is not None:
+                self.console.print(f"{title} · resuming {interrupted}")
+        folder = interrupted or run_store.next_version(parent)
+        if components.writes_files:
+            rank_zero_only(run_store.write_started)(folder, seed=seed, recipe=recipe)
+        checkpoint = None if interrupted is None else newest_checkpoint(interrupted)
+        run = self._train(subfolder, module, data, folder=folder, title=title, recipe=recipe, checkpoint=checkpoint)
+        record = asdict(run) | {
+            "history": list(run.history),
+            "data": components.splits.name,
+            "image_size": network.description.image_size,
+            "recipe": recipe,
+            "objective": objective,
+            "teacher_predictions": None if teacher is None else teacher.predictions,
+        }
+        self.experiment.runs.setdefault(phase, []).append(record)
+        if run.folder is not None:
+            rank_zero_only(run_store.write_record)(Path(run.folder), record, components.settings)
+        self._print_skipped()
+        if self._interruption.received is not None:
+            self._interruption.stop(run.folder)
+        return record
+
+    def _train(
+        self,
+        phase: str,
+        module: ClassifierModule,
+        data: Batches,
+        *,
+        folder: Path,
+        title: str,
+        recipe: Record,
+        checkpoint: Path | None,
+    ) -> Run:
+        components, settings = self.components, self.components.settings
+        optimization, is_teacher = settings.optimization, run_store.kind_of(phase) == "teacher"
+        resume = ResumeOptions(checkpoint, settings.machine.checkpoint_every, self._interruption)
+        return train(
+            module,
+            data,
+            phase=phase,
+            folder=folder if components.writes_files else None,
+            hardware=components.hardware,
+            max_epochs=(is_teacher and optimization.teacher_epochs) or optimization.max_epochs,
+            max_steps=optimization.teacher_steps if is_teacher else optimization.max_steps,
+            gradient_clip=optimization.gradient_clip,
+            accumulate=optimization.accumulate,
+            loggers=[RunTensorBoard(folder, purge_step=resume.first_step)] if components.writes_files else [],
+            hyperparameters=recipe,
+            title=title,
+            console=self.console,
+            resume=resume,
+            on_epoch=self._on_epoch if phase == "distilled" else None,
+        )
+
+    def _title(self, phase: str, architecture: str, seed: int, objective: str | None) -> str:
+        """Return the name of a run in log lines: its phase, its network, and what tells it from others."""
+        kind = phase.partition("/")[0]
+        parts = [f"{'distilled' if kind == 'compared' else kind} {architecture}", *([objective] if objective else [])]
+        if len(self.components.seeds) > 1 and kind in ("baseline", "distilled", "compared"):
+            parts.append(f"seed {seed}")
+        return " · ".join(parts)
+
+    def _print_skipped(self) -> None:
+        """Print the number of images that couldn't be decoded during training."""
+        path = self.components.folder / SKIPPED_FILE
+        if self.components.settings.data.on_bad_image == "skip" and path.is_file():
+            images = sorted(set(path.read_text(encoding="utf-8").splitlines()))
+            plural = "image" if len(images) == 1 else "images"
+            self.print_once(f"warning: {len(images):,} undecodable {plural} skipped, listed in {path}: {images[0]}")
