@@ -22,7 +22,7 @@ def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, conso
 
     Raises:
         UserError: If something in the file, or the storage, is wrong.
-        Interrupted: If the process was asked to stop.
+        Interrupted: After SIGTERM or SIGINT.
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")

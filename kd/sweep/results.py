@@ -23,14 +23,8 @@ _ORDER = ("finished", "pruned", "failed", "running", "waiting", "interrupted")
 
 
 def write_results(plan: Plan, study: optuna.Study, console: Console) -> None:
-    """Print the table of a sweep's trials, and write its files.
-
-    Args:
-        plan: The sweep.
-        study: Its trials.
-        console: Where to print.
-    """
-    # A worker that was killed between asking for a trial and starting it leaves one without parameters.
+    """Print the table of a sweep's trials, and write its files."""
+    # A trial without parameters was dropped, or its worker was killed, before it started.
     trials = [_facts(trial) for trial in study.get_trials(deepcopy=False) if trial.params]
     trials.sort(key=lambda trial: (_ORDER.index(trial["state"]), -(trial["val_acc"] or 0.0), trial["number"]))
     best = next((trial for trial in trials if trial["state"] == "finished"), None)
@@ -56,7 +50,7 @@ def write_results(plan: Plan, study: optuna.Study, console: Console) -> None:
 
 
 def _facts(trial: FrozenTrial) -> dict[str, Any]:
-    """Return a trial as it stands in ``sweep.json``."""
+    """Return a trial's entry in ``sweep.json``."""
     epochs = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
     start, end = trial.datetime_start, trial.datetime_complete
     reason = trial.user_attrs.get(REASON, "")

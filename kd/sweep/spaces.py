@@ -1,4 +1,4 @@
-"""Search spaces: what a sweep's file says about a setting, as Optuna's distributions."""
+"""Search spaces: the part of a sweep's file below ``sweep``, as Optuna's distributions."""
 
 import json
 import typing
@@ -38,7 +38,7 @@ def read_space(name: object, space: object, *, origin: str) -> dict[str, BaseDis
     Raises:
         UserError: If there is no such setting, it can't be searched, or the space is not legal.
     """
-    if not isinstance(name, str) or name not in SETTINGS:
+    if name not in SETTINGS:
         raise UserError(f"{origin}: unknown setting{suggestion(str(name), SETTINGS)}")
     if name not in searchable_settings():
         raise UserError(f"{origin}: can't be searched: all trials share one teacher, the images and the machine")
@@ -47,26 +47,23 @@ def read_space(name: object, space: object, *, origin: str) -> dict[str, BaseDis
         if not searched:
             raise UserError(f"{origin}: no weight is searched; give one of them a range, such as {{low: 0, high: 1}}")
         return {f"loss.{term}": _read(weight, float, f"{origin}, key {term!r}") for term, weight in searched.items()}
-    return {name: _read(space, _number_type(name), origin)}
+    return {str(name): _read(space, _number_type(str(name)), origin)}
 
 
 def examples_of(distribution: BaseDistribution) -> list[Any]:
     """Return values to validate before anything runs: all choices, or both ends of a range."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    return [distribution.low, distribution.high]  # type: ignore[attr-defined]
+    facts = vars(distribution)
+    return list(facts["choices"]) if "choices" in facts else [facts["low"], facts["high"]]
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:  # noqa: ANN401 (a setting's value)
     """Draw a value for a trial."""
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    limits = {"low": distribution.low, "high": distribution.high, "log": distribution.log, "step": distribution.step}  # type: ignore[attr-defined]
-    return (
-        trial.suggest_int(name, **limits)
-        if isinstance(distribution, IntDistribution)
-        else trial.suggest_float(name, **limits)
-    )
+    draws: dict[type, Any] = {
+        CategoricalDistribution: trial.suggest_categorical,
+        FloatDistribution: trial.suggest_float,
+        IntDistribution: trial.suggest_int,
+    }
+    return draws[type(distribution)](name, **vars(distribution))
 
 
 def to_settings(parameters: Mapping[str, Any], searched: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +71,7 @@ def to_settings(parameters: Mapping[str, Any], searched: Mapping[str, Any]) -> d
 
     Args:
         parameters: Values by the names of the distributions.
-        searched: The spaces as they stand in the file, which hold the objective's fixed weights.
+        searched: The spaces as in the file, which hold the objective's fixed weights.
 
     Example:
         >>> to_settings({"loss.ce": 0.5, "assistants": '["resnet18"]'}, {"loss": {"ce": [0, 0.5], "kl": 0.9}})
@@ -86,7 +83,7 @@ def to_settings(parameters: Mapping[str, Any], searched: Mapping[str, Any]) -> d
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error of pydantic or Optuna says about a mistake."""
+    """Return the reason in an error of pydantic, with the key, or of Optuna."""
     if not isinstance(error, ValidationError):
         return str(error)
     mistake = error.errors()[-1]
@@ -130,7 +127,7 @@ def _decode(choice: object) -> object:
 
 
 def _number_type(name: str) -> type | None:
-    """Return whether a setting holds a float or an int; ``None`` if it holds no number, or several."""
+    """Return whether a setting is a float or an int; ``None`` if it is neither, or several numbers."""
     declared = field_type(name)
     kinds = () if typing.get_origin(declared) is tuple else typing.get_args(declared) or (declared,)
     return next((kind for kind in (float, int) if kind in kinds), None)

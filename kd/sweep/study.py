@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,11 +22,7 @@ _MAX_RETRY = 2
 
 
 class SeededTPESampler(optuna.samplers.TPESampler):
-    """TPE with a random seed for each trial: a draw depends on the trial's number, not on the worker that makes it.
-
-    Args:
-        seed: Random seed of the search.
-    """
+    """TPE with a random seed for each trial: a draw depends on the trial's number, not on the worker."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -39,10 +36,6 @@ class SeededTPESampler(optuna.samplers.TPESampler):
 
 def open_study(plan: Plan, storage: str | None = None) -> optuna.Study:
     """Open the study of a sweep, or create it.
-
-    Args:
-        plan: The sweep.
-        storage: URL of a database, or path of a journal file; ``None``: SQLite in the sweep's folder.
 
     Raises:
         UserError: If the storage can't be opened, or holds a sweep of this name with another definition.
@@ -70,6 +63,17 @@ def open_study(plan: Plan, storage: str | None = None) -> optuna.Study:
         )
     study.set_user_attr(_DEFINITION, new)
     return study
+
+
+def has_heartbeat(study: optuna.Study) -> bool:
+    """Return whether workers tell the study's storage that they are alive."""
+    return is_heartbeat_enabled(study._storage)  # noqa: SLF001 (there is no public way)
+
+
+def fail_lost_trials(study: optuna.Study) -> None:
+    """Fail the trials of workers without a heartbeat, which adds them again to be retried."""
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        optuna.storages.fail_stale_trials(study)
 
 
 def _open_storage(plan: Plan, storage: str | None) -> BaseStorage:

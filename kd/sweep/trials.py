@@ -1,15 +1,17 @@
-"""One worker of a sweep: determine the teacher, then run trials until enough are finished."""
+"""One worker of a sweep: it determines the teacher, then runs trials until enough are finished."""
 
+import math
 import re
 import statistics
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
@@ -20,23 +22,24 @@ from kd.report import summarize, write_summary
 from kd.settings import Settings
 from kd.sweep.plan import Plan
 from kd.sweep.spaces import suggest
-from kd.sweep.study import open_study
+from kd.sweep.study import fail_lost_trials, has_heartbeat, open_study
 
 REASON = "reason"
 """Attribute of a trial: why it stopped early."""
 _TEACHERS = "teachers"
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_POLL_SECONDS = 1.0
+
+
+class _SurplusTrial(Exception):  # noqa: N818 (not an error)
+    """Two workers started a trial when a single one was left; that with the higher number is dropped."""
 
 
 def prepare(plan: Plan, storage: str | None, console: Console) -> optuna.Study:
-    """Check everything that can be wrong, open the study, and let one worker train or find the teacher.
-
-    Args:
-        plan: The sweep.
-        storage: As for :func:`kd.sweep.study.open_study`.
-        console: Where to print.
+    """Check the settings of all trials, open the study, and let one worker train or find the teacher.
 
     Raises:
-        UserError: If something is wrong.
+        UserError: If settings, storage or teacher are wrong.
     """
     quiet = Console(quiet=True)
     for number, parameters in enumerate(plan.examples()):
@@ -84,17 +87,22 @@ def trial_settings(plan: Plan, study: optuna.Study, parameters: Mapping[str, Any
 
 
 def run_trials(plan: Plan, study: optuna.Study, console: Console) -> None:
-    """Run trials beside any number of other workers, until enough are finished.
+    """Run trials beside any number of other workers, until just as many as planned are finished.
 
     A trial whose training diverges, or whose settings turn out to be impossible, is recorded as pruned with a reason:
-    unlike Optuna's failed trials, pruned ones teach the sampler to avoid their region.
+    unlike Optuna's failed trials, pruned ones teach the sampler to avoid their region. A worker that isn't needed
+    anymore waits for the others' trials, to retry one that is lost. A journal file has no heartbeats and so can't tell
+    lost trials from running ones; there, nobody waits, and some trials more may be finished.
 
     Raises:
         UserError: If a trial meets an error that its settings didn't cause.
-        Interrupted: If the process was asked to stop.
+        Interrupted: After SIGTERM or SIGINT.
     """
+    running = (TrialState.RUNNING,) if has_heartbeat(study) else ()
 
     def objective(trial: optuna.Trial) -> float:
+        if running and _count(study, (*_FINISHED, *running, TrialState.WAITING), before=trial.number) >= plan.trials:
+            raise _SurplusTrial
         for name, space in plan.spaces.items():
             suggest(trial, name, space)
         console.print(f"trial {trial.number} · started · {format_parameters(trial.params)}")
@@ -106,17 +114,28 @@ def run_trials(plan: Plan, study: optuna.Study, console: Console) -> None:
             trial.set_user_attr(REASON, f"failed: {error}")
             raise optuna.TrialPruned from error
 
-    def print_result(_: optuna.Study, trial: FrozenTrial) -> None:
+    while _count(study, _FINISHED) < plan.trials:
+        if _count(study, (*_FINISHED, *running)) >= plan.trials:
+            time.sleep(_POLL_SECONDS)
+            fail_lost_trials(study)
+            continue
+        try:
+            study.optimize(
+                objective, n_trials=1, catch=_SurplusTrial, callbacks=[partial(_print_result, console=console)]
+            )
+        except UpdateFinishedTrialError:
+            console.print(f"No heartbeat for {plan.lost_after} s: this worker's trial was given to another one.")
+
+
+def _print_result(_: optuna.Study, trial: FrozenTrial, *, console: Console) -> None:
+    if trial.state in _FINISHED:
         result = trial.user_attrs.get(REASON, f"val acc {trial.value or 0:.3f}")
         console.print(f"trial {trial.number} · {result} · {format_parameters(trial.params)}")
 
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    stop_when_enough = MaxTrialsCallback(plan.trials, states=states)
-    while len(study.get_trials(deepcopy=False, states=states)) < plan.trials:
-        try:
-            study.optimize(objective, callbacks=[print_result, stop_when_enough], gc_after_trial=True)
-        except UpdateFinishedTrialError:
-            console.print(f"No heartbeat for {plan.lost_after} s: this worker's trial was given to another one.")
+
+def _count(study: optuna.Study, states: tuple[TrialState, ...], *, before: float = math.inf) -> int:
+    """Return the number of trials in one of the states, of those before a trial's number."""
+    return sum(trial.number < before for trial in study.get_trials(deepcopy=False, states=states))
 
 
 def _distill(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> float:

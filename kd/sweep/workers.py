@@ -17,14 +17,9 @@ WORKER = "KD_SWEEP_WORKER"
 def run_workers(plan: Plan, count: int, storage: str | None) -> None:
     """Start workers, which print their trials themselves, and wait until they end.
 
-    Args:
-        plan: The sweep.
-        count: Number of workers.
-        storage: As for :func:`kd.sweep.study.open_study`.
-
     Raises:
         UserError: If all workers failed.
-        Interrupted: If the process was asked to stop; the workers are stopped, too.
+        Interrupted: After SIGTERM or SIGINT; the workers are stopped, too.
     """
     command = [sys.executable, "-m", "kd", "sweep", str(plan.file), *(["--storage", storage] if storage else [])]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
@@ -35,7 +30,7 @@ def run_workers(plan: Plan, count: int, storage: str | None) -> None:
         for process in processes:
             process.wait()
         if all(process.returncode for process in processes):
-            raise UserError(f"--workers {count}: every worker failed; their messages stand above")
+            raise UserError(f"--workers {count}: every worker failed; see their messages above")
     finally:
         for process in processes:
             process.terminate()
@@ -44,13 +39,7 @@ def run_workers(plan: Plan, count: int, storage: str | None) -> None:
 
 
 def share_of_machine(number: int, count: int, *, cores: int, gpus: Sequence[str]) -> dict[str, str]:
-    """Return the environment variables that give a worker its share of the cores and one of the GPUs.
-
-    Args:
-        number: Number of the worker, from 0.
-        count: Number of workers.
-        cores: Number of cores.
-        gpus: Identifiers of the GPUs; a single empty one if there are none.
+    """Return the environment variables that give one of several workers its share of the cores and one of the GPUs.
 
     Example:
         >>> share_of_machine(2, 3, cores=8, gpus=["0", "1"])
