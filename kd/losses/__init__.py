@@ -15,8 +15,7 @@ from kd.losses.logits import (
     SoftenedKL,
     TransformedTeacherMatching,
 )
-from kd.losses.relations import Correlation, MultiLevel
-from kd.losses.targets import DecoupledKD, NormalizedKD
+from kd.losses.relations import Correlation, DecoupledKD, MultiLevel, NormalizedKD
 from kd.losses.features import AttentionTransfer, FeatureLoss, Hint, VariationalInformation
 from kd.losses.similarities import (
     ContrastiveRepresentation,
@@ -27,14 +26,12 @@ from kd.losses.similarities import (
 from kd.losses.derivatives import JacobianMatching
 
 # isort: on
-from kd.losses.base import LOSSES, BaseLoss, LogitLoss, Outputs, hyperparameters_of, markdown_table
-from kd.losses.objective import Objective, Pair, Term, standardized
-from kd.losses.parsing import build_objective, try_loss
-from kd.losses.schedules import SCHEDULES, Schedule
+from kd.losses.base import LOSSES, BaseLoss, LogitLoss, Outputs, hyperparameters_of
+from kd.losses.objective import Objective, Pair
+from kd.losses.parsing import build_objective
 
 __all__ = [
     "LOSSES",
-    "SCHEDULES",
     "AttentionTransfer",
     "BaseLoss",
     "ContrastiveRepresentation",
@@ -56,16 +53,11 @@ __all__ = [
     "Pair",
     "ProbabilisticTransfer",
     "RelationalKD",
-    "Schedule",
     "SimilarityPreserving",
     "SoftCrossEntropy",
     "SoftenedKL",
-    "Term",
     "TransformedTeacherMatching",
     "VariationalInformation",
     "build_objective",
     "hyperparameters_of",
-    "markdown_table",
-    "standardized",
-    "try_loss",
 ]

@@ -28,13 +28,7 @@ class Outputs:
 
 
 def bounded(default: float, is_valid: Callable[[float], bool], description: str) -> Any:  # noqa: ANN401 (a field)
-    """Declare a numeric hyperparameter that has a range.
-
-    Args:
-        default: The default value.
-        is_valid: Whether a finite number is within the range.
-        description: What a valid value is, such as ``a number above 0``.
-    """
+    """Declare a number with a range; ``description`` says what is valid, such as ``a number above 0``."""
     return field(default=default, metadata={"is_valid": is_valid, "description": description})
 
 
@@ -81,16 +75,17 @@ class BaseLoss:
 
 @dataclass(frozen=True)
 class LogitLoss(BaseLoss):
-    """Base class of the losses on logits."""
+    """Base class of the losses on logits.
+
+    Shape:
+        - student: ``(B, C)``, logits $z$.
+        - teacher: ``(B, C)``, logits $v$, without gradient.
+        - labels: ``(B,)``, integers from 0 to C - 1, or ``(B, C)``, probabilities, if ``takes_soft_labels`` is true.
+        - returns: scalar, the mean over the batch.
+    """
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of a batch, a scalar.
-
-        Args:
-            student: ``(B, C)``, the student's logits.
-            teacher: ``(B, C)``, the teacher's logits.
-            labels: ``(B,)``, integer classes, or ``(B, C)``, probabilities, where ``takes_soft_labels`` is true.
-        """
+        """Return the loss of a batch."""
         raise NotImplementedError
 
 
@@ -113,20 +108,3 @@ def hyperparameters_of(loss: type[BaseLoss]) -> str:
     """Return the hyperparameters of a loss with their defaults, such as ``alpha=1.0, beta=8.0``."""
     parameters = inspect.signature(loss).parameters.values()
     return ", ".join(f"{parameter.name}={parameter.default}" for parameter in parameters)
-
-
-def markdown_table() -> str:
-    """Return all losses as a Markdown table, for the documentation."""
-    headings = ("name", "formula", "hyperparameters", "`--loss`, as published", "source")
-    rows = [
-        (
-            f"`{name}`",
-            loss.formula,
-            hyperparameters_of(loss),
-            f"`{loss.published}`" if loss.published else "",
-            loss.source,
-        )
-        for name, loss in LOSSES.items()
-    ]
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in [headings, ("---",) * len(headings), *rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

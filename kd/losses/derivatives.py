@@ -1,7 +1,6 @@
 """Losses on the gradients of the outputs with respect to the input image."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -37,10 +36,8 @@ class JacobianMatching(BaseLoss):
 
     normalize: bool = True
 
-    formula: ClassVar[str] = (
-        "mean over b of ‖J_b/‖J_b‖ - K_b/‖K_b‖‖²; J, K: gradients to the image of the logit argmax v_b"
-    )
-    source: ClassVar[str] = "Srinivas & Fleuret 2018, section 4; Czarnecki et al. 2017, section 2"
+    formula = "mean over b of ‖J_b/‖J_b‖ - K_b/‖K_b‖‖²; J, K: gradients to the image of the logit argmax v_b"
+    source = "Srinivas & Fleuret 2018, section 4; Czarnecki et al. 2017, section 2"
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean squared norm of the difference."""

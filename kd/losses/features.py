@@ -27,6 +27,11 @@ class FeatureLoss(BaseLoss):
     Attributes:
         every_stage: Whether the loss compares the last feature map of each stage by default.
 
+    Shape:
+        - student: ``(B, C', H', W')``, feature maps $F$, float32.
+        - teacher: ``(B, C, H, W)``, feature maps $G$, float32, without gradient.
+        - returns: scalar, the mean over the batch.
+
     Raises:
         ValueError: If a node is not a name.
     """
@@ -40,55 +45,36 @@ class FeatureLoss(BaseLoss):
     def __post_init__(self) -> None:
         """Check the hyperparameters and the names of the nodes."""
         super().__post_init__()
-        for field in ("student_node", "teacher_node"):
-            value = getattr(self, field)
-            names = value if isinstance(value, list | tuple) else [value]
-            # The children of a torch.nn.Sequential are named by numbers.
-            are_names = all(isinstance(name, str | int) and name != "" for name in names)
-            if value is not None and not (names and are_names):
-                hint = "; put a name such as '1.2' in quotes" if isinstance(value, float) else ""
-                raise ValueError(f"{field} must be the name of a node or a list of names, not {value!r}{hint}")
+        self.nodes("student")
+        self.nodes("teacher")
 
     def nodes(self, network: str) -> list[str]:
         """Return the node names given for the ``student`` or the ``teacher``; empty if they are to be found."""
         value = getattr(self, f"{network}_node")
-        names = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if value is None:
+            return []
+        names = value if isinstance(value, list | tuple) else [value]
+        # The children of a torch.nn.Sequential are named by numbers.
+        if not names or not all(isinstance(name, str | int) and name != "" for name in names):
+            hint = "; put a name such as '1.2' in quotes" if isinstance(value, float) else ""
+            raise ValueError(f"{network}_node must be the name of a node or a list of names, not {value!r}{hint}")
         return [str(name) for name in names]
 
     def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:  # noqa: ARG002 (for subclasses)
         """Build the module, trained along with the student, that makes a pair comparable; ``None`` if none is needed.
 
-        Args:
-            student: ``(C, H, W)`` of the student's feature map.
-            teacher: ``(C, H, W)`` of the teacher's feature map.
-
         Raises:
-            ValueError: If the loss is not defined for these shapes.
+            ValueError: If the loss is not defined for feature maps of these shapes, ``(C, H, W)``.
         """
         return None
 
     def compare(self, student: Tensor, teacher: Tensor, adapter: Any) -> Tensor:  # noqa: ANN401 (see build_adapter)
-        """Return the loss of one pair of feature maps, averaged over the batch, a scalar.
-
-        Args:
-            student: ``(B, C', H', W')``, float32.
-            teacher: ``(B, C, H, W)``, float32.
-            adapter: What `build_adapter` returned for this pair.
-        """
+        """Return the loss of one pair of feature maps, with what `build_adapter` returned for it."""
         raise NotImplementedError
 
 
 class Projection(nn.Conv2d):
-    """A 1x1 convolution computed in the precision of its input, whatever that of its weights.
-
-    Args:
-        inputs: Number of input channels.
-        outputs: Number of output channels.
-        bias: Whether to add a learned bias.
-
-    Shape:
-        ``(B, inputs, H, W)`` to ``(B, outputs, H, W)``.
-    """
+    """A 1x1 convolution computed in the precision of its input, whatever that of its weights."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
         super().__init__(inputs, outputs, 1, bias=bias)
@@ -96,8 +82,7 @@ class Projection(nn.Conv2d):
     def forward(self, features: Tensor) -> Tensor:
         """Apply the convolution."""
         bias = None if self.bias is None else self.bias.to(features.dtype)
-        projected: Tensor = F.conv2d(features, self.weight.to(features.dtype), bias)
-        return projected
+        return F.conv2d(features, self.weight.to(features.dtype), bias)
 
 
 @LOSSES.register("hint")
@@ -109,21 +94,14 @@ class Hint(FeatureLoss):
 
     The larger map is average-pooled to the size of the smaller one.
 
-    Args:
-        student_node: Node of the student's map; ``None``: the last map before the global pooling.
-        teacher_node: Node of the teacher's map, likewise.
-
-    Shape:
-        - student: ``(B, C', H', W')``, maps $F$.
-        - teacher: ``(B, C, H, W)``, maps $G$.
-        - returns: scalar.
+    Nodes and Shape: as `FeatureLoss`; returns a scalar.
 
     Source: Romero et al. (2014), section 2.2, https://arxiv.org/abs/1412.6550
     """
 
-    formula: ClassVar[str] = "mean over b, c, h, w of (r(F_b) - G_b)²; r: learned 1x1 convolution where widths differ"
-    source: ClassVar[str] = "Romero et al. 2014 (FitNets), section 2.2"
-    published: ClassVar[str] = "ce=1 hint=100"
+    formula = "mean over b, c, h, w of (r(F_b) - G_b)²; r: learned 1x1 convolution where widths differ"
+    source = "Romero et al. 2014 (FitNets), section 2.2"
+    published = "ce=1 hint=100"
 
     def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:
         """Build the convolution where the widths differ."""
@@ -147,15 +125,12 @@ class AttentionTransfer(FeatureLoss):
     The larger map is average-pooled to the size of the smaller one. The paper's equation uses the norm itself; the
     authors' code, for which the weight of 1000 was chosen, averages its square over the pixels, as here.
 
+    The nodes default to the last map of each stage, paired from the last stage on.
+
     Args:
-        student_node: Nodes of the student's maps; ``None``: the last map of each stage, paired from the last stage on.
-        teacher_node: Nodes of the teacher's maps, likewise.
         p: Power $p \ge 1$.
 
-    Shape:
-        - student: ``(B, C', H', W')``, maps $F$.
-        - teacher: ``(B, C, H, W)``, maps $G$.
-        - returns: scalar.
+    Nodes and Shape: as `FeatureLoss`; returns a scalar.
 
     Raises:
         ValueError: If ``p`` is below 1, or a map has a single pixel.
@@ -165,19 +140,16 @@ class AttentionTransfer(FeatureLoss):
 
     p: float = bounded(2.0, lambda value: value >= 1, "a number of at least 1")
 
-    formula: ClassVar[str] = (
-        "sum over stages of mean over b, h, w of (Q(F_b)/‖Q(F_b)‖ - Q(G_b)/‖Q(G_b)‖)²; Q = Σ_c |F_c|^p"
-    )
-    source: ClassVar[str] = "Zagoruyko & Komodakis 2016 (AT), section 3.1"
-    published: ClassVar[str] = "ce=1 at=1000"
-    every_stage: ClassVar[bool] = True
+    formula = "sum over stages of mean over b, h, w of (Q(F_b)/‖Q(F_b)‖ - Q(G_b)/‖Q(G_b)‖)²; Q = Σ_c |F_c|^p"
+    source = "Zagoruyko & Komodakis 2016 (AT), section 3.1"
+    published = "ce=1 at=1000"
+    every_stage = True
 
     def build_adapter(self, student: Shape, teacher: Shape) -> None:
         """Refuse maps of a single pixel, whose attention is constant."""
         if min(student[1], teacher[1]) == 1:
-            raise ValueError(
-                f"a map of one pixel has no spatial attention (student's shape: {student}, teacher's: {teacher})"
-            )
+            shapes = f"student's shape: {student}, teacher's: {teacher}"
+            raise ValueError(f"a map of one pixel has no spatial attention ({shapes})")
 
     def compare(self, student: Tensor, teacher: Tensor, adapter: None) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the mean squared difference."""
@@ -205,14 +177,9 @@ class VariationalInformation(FeatureLoss):
     the student. The larger map is average-pooled to the size of the smaller one.
 
     Args:
-        student_node: Node of the student's map; ``None``: the last map before the global pooling.
-        teacher_node: Node of the teacher's map, likewise.
         variance: Initial variance $\sigma_c^2 > 10^{-5}$.
 
-    Shape:
-        - student: ``(B, C', H', W')``, maps $F$.
-        - teacher: ``(B, C, H, W)``, maps $G$.
-        - returns: scalar, in nats; may be negative.
+    Nodes and Shape: as `FeatureLoss`; returns a scalar, in nats; may be negative.
 
     Raises:
         ValueError: If ``variance`` is not above 0.00001.
@@ -222,10 +189,10 @@ class VariationalInformation(FeatureLoss):
 
     variance: float = bounded(5.0, lambda value: value > _MIN_VARIANCE, "a number above 1e-05")
 
-    formula: ClassVar[str] = "mean over b, c, h, w of (log σ_c² + (G_b - μ(F_b))²/σ_c²)/2; μ, σ: learned"
-    source: ClassVar[str] = "Ahn et al. 2019 (VID), section 3"
-    constants: ClassVar[tuple[str, ...]] = (*FeatureLoss.constants, "variance")
-    published: ClassVar[str] = "ce=1 vid=1"
+    formula = "mean over b, c, h, w of (log σ_c² + (G_b - μ(F_b))²/σ_c²)/2; μ, σ: learned"
+    source = "Ahn et al. 2019 (VID), section 3"
+    constants = (*FeatureLoss.constants, "variance")
+    published = "ce=1 vid=1"
 
     def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module:
         """Build the network that predicts the Gaussian."""
@@ -241,11 +208,6 @@ class VariationalInformation(FeatureLoss):
 
 class Gaussian(nn.Module):
     """A Gaussian over the teacher's features: the mean is predicted from the student's, the variance is learned.
-
-    Args:
-        inputs: Number of channels of the student's map.
-        outputs: Number of channels of the teacher's map, and of the hidden layers.
-        variance: Initial variance, above 0.00001.
 
     Shape:
         ``(B, inputs, H, W)`` to the mean ``(B, outputs, H, W)`` and the variance ``(outputs, 1, 1)``.

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +22,7 @@ class CrossEntropy(LogitLoss):
     Args:
         label_smoothing: $0 \le \epsilon \le 1$, the fraction of the label's probability spread over all classes.
 
-    Shape:
-        - student: ``(B, C)``, logits $z$.
-        - teacher: unused.
-        - labels: ``(B,)``, integers from 0 to C - 1, or ``(B, C)``, probabilities $y$.
-        - returns: scalar, in nats.
+    Shape: as `LogitLoss`; the labels may be probabilities $y$; returns a scalar, in nats.
 
     Raises:
         ValueError: If ``label_smoothing`` is outside [0, 1].
@@ -37,12 +32,12 @@ class CrossEntropy(LogitLoss):
 
     label_smoothing: float = bounded(0.0, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
-    formula: ClassVar[str] = "mean over b of -log softmax(z_b)[y_b]"
-    source: ClassVar[str] = "Szegedy et al. 2015, section 7 (label smoothing)"
-    published: ClassVar[str] = "ce=1"
-    needs_teacher: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = True
-    takes_soft_labels: ClassVar[bool] = True
+    formula = "mean over b of -log softmax(z_b)[y_b]"
+    source = "Szegedy et al. 2015, section 7 (label smoothing)"
+    published = "ce=1"
+    needs_teacher = False
+    needs_labels = True
+    takes_soft_labels = True
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the cross-entropy."""
@@ -58,17 +53,14 @@ class LogitMSE(LogitLoss):
 
     For logits of mean zero, `SoftenedKL` tends to half of it as the temperature grows.
 
-    Shape:
-        - student: ``(B, C)``, logits $z$.
-        - teacher: ``(B, C)``, logits $v$.
-        - returns: scalar.
+    Shape: as `LogitLoss`; returns a scalar.
 
     Source: Ba & Caruana (2013), section 2, https://arxiv.org/abs/1312.6184
     """
 
-    formula: ClassVar[str] = "mean over b, c of (z_bc - v_bc)²"
-    source: ClassVar[str] = "Ba & Caruana 2013, section 2"
-    published: ClassVar[str] = "mse=1"
+    formula = "mean over b, c of (z_bc - v_bc)²"
+    source = "Ba & Caruana 2013, section 2"
+    published = "mse=1"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the mean squared error."""
@@ -87,10 +79,7 @@ class SoftenedKL(SoftenedLoss):
     Args:
         temperature: $T > 0$, dimensionless; 1 compares the predictions as they are.
 
-    Shape:
-        - student: ``(B, C)``, logits $z$.
-        - teacher: ``(B, C)``, logits $v$.
-        - returns: scalar, in nats.
+    Shape: as `LogitLoss`; returns a scalar, in nats.
 
     Raises:
         ValueError: If ``temperature`` is not positive.
@@ -103,9 +92,9 @@ class SoftenedKL(SoftenedLoss):
     Source: Hinton, Vinyals & Dean (2015), section 2, https://arxiv.org/abs/1503.02531
     """
 
-    formula: ClassVar[str] = "T² · mean over b of KL(softmax(v_b/T) ‖ softmax(z_b/T))"
-    source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
-    published: ClassVar[str] = "ce=0.1 kl=0.9"
+    formula = "T² · mean over b of KL(softmax(v_b/T) ‖ softmax(z_b/T))"
+    source = "Hinton, Vinyals & Dean 2015, section 2"
+    published = "ce=0.1 kl=0.9"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the divergence."""
@@ -123,17 +112,14 @@ class HardDistillation(LogitLoss):
 
     $$ -\frac{1}{B} \sum_{b=1}^{B} \log \sigma(z_b)_{\arg\max_c v_{bc}} $$
 
-    Shape:
-        - student: ``(B, C)``, logits $z$.
-        - teacher: ``(B, C)``, logits $v$.
-        - returns: scalar, in nats.
+    Shape: as `LogitLoss`; returns a scalar, in nats.
 
     Source: Touvron et al. (2020), section 4, https://arxiv.org/abs/2012.12877
     """
 
-    formula: ClassVar[str] = "mean over b of -log softmax(z_b)[argmax v_b]"
-    source: ClassVar[str] = "Touvron et al. 2020 (DeiT), section 4"
-    published: ClassVar[str] = "ce=0.5 hard=0.5"
+    formula = "mean over b of -log softmax(z_b)[argmax v_b]"
+    source = "Touvron et al. 2020 (DeiT), section 4"
+    published = "ce=0.5 hard=0.5"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the cross-entropy."""
@@ -153,10 +139,7 @@ class SoftCrossEntropy(SoftenedLoss):
     Args:
         temperature: $T > 0$, dimensionless.
 
-    Shape:
-        - student: ``(B, C)``, logits $z$.
-        - teacher: ``(B, C)``, logits $v$.
-        - returns: scalar, in nats.
+    Shape: as `LogitLoss`; returns a scalar, in nats.
 
     Raises:
         ValueError: If ``temperature`` is not positive.
@@ -164,9 +147,9 @@ class SoftCrossEntropy(SoftenedLoss):
     Source: Hinton, Vinyals & Dean (2015), section 2, https://arxiv.org/abs/1503.02531
     """
 
-    formula: ClassVar[str] = "-T² · mean over b of sum over c of softmax(v_b/T)_c log softmax(z_b/T)_c"
-    source: ClassVar[str] = "Hinton, Vinyals & Dean 2015, section 2"
-    published: ClassVar[str] = "ce=0.1 soft_ce=0.9"
+    formula = "-T² · mean over b of sum over c of softmax(v_b/T)_c log softmax(z_b/T)_c"
+    source = "Hinton, Vinyals & Dean 2015, section 2"
+    published = "ce=0.1 soft_ce=0.9"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the cross-entropy."""
@@ -189,10 +172,7 @@ class TransformedTeacherMatching(SoftenedLoss):
         temperature: $T > 0$, dimensionless; the paper's exponent is $\gamma = 1/T$.
         weighted: Whether to weight the images.
 
-    Shape:
-        - student: ``(B, C)``, logits $z$.
-        - teacher: ``(B, C)``, logits $v$.
-        - returns: scalar, in nats.
+    Shape: as `LogitLoss`; returns a scalar, in nats.
 
     Raises:
         ValueError: If ``temperature`` is not positive.
@@ -202,8 +182,8 @@ class TransformedTeacherMatching(SoftenedLoss):
 
     weighted: bool = False
 
-    formula: ClassVar[str] = "mean over b of w_b · KL(softmax(v_b/T) ‖ softmax(z_b))"
-    source: ClassVar[str] = "Zheng & Yang 2024 (TTM; weighted: WTTM)"
+    formula = "mean over b of w_b · KL(softmax(v_b/T) ‖ softmax(z_b))"
+    source = "Zheng & Yang 2024 (TTM; weighted: WTTM)"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the divergence."""
@@ -227,10 +207,7 @@ class JensenShannon(SoftenedLoss):
     Args:
         temperature: $T > 0$, dimensionless.
 
-    Shape:
-        - student: ``(B, C)``, logits $z$.
-        - teacher: ``(B, C)``, logits $v$.
-        - returns: scalar, in nats.
+    Shape: as `LogitLoss`; returns a scalar, in nats.
 
     Raises:
         ValueError: If ``temperature`` is not positive.
@@ -238,8 +215,8 @@ class JensenShannon(SoftenedLoss):
     Source: Lin (1991), https://doi.org/10.1109/18.61115
     """
 
-    formula: ClassVar[str] = "T² · mean over b of JSD(softmax(v_b/T), softmax(z_b/T))"
-    source: ClassVar[str] = "Lin 1991"
+    formula = "T² · mean over b of JSD(softmax(v_b/T), softmax(z_b/T))"
+    source = "Lin 1991"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the divergence."""
@@ -257,16 +234,13 @@ class CosineDistance(LogitLoss):
 
     $$ 1 - \frac{1}{B} \sum_{b=1}^{B} \frac{\langle z_b, v_b \rangle}{\|z_b\| \, \|v_b\|} $$
 
-    Shape:
-        - student: ``(B, C)``, logits $z$.
-        - teacher: ``(B, C)``, logits $v$.
-        - returns: scalar, from 0 to 2.
+    Shape: as `LogitLoss`; returns a scalar, from 0 to 2.
 
     Source: Sanh et al. (2019), section 3 (on hidden states), https://arxiv.org/abs/1910.01108
     """
 
-    formula: ClassVar[str] = "1 - mean over b of cos(z_b, v_b)"
-    source: ClassVar[str] = "Sanh et al. 2019 (DistilBERT, on hidden states), section 3"
+    formula = "1 - mean over b of cos(z_b, v_b)"
+    source = "Sanh et al. 2019 (DistilBERT, on hidden states), section 3"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the distance."""

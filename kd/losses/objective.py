@@ -17,14 +17,7 @@ LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pair:
-    """A feature map of the student and the one of the teacher that it is compared with.
-
-    Args:
-        student: Node of the student.
-        teacher: Node of the teacher.
-        student_shape: ``(C, H, W)``.
-        teacher_shape: ``(C, H, W)``.
-    """
+    """Two feature maps to compare: their nodes, and their shapes ``(C, H, W)``."""
 
     student: str
     teacher: str
@@ -38,12 +31,12 @@ class Term:
 
     Args:
         name: The name under which it is logged.
-        weight: Its weight, at least 0, or a schedule of it.
+        weight: At least 0, or a schedule.
         loss: A function ``(student logits, teacher logits, labels) -> scalar``, or a loss on features or gradients.
         needs_teacher: Whether the loss depends on the teacher.
         needs_labels: Whether the loss depends on the labels.
         standardize: Whether logits are standardized first, see `standardized`.
-        scheduled: Schedules of the loss's hyperparameters, by name.
+        scheduled: Schedules of hyperparameters, by name.
         pairs: The pairs of feature maps to compare.
         adapters: For each pair, the module trained along with the student to make it comparable, if one is needed.
     """
@@ -71,11 +64,7 @@ class Term:
         return replace(self, weight=weight, loss=loss, scheduled={})
 
     def bind(self, pairs: Sequence[Pair]) -> "Term":
-        """Return the term with the feature maps to compare, and new adapters for them.
-
-        Raises:
-            UserError: If the loss is not defined for these maps.
-        """
+        """Return the term with the feature maps to compare, and new adapters for them."""
         if not isinstance(self.loss, FeatureLoss):
             raise TypeError(f"{self.name} does not compare features")
         adapters: list[nn.Module | None] = []
@@ -148,10 +137,7 @@ class Objective:
         return any(term.uses_logits for term in self.terms)
 
     def bind(self, pairs: Mapping[str, Sequence[Pair]]) -> "Objective":
-        """Return the objective with the feature maps that its terms compare, and new adapters for them.
-
-        Args:
-            pairs: The pairs of feature maps by the name of the term.
+        """Return the objective with the pairs of feature maps to compare, by name of the term, and new adapters.
 
         Raises:
             UserError: If a loss is not defined for its maps.
@@ -175,11 +161,10 @@ class Objective:
         """Compute the objective of a batch.
 
         Args:
-            student: The student's outputs, with logits ``(B, C)``.
+            student: The student's outputs.
             teacher: The teacher's outputs; ``None`` if no term needs them.
             labels: ``(B,)``, integers, or ``(B, C)``, probabilities, if all terms that need labels take them.
-            labeled: ``(B,)``, Boolean, true for images with a label: the terms that need labels are computed from these
-                images only. ``None``: all images have a label.
+            labeled: ``(B,)``, Boolean: the images with a label, to which terms that need labels are restricted.
 
         Returns:
             The weighted total, a scalar with a gradient, and the unweighted terms by name, without; terms that need

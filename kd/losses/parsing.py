@@ -2,8 +2,9 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -38,8 +39,7 @@ def build_objective(
             that have one and don't set it themselves; ``None`` leaves the loss's own default.
 
     Raises:
-        UserError: If there is no term, a loss or a hyperparameter is unknown, a weight is negative or not a number, a
-            term occurs twice, or a loss of your own fails its trial.
+        UserError: If a loss, a hyperparameter or a weight is invalid, or a term occurs twice.
 
     Example:
         >>> [(term.name, term.weight) for term in build_objective({"ce": 0.1, "kl": 0.9}).terms]
@@ -47,7 +47,8 @@ def build_objective(
     """
     if isinstance(terms, Mapping):
         terms = [f"{loss}={weight}" for loss, weight in terms.items()]
-    parsed = [_parse_term(text) for text in _split(terms if isinstance(terms, str) else " ".join(terms))]
+    written = _split(terms if isinstance(terms, str) else " ".join(terms), str.isspace)
+    parsed = [_parse_term(text) for text in written if text]
     if not parsed:
         raise UserError("--loss: an objective needs at least one term, such as ce=1")
     names = [_name(loss) for loss, _ in parsed]
@@ -55,40 +56,23 @@ def build_objective(
     names = [loss if names.count(name) > 1 else name for name, (loss, _) in zip(names, parsed, strict=True)]
     if len(set(names)) < len(names):
         raise UserError(f"--loss: {max(names, key=names.count)} occurs twice")
+    build = partial(_build_term, num_classes=num_classes, soft_labels=soft_labels, defaults=defaults)
     try:
-        return Objective(
-            tuple(
-                _build_term(name, loss, weight, num_classes=num_classes, soft_labels=soft_labels, defaults=defaults)
-                for name, (loss, weight) in zip(names, parsed, strict=True)
-            )
-        )
+        return Objective(tuple(build(name, loss, weight) for name, (loss, weight) in zip(names, parsed, strict=True)))
     except UserError as error:
-        raise UserError(f"--loss: {str(error).removeprefix('--loss ')}") from error.__cause__
+        raise UserError(f"--loss: {error}") from error.__cause__
 
 
-def try_loss(function: LossFunction, *, name: str, num_classes: int = 10, soft_labels: bool = False) -> bool:
-    """Call a loss of the user's own once, on random tensors, and check its value and its gradient.
-
-    Args:
-        function: ``(student logits (8, C), teacher logits (8, C), labels (8,)) -> scalar``.
-        name: Its name, for the messages.
-        num_classes: Number of classes C.
-        soft_labels: Whether the labels are probabilities, ``(8, C)``.
-
-    Returns:
-        Whether the loss depends on the labels: whether its value changes if all of them are -1.
-
-    Raises:
-        UserError: If it raises an exception, doesn't return a finite scalar, or gives the student no finite gradient.
-    """
+def _try_loss(function: LossFunction, loss: str, *, num_classes: int, soft_labels: bool) -> bool:
+    """Check the user's own loss and its gradient on random tensors; return whether it depends on the labels."""
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(8, num_classes, generator=generator, requires_grad=True)
     teacher = torch.randn(8, num_classes, generator=generator)
     labels = torch.randint(num_classes, (8,), generator=generator)
-    trial = f"--loss {name}: for random logits of shape (8, {num_classes}),"
+    trial = f"{loss}: for random logits of shape (8, {num_classes}),"
     if soft_labels:
         labels = torch.softmax(torch.randn(8, num_classes, generator=generator), dim=1)
-        trial = f"--loss {name}: for the soft labels of mixed images, of shape (8, {num_classes}),"
+        trial = f"{loss}: for the soft labels of mixed images, of shape (8, {num_classes}),"
     try:
         value = function(student, teacher, labels)
     except Exception as error:
@@ -109,31 +93,21 @@ def try_loss(function: LossFunction, *, name: str, num_classes: int = 10, soft_l
         return True
 
 
-def _depths(text: str) -> list[int]:
-    """Return the depth of nested parentheses after each character."""
-    return list(accumulate({"(": 1, ")": -1}.get(character, 0) for character in text))
-
-
-def _split(text: str) -> list[str]:
-    """Split at white space outside parentheses."""
-    parts = [""]
-    for character, depth in zip(text, _depths(text), strict=True):
-        if character.isspace() and depth <= 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part for part in parts if part]
+def _split(text: str, is_separator: Callable[[str], bool]) -> list[str]:
+    """Split at separators outside parentheses."""
+    depths = accumulate({"(": 1, ")": -1}.get(character, 0) for character in text)
+    ends = [index for index, depth in enumerate(depths) if depth <= 0 and is_separator(text[index])]
+    return [text[start + 1 : end] for start, end in pairwise([-1, *ends, len(text)])]
 
 
 def _parse_term(text: str) -> tuple[str, float | Schedule]:
     """Split a term at the first equals sign outside parentheses into the loss and its weight."""
-    depths = _depths(text)
-    end = next((index for index, depth in enumerate(depths) if text[index] == "=" and depth == 0), None)
-    loss, weight = (text, None) if end is None else (text[:end], text[end + 1 :])
-    if not loss or (weight is None and depths[-1]):
+    loss = _split(text, "=".__eq__)[0]
+    if not loss or loss.count("(") != loss.count(")"):
         raise UserError(f"--loss {text}: write a term as name=weight or 'name(key=value)=weight'")
-    if weight is None:
+    if loss == text:
         return loss, 1.0
+    weight = text[len(loss) + 1 :]
     try:
         value = parse_value(weight)
         parsed = Schedule.from_call(value) if isinstance(value, Call) else float(weight)
@@ -167,46 +141,31 @@ def _build_term(
     choice, hyperparameters = parse_choice(loss)
     standardize = hyperparameters.pop("standardize", False)
     if not isinstance(standardize, bool):
-        raise UserError(f"--loss {loss}: standardize must be True or False, not {standardize!r}")
-    calls = {key: value for key, value in hyperparameters.items() if isinstance(value, Call)}
-    scheduled = {key: Schedule.from_call(call) for key, call in calls.items()}
+        raise UserError(f"{loss}: standardize must be True or False, not {standardize!r}")
+    scheduled = {key: Schedule.from_call(value) for key, value in hyperparameters.items() if isinstance(value, Call)}
     if is_own_code(choice):
         if scheduled:
-            raise UserError(f"--loss {loss}: only the weight of your own loss can follow a schedule")
+            raise UserError(f"{loss}: only the weight of your own loss can follow a schedule")
         function = load_own_code(choice)
         check_hyperparameters(function, hyperparameters, choice=loss)
-
-        def own(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-            value: Tensor = function(student, teacher, labels, **hyperparameters)
-            return value
-
-        needs_labels = try_loss(own, name=loss, num_classes=num_classes, soft_labels=soft_labels)
+        own = partial(function, **hyperparameters)
+        needs_labels = _try_loss(own, loss, num_classes=num_classes, soft_labels=soft_labels)
         return Term(name, weight, own, needs_labels=needs_labels, standardize=standardize)
     kind = LOSSES[choice]
-    constants = sorted(set(scheduled) & set(kind.constants))
-    if constants:
-        raise UserError(f"--loss {loss}: {constants[0]} can't follow a schedule; it is used once, at the start")
     check_hyperparameters(kind, hyperparameters, choice=loss)
-    parameters = inspect.signature(kind).parameters
-    values = {key: value for key, value in defaults.items() if key in parameters and value is not None}
-    values |= hyperparameters
+    for constant in sorted(set(scheduled) & set(kind.constants)):
+        raise UserError(f"{loss}: {constant} can't follow a schedule; it is used once, at the start")
+    known = inspect.signature(kind).parameters
+    values = {key: value for key, value in defaults.items() if key in known and value is not None} | hyperparameters
+    built: Any
     try:
-        first, _ = (
-            kind(**values | {key: schedule.extremes[end] for key, schedule in scheduled.items()}) for end in (0, 1)
-        )
+        for end in (1, 0):
+            built = kind(**values | {key: schedule.extremes[end] for key, schedule in scheduled.items()})
     except (TypeError, ValueError) as error:
-        raise UserError(f"--loss {loss}: {error}") from None
-    built: Any = first
+        raise UserError(f"{loss}: {error}") from None
     if standardize and not (built.needs_teacher and callable(built)):
-        raise UserError(f"--loss {loss}: {choice} doesn't depend on the teacher's logits; remove standardize")
+        raise UserError(f"{loss}: {choice} doesn't depend on the teacher's logits; remove standardize")
     if soft_labels and built.needs_labels and not built.takes_soft_labels:
-        raise UserError(f"--loss {loss}: {choice} needs integer labels; it can't be combined with mixup or CutMix")
-    return Term(
-        name,
-        weight,
-        built,
-        needs_teacher=built.needs_teacher,
-        needs_labels=built.needs_labels,
-        standardize=standardize,
-        scheduled=scheduled,
-    )
+        raise UserError(f"{loss}: {choice} needs integer labels; it can't be combined with mixup or CutMix")
+    needs = {"needs_teacher": built.needs_teacher, "needs_labels": built.needs_labels}
+    return Term(name, weight, built, standardize=standardize, scheduled=scheduled, **needs)

@@ -60,23 +60,14 @@ def stop(epoch: int, epochs: int, value: float, after: float) -> float:  # noqa:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that changes over the epochs.
-
-    Args:
-        name: Name in `SCHEDULES`.
-        arguments: The schedule's own numbers.
-    """
+    """A number that changes over the epochs: the name of a schedule, and its arguments after the epochs."""
 
     name: str
     arguments: tuple[float, ...]
 
     @classmethod
     def from_call(cls, call: Call) -> "Schedule":
-        """Build a schedule from its written form, such as ``warmup(0.9, 20)``.
-
-        Raises:
-            UserError: If the schedule is unknown or its arguments are wrong.
-        """
+        """Build a schedule from its written form; a ``UserError`` if it is unknown or its arguments are wrong."""
         function = SCHEDULES[call.name]
         names = list(inspect.signature(function).parameters)[2:]
         numbers = [value for value in call.arguments if isinstance(value, int | float) and not isinstance(value, bool)]

@@ -1,7 +1,7 @@
 """Losses on the relations between the features of the images in a batch."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +23,14 @@ class SimilarityPreserving(FeatureLoss):
 
     with the flattened maps as rows, ``(B, CHW)``. Neither widths nor sizes need to agree.
 
-    Args:
-        student_node: Node of the student's map; ``None``: the last map before the global pooling.
-        teacher_node: Node of the teacher's map, likewise.
-
-    Shape:
-        - student: ``(B, C', H', W')``, maps $F$.
-        - teacher: ``(B, C, H, W)``, maps $G$.
-        - returns: scalar.
+    Nodes and Shape: as `FeatureLoss`; returns a scalar.
 
     Source: Tung & Mori (2019), section 3, https://arxiv.org/abs/1907.09682
     """
 
-    formula: ClassVar[str] = "1/B² · ‖S(F) - S(G)‖²; S: rows of F Fᵀ divided by their norm"
-    source: ClassVar[str] = "Tung & Mori 2019 (SP), section 3"
-    published: ClassVar[str] = "ce=1 sp=3000"
+    formula = "1/B² · ‖S(F) - S(G)‖²; S: rows of F Fᵀ divided by their norm"
+    source = "Tung & Mori 2019 (SP), section 3"
+    published = "ce=1 sp=3000"
 
     def compare(self, student: Tensor, teacher: Tensor, adapter: None) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the mean squared difference."""
@@ -57,15 +50,10 @@ class RelationalKD(FeatureLoss):
     is the Huber loss with $\delta = 1$. Neither widths nor sizes need to agree.
 
     Args:
-        student_node: Node of the student's map; ``None``: the last map before the global pooling.
-        teacher_node: Node of the teacher's map, likewise.
         distance: Weight $\lambda_D$.
         angle: Weight $\lambda_A$.
 
-    Shape:
-        - student: ``(B, C', H', W')``.
-        - teacher: ``(B, C, H, W)``.
-        - returns: scalar.
+    Nodes and Shape: as `FeatureLoss`; returns a scalar.
 
     Source: Park et al. (2019), section 3.2, https://arxiv.org/abs/1904.05068
     """
@@ -73,11 +61,9 @@ class RelationalKD(FeatureLoss):
     distance: float = 25.0
     angle: float = 50.0
 
-    formula: ClassVar[str] = (
-        "distance · mean over i, j of ℓ(‖f_i - f_j‖/μ) + angle · mean over i, j, k of ℓ(cos ∠ f_i f_j f_k)"
-    )
-    source: ClassVar[str] = "Park et al. 2019 (RKD), section 3.2"
-    published: ClassVar[str] = "ce=1 rkd=1"
+    formula = "distance · mean over i, j of ℓ(‖f_i - f_j‖/μ) + angle · mean over i, j, k of ℓ(cos ∠ f_i f_j f_k)"
+    source = "Park et al. 2019 (RKD), section 3.2"
+    published = "ce=1 rkd=1"
 
     def compare(self, student: Tensor, teacher: Tensor, adapter: None) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the weighted sum of the two losses."""
@@ -112,20 +98,13 @@ class ProbabilisticTransfer(FeatureLoss):
     where $q$ is the same for $g$, and $f, g$ are the globally average-pooled maps. Neither widths nor sizes need to
     agree.
 
-    Args:
-        student_node: Node of the student's map; ``None``: the last map before the global pooling.
-        teacher_node: Node of the teacher's map, likewise.
-
-    Shape:
-        - student: ``(B, C', H', W')``.
-        - teacher: ``(B, C, H, W)``.
-        - returns: scalar, in nats.
+    Nodes and Shape: as `FeatureLoss`; returns a scalar, in nats.
 
     Source: Passalis & Tefas (2018), section 3, https://arxiv.org/abs/1803.10837
     """
 
-    formula: ClassVar[str] = "mean over i of KL(q_i ‖ p_i); p_ij = (1 + cos(f_i, f_j)) / Σ_k (1 + cos(f_i, f_k))"
-    source: ClassVar[str] = "Passalis & Tefas 2018 (PKT), section 3"
+    formula = "mean over i of KL(q_i ‖ p_i); p_ij = (1 + cos(f_i, f_j)) / Σ_k (1 + cos(f_i, f_k))"
+    source = "Passalis & Tefas 2018 (PKT), section 3"
 
     def compare(self, student: Tensor, teacher: Tensor, adapter: None) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the divergence."""
@@ -152,15 +131,10 @@ class ContrastiveRepresentation(FeatureLoss):
     from a memory bank of the whole data set.
 
     Args:
-        student_node: Node of the student's map; ``None``: the last map before the global pooling.
-        teacher_node: Node of the teacher's map, likewise.
         tau: Temperature $\tau > 0$, dimensionless.
         width: Dimension of the embeddings $s, t$.
 
-    Shape:
-        - student: ``(B, C', H', W')``.
-        - teacher: ``(B, C, H, W)``.
-        - returns: scalar, in nats.
+    Nodes and Shape: as `FeatureLoss`; returns a scalar, in nats.
 
     Raises:
         ValueError: If ``tau`` is not positive, or ``width`` is not a positive integer.
@@ -172,10 +146,10 @@ class ContrastiveRepresentation(FeatureLoss):
     tau: float = bounded(0.07, *POSITIVE)
     width: int = bounded(128, lambda value: value > 0, "a whole number above 0")
 
-    formula: ClassVar[str] = "mean over i of -log softmax_j(⟨s_i, t_j⟩/τ)[i]; s, t: learned projections at length 1"
-    source: ClassVar[str] = "Tian, Krishnan & Isola 2019 (CRD), in-batch negatives"
-    constants: ClassVar[tuple[str, ...]] = (*FeatureLoss.constants, "width")
-    published: ClassVar[str] = "ce=1 crd=0.8"
+    formula = "mean over i of -log softmax_j(⟨s_i, t_j⟩/τ)[i]; s, t: learned projections at length 1"
+    source = "Tian, Krishnan & Isola 2019 (CRD), in-batch negatives"
+    constants = (*FeatureLoss.constants, "width")
+    published = "ce=1 crd=0.8"
 
     def build_adapter(self, student: Shape, teacher: Shape) -> nn.Module:
         """Build the two projections."""

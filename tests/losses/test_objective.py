@@ -9,7 +9,8 @@ import torch
 from scipy import stats
 
 from kd.errors import UserError
-from kd.losses import LOSSES, CrossEntropy, LogitMSE, NormalizedKD, Outputs, SoftenedKL, build_objective, standardized
+from kd.losses import LOSSES, CrossEntropy, LogitMSE, NormalizedKD, Outputs, SoftenedKL, build_objective
+from kd.losses.objective import standardized
 
 
 def outputs(seed: int) -> Outputs:
