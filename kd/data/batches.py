@@ -79,15 +79,9 @@ class Batches(LightningDataModule):
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
 
     def batch_weight(self, batch: int) -> float:
-        """Return the weight of this process's batch in the mean over the batches of all processes.
+        """Return the weight of a batch of this process in the mean over the batches of all processes.
 
-        Where the images don't divide evenly, the last batches differ in size.
-
-        Args:
-            batch: Its number in the epoch.
-
-        Returns:
-            1 where all batches have the same size.
+        It is 1 unless the images don't divide evenly, so that the last batches differ in size.
         """
         rank, world_size = self._rank_and_world_size()
         counts, drop_last = self._images_per_process(world_size)
@@ -108,9 +102,6 @@ class Batches(LightningDataModule):
 
         They do where a process's last batch is a single image, on which batch normalization fails; all processes then
         take the same number of steps.
-
-        Raises:
-            UserError: If a process has only a single image.
         """
         counts = split_evenly(self.train_count, world_size)
         drop_last = self.batch_size > 1 and any(count % self.batch_size == 1 for count in counts)
@@ -153,10 +144,10 @@ class ResumableLoader(DataLoader[tuple[Tensor, int]]):
     """A loader whose position within an epoch is part of a checkpoint, as Lightning saves and restores it.
 
     Args:
-        dataset: What to load from.
-        batches_done: Returns how many batches of the epoch were trained on.
-        skip: Makes the next iteration begin after so many batches.
-        options: Of the :class:`torch.utils.data.DataLoader`.
+        dataset: The dataset.
+        batches_done: Returns the number of batches of the epoch that were trained on.
+        skip: Makes the next iteration skip a number of batches.
+        options: Further arguments of :class:`torch.utils.data.DataLoader`.
     """
 
     def __init__(
@@ -187,4 +178,5 @@ def _ignore_signals(worker: int) -> None:  # noqa: ARG001 (torch's signature)
 
 
 def _unchanged(batch: Any) -> Any:  # noqa: ANN401 (a batch of any form)
+    """Collate a batch that the dataset has returned as a whole."""
     return batch

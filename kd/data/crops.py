@@ -19,15 +19,9 @@ _AREA_SCALE = 2.0
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Parameters of a crop: a box in pixels, in an image rotated about its center.
+    """Parameters of a crop: a box in pixels, in an image rotated about its center, and whether it is flipped.
 
-    Args:
-        top: First row of the box.
-        left: First column of the box.
-        height: Number of rows.
-        width: Number of columns.
-        angle: Rotation of the image before the crop, in degrees counter-clockwise; its corners become black.
-        flipped: Whether the crop is flipped horizontally.
+    The image is rotated first, by ``angle`` degrees counter-clockwise; its corners become black.
     """
 
     top: int
@@ -43,13 +37,10 @@ class ResizedCrop:
         Positions are in pixels from the upper left corner; the center of the first pixel is at 0.5. ``height`` and
         ``width`` are those of the image, ``size`` is the side of the view.
         """
-        sign = -1 if self.flipped else 1
-        x_scale, y_scale = sign * self.width / size, self.height / size
-        x_start = self.left + (self.width if self.flipped else 0) - width / 2
-        y_start = self.top - height / 2
+        x_scale, x_start = (-self.width, self.left + self.width) if self.flipped else (self.width, self.left)
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
         rotation = np.array([[cos, -sin], [sin, cos]])
-        box = np.array([[x_scale, 0.0, x_start], [0.0, y_scale, y_start]])
+        box = np.array([[x_scale / size, 0.0, x_start - width / 2], [0.0, self.height / size, self.top - height / 2]])
         matrix: NDArray[np.float64] = rotation @ box
         matrix[:, 2] += (width / 2, height / 2)
         return matrix

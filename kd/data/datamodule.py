@@ -44,13 +44,9 @@ class ImageData(Batches):
         # Views of downscaled images differ from those of the original files.
         self.cached_side = splits.train.cached_side
         kept = keep_fraction(splits.train, train_fraction, seed=self.seed)
-        everything = range(len(splits.train))
+        everything, labeled = range(len(splits.train)), kept if self.reads_labels else []
         self.train_indices = list(everything) if unlabeled_rest else kept
-        images = splits.train
-        if not self.reads_labels:
-            images = hide_labels(images, everything)
-        elif unlabeled_rest:
-            images = hide_labels(images, sorted(set(everything) - set(kept)))
+        images = hide_labels(splits.train, set(self.train_indices) - set(labeled))
         if unlabeled is not None:
             self.train_indices += range(len(images), len(images) + len(unlabeled))
             images = concatenate(images, unlabeled)

@@ -28,9 +28,6 @@ _CHUNK = 256
 _THREADS = 4
 _SAMPLE = 32
 
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and their total."""
-
 
 def room_for_cache(folder: Path) -> int:
     """Return the number of bytes that a cache may have: a fifth of the free disk space, and half of the memory at most.
@@ -43,21 +40,25 @@ def room_for_cache(folder: Path) -> int:
 
 
 def cache_decoded(
-    images: LabeledImages, side: int, folder: Path, *, max_bytes: int | None = None, progress: Progress | None = None
+    images: LabeledImages,
+    side: int,
+    folder: Path,
+    *,
+    max_bytes: float = math.inf,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> LabeledImages:
     """Return the same images, read from a decode cache, which is written first if it doesn't exist.
 
     Images with a short side longer than ``side`` are resized as by the plain view, so that a plain view of that size is
     bit-identical; others are kept as they are. A cache is identified by the fingerprint of the images. It is written
-    atomically; of several processes, one writes, and the others wait. Images that don't come from files are returned
-    unchanged.
+    atomically; of several processes, one writes, and the others wait.
 
     Args:
-        images: The images.
+        images: The images; returned unchanged if they don't come from files.
         side: Maximum length of the short side, in pixels.
         folder: Folder of all caches.
-        max_bytes: Size above which no cache is written, and the images are returned unchanged; ``None``: unlimited.
-        progress: Called after each chunk of images.
+        max_bytes: Size above which no cache is written, and the images are returned unchanged.
+        progress: Called with the number of images done and their total, after each chunk of images.
 
     Raises:
         UserError: If an image can't be decoded.
@@ -68,7 +69,7 @@ def cache_decoded(
     path = folder / hashlib.blake2b(f"{_VERSION} {side} {images.fingerprint}".encode(), digest_size=16).hexdigest()
     sizes = _read_sizes(path, len(images))
     if sizes is None:
-        if max_bytes is not None and _estimate_size(images, side) > max_bytes:
+        if max_bytes < math.inf and _estimate_size(images, side) > max_bytes:
             return images
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -84,8 +85,7 @@ def _read_sizes(path: Path, count: int) -> list[tuple[int, int]] | None:
         sizes = [(int(height), int(width)) for height, width in values]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    is_valid = len(sizes) == count and all(height > 0 and width > 0 for height, width in sizes)
-    return sizes if is_valid else None
+    return sizes if len(sizes) == count and all(min(size) > 0 for size in sizes) else None
 
 
 class CachedPixels:
@@ -99,11 +99,6 @@ class CachedPixels:
         self.sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
         self.starts = np.concatenate([[0], np.cumsum(3 * self.sizes.prod(axis=1))])
 
-    def size_of(self, index: int) -> tuple[int, int]:
-        """Return the height and the width of an image."""
-        height, width = self.sizes[index].tolist()
-        return height, width
-
     def __call__(self, index: int) -> Tensor:
         """Read an image ``(3, H, W)``, uint8."""
         pixels = np.empty((*self.sizes[index], 3), dtype=np.uint8)
@@ -115,7 +110,9 @@ class CachedPixels:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _write(images: LabeledImages, side: int, path: Path, progress: Progress | None) -> list[tuple[int, int]]:
+def _write(
+    images: LabeledImages, side: int, path: Path, progress: Callable[[int, int], object]
+) -> list[tuple[int, int]]:
     # Whatever a killed process left; the caller holds the lock.
     shutil.rmtree(path, ignore_errors=True)
     sizes: list[tuple[int, int]] = []
@@ -126,8 +123,7 @@ def _write(images: LabeledImages, side: int, path: Path, progress: Progress | No
             for pixels in threads.map(partial(_load_resized, images, side), indices):
                 file.write(pixels.permute(1, 2, 0).contiguous().numpy().data)
                 sizes.append((pixels.shape[1], pixels.shape[2]))
-            if progress is not None:
-                progress(len(sizes), len(images))
+            progress(len(sizes), len(images))
     # The index is written last: a cache without one is incomplete.
     write_text(path / _INDEX, json.dumps({"side": side, "sizes": sizes}))
     return sizes
@@ -135,10 +131,9 @@ def _write(images: LabeledImages, side: int, path: Path, progress: Progress | No
 
 def _load_resized(images: LabeledImages, side: int, index: int) -> Tensor:
     pixels = images.load(index)
-    if min(pixels.shape[1:]) <= side:
-        return pixels
-    resized: Tensor = v2.functional.resize(pixels, [side], antialias=True)
-    return resized
+    if min(pixels.shape[1:]) > side:
+        pixels = v2.functional.resize(pixels, [side], antialias=True)
+    return pixels
 
 
 def _estimate_size(images: LabeledImages, side: int) -> int:

@@ -21,12 +21,7 @@ _MEMORY_FRACTION = 0.3
 class DeferredCrops(NamedTuple):
     """A batch of views that are still to be cropped, in the arguments of `crop_batch`.
 
-    Attributes:
-        pixels: The images one after the other; ``None`` if they are resident on the device.
-        starts: Offset of each view's image, ``(B,)``.
-        sizes: Height and width of each view's image, ``(B, 2)``.
-        matrices: The affine maps from the views to the images, ``(B, 2, 3)``.
-        size: Side S of the views, in pixels.
+    ``pixels`` is ``None`` if the images are resident on the device.
     """
 
     pixels: Tensor | None
@@ -65,23 +60,22 @@ class DeferredCropDataset(Dataset[tuple[DeferredCrops, Tensor]]):
     def __getitems__(self, batch: Sequence[tuple[int, int]]) -> tuple[DeferredCrops, Tensor]:
         """Return the deferred crops and the labels ``(B,)`` of a batch."""
         images, view = self.views.images, self.views.view
-        size = view.size if isinstance(view, RandomResizedCrop) else 0
+        side = view.size if isinstance(view, RandomResizedCrop) else 0
+        indices = [index for _, index in batch]
         pixels = None
         if self.resident and isinstance(images.load, CachedPixels):
-            sizes = [images.load.size_of(index) for _, index in batch]
-            starts = torch.tensor([int(images.load.starts[index]) for _, index in batch])
+            sizes, starts = images.load.sizes[indices].tolist(), torch.from_numpy(images.load.starts[indices])
         else:
-            loaded = [images.load(index).permute(1, 2, 0) for _, index in batch]
-            sizes = [(int(image.shape[0]), int(image.shape[1])) for image in loaded]
+            loaded = [images.load(index).permute(1, 2, 0) for index in indices]
+            sizes = [list(image.shape[:2]) for image in loaded]
             pixels = torch.cat([image.flatten() for image in loaded])
             starts = torch.tensor([0, *(image.numel() for image in loaded)]).cumsum(0)[:-1]
-        matrices = [
-            self.views.draw_crop(epoch, index, *image_size).matrix(*image_size, size)
-            for (epoch, index), image_size in zip(batch, sizes, strict=True)
-        ]
-        stacked = torch.tensor(np.stack(matrices), dtype=torch.float32)
-        labels = torch.tensor([images.labels[index] for _, index in batch])
-        return DeferredCrops(pixels, starts, torch.tensor(sizes), stacked, size), labels
+        crops = [self.views.draw_crop(*place, *size) for place, size in zip(batch, sizes, strict=True)]
+        matrices = np.stack(
+            [crop.matrix(height, width, side) for crop, (height, width) in zip(crops, sizes, strict=True)]
+        )
+        labels = torch.tensor([images.labels[index] for index in indices])
+        return DeferredCrops(pixels, starts, torch.tensor(sizes), torch.from_numpy(matrices).float(), side), labels
 
 
 def can_defer_crops(views: Views) -> bool:

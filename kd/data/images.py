@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -57,11 +57,9 @@ class LabeledImages:
         return replace(self, labels=labels, keys=keys, load=load, files=files, fingerprint=fingerprint)
 
 
-def hide_labels(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
+def hide_labels(images: LabeledImages, indices: Collection[int]) -> LabeledImages:
     """Return the same images with the labels at the given indices replaced by `UNLABELED`."""
-    labels = list(images.labels)
-    for index in indices:
-        labels[index] = UNLABELED
+    labels = [UNLABELED if index in indices else label for index, label in enumerate(images.labels)]
     return replace(images, labels=labels)
 
 
@@ -100,13 +98,7 @@ def fingerprint_of_files(files: Sequence[Path], keys: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and validation images of the same classes.
-
-    Args:
-        name: Short name of the data set, for folders and tables.
-        train: Training images.
-        val: Validation images.
-    """
+    """Training and validation images of the same classes; ``name`` is the data set's in folders and tables."""
 
     name: str
     train: LabeledImages
@@ -164,15 +156,12 @@ def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[
 def channel_statistics(
     images: LabeledImages, view: Callable[[Tensor], Tensor], *, sample: int = 256
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute the mean and the standard deviation of each color channel, for pixels in [0, 1].
+    """Compute the means and the standard deviations of the color channels, for pixels in [0, 1], to four digits.
 
     Args:
         images: The images, of which an evenly spaced sample is read.
         view: Turns an image into a square, as the network will see it.
         sample: Maximum number of images to read.
-
-    Returns:
-        Means and standard deviations of red, green and blue, rounded to four digits; the latter are at least 0.01.
     """
     indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).round().long().tolist()
     pixels = torch.stack([view(images.load(index)) for index in indices]).float() / 255

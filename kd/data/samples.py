@@ -53,7 +53,7 @@ class Sample(NamedTuple):
     Args:
         key: The image's file name within the archive; its random views depend on it.
         label: The label.
-        encoded: The bytes of the image file; empty if only labels are read.
+        encoded: The bytes of the image file; empty if only labels were read.
         url: The archive.
         offset: Offset of the sample in the archive, in bytes, if it was read from the beginning.
     """
@@ -83,14 +83,7 @@ def import_webdataset() -> Any:  # noqa: ANN401 (a module without types)
 def read_samples(
     shard: Shard, first: int = 0, last: int | None = None, *, classes: int, labels_only: bool = False
 ) -> Iterator[Sample]:
-    """Read consecutive samples of a shard; if it is on disk, from the last mark before the first of them.
-
-    Args:
-        shard: The shard.
-        first: Index of the first sample.
-        last: Index after the last sample; ``None``: to the end.
-        classes: Number of classes.
-        labels_only: Whether to leave out the images.
+    """Read the samples ``first`` to ``last`` - 1 of a shard, starting at the mark before the first; ``None``: all.
 
     Raises:
         UserError: If the shard can't be read, has fewer samples than its index says, or a sample is invalid.

@@ -22,17 +22,9 @@ Counts = tuple[tuple[Shard, ...], tuple[int, ...] | None]
 
 
 def count_images(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counts:
-    """Return shards with their numbers of images.
+    """Return shards, whose ``urls`` are given by name, as counted in the index in ``root`` or else in ``cache``.
 
-    Args:
-        root: Folder with the index.
-        urls: Path or URL of each shard, by name.
-        classes: Number of classes.
-        cache: Folder for the counts of shards that are not in the index.
-        labeled: Whether the labels and keys of the images are needed.
-
-    Raises:
-        UserError: If a shard is invalid, or is remote and not in the index.
+    With ``labeled``, the labels and keys of the images are included.
     """
     path = root / INDEX_FILE
     index = _read(path) or {"version": _VERSION}
@@ -112,6 +104,7 @@ def _from_files(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: 
 
 
 def _shard(entry: Mapping[str, Any], url: str) -> Shard:
+    """Make a shard of its entry in the index."""
     labels, marks = (tuple(map(int, entry.get(key, ()))) for key in ("labels", "marks"))
     return Shard(entry["name"], url, int(entry["images"]), labels, tuple(map(str, entry.get("keys", ()))), marks)
 

@@ -14,12 +14,14 @@ from kd.data.shards import CLASSES_FILE
 from kd.errors import UserError
 from kd.randomness import derive_seed
 
-Progress = Callable[[int, int], object]
-"""Called with the number of images written and their total."""
-
 
 def write_shards(
-    splits: Splits, output: Path, *, per_shard: int = 1000, seed: int = 0, progress: Progress = lambda *_: None
+    splits: Splits,
+    output: Path,
+    *,
+    per_shard: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> dict[str, int]:
     """Write the image files of a data set, unchanged, into shards with an index; return the numbers of shards.
 
@@ -31,7 +33,7 @@ def write_shards(
         output: Folder to write: ``train/000000.tar``, ..., ``val/000000.tar``, ..., ``classes.txt``, ``index.json``.
         per_shard: Maximum number of images in a shard.
         seed: Random seed of the order.
-        progress: Called after each image.
+        progress: Called with the number of images written and their total, after each image.
 
     Raises:
         UserError: If the folder exists, the images don't come from files, or the shards can't be written.

@@ -20,13 +20,7 @@ _SAMPLED_SHARDS, _SAMPLED_IMAGES = 8, 32
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of one split, in order.
-
-    Args:
-        entries: The shards.
-        classes: Names of the classes.
-        counts: Number of images of each class, if known.
-    """
+    """The shards of one split, in order, with the number of images of each class if known."""
 
     entries: tuple[Shard, ...]
     classes: tuple[str, ...]
@@ -62,12 +56,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class ShardedSplits(Splits):
-    """Training and validation images in shards; ``train`` contains only a sample of the training images.
-
-    Args:
-        train_shards: The training shards.
-        val_shards: The validation shards.
-    """
+    """Training and validation images in shards; ``train`` contains only a sample of the training images."""
 
     train_shards: Shards
     val_shards: Shards

