@@ -35,12 +35,7 @@ def both(
 def training_views(image_size: int) -> transforms.Compose:
     """Return the transforms of the training images."""
     return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(image_size),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            NORMALIZE,
-        ]
+        [transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip(), transforms.ToTensor(), NORMALIZE]
     )
 
 

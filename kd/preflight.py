@@ -158,8 +158,7 @@ def check_sizes(student: Classifier, teacher: Classifier | Ensemble) -> list[Fin
     names = student.description.architecture, teacher.description.architecture
     return [
         Finding(
-            "note",
-            f"the student {names[0]} has more parameters than the teacher {names[1]}: {ours:,} and {theirs:,}",
+            "note", f"the student {names[0]} has more parameters than the teacher {names[1]}: {ours:,} and {theirs:,}"
         )
     ]
 

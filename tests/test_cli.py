@@ -67,10 +67,7 @@ def test_the_first_generations_file_runs_and_its_interpretation_is_printed(
     ("flags", "words"),
     [
         ("--bach_size 3", "error: --bach_size: unknown flag; did you mean '--batch_size'?"),
-        (
-            "--batch_size two",
-            "error: --batch_size two: must be a whole number or auto",
-        ),
+        ("--batch_size two", "error: --batch_size two: must be a whole number or auto"),
         ("--temperature 0", "error: --temperature 0: must be above 0"),
         ("--data_dir absent", "error: --data_dir absent: there is no such folder"),
         ("--dataset digits --distill", "error: --distill: no teacher found"),

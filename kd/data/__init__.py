@@ -13,37 +13,3 @@ from kd.data.sharding import write_shards
 from kd.data.shards import ShardedSplits
 from kd.data.streamed import ShardData
 from kd.data.views import AUGMENTATIONS, plain_view, short_side
-
-__all__ = [
-    "AUGMENTATIONS",
-    "BROKEN",
-    "DATASETS",
-    "UNLABELED",
-    "Batches",
-    "FileFinding",
-    "ImageData",
-    "LabeledImages",
-    "Mixing",
-    "RandomResizedCrop",
-    "ShardData",
-    "ShardedSplits",
-    "Splits",
-    "cache_decoded",
-    "cache_dir",
-    "channel_statistics",
-    "check_images",
-    "crop_image",
-    "drop_broken",
-    "find_duplicates",
-    "load_image",
-    "load_splits",
-    "match_classes",
-    "plain_view",
-    "read_folder",
-    "read_splits",
-    "read_unlabeled",
-    "room_for_cache",
-    "short_side",
-    "validation_images",
-    "write_shards",
-]

@@ -17,47 +17,10 @@ from kd.losses.logits import (
 )
 from kd.losses.relations import Correlation, DecoupledKD, MultiLevel, NormalizedKD
 from kd.losses.features import AttentionTransfer, FeatureLoss, Hint, VariationalInformation
-from kd.losses.similarities import (
-    ContrastiveRepresentation,
-    ProbabilisticTransfer,
-    RelationalKD,
-    SimilarityPreserving,
-)
+from kd.losses.similarities import ContrastiveRepresentation, ProbabilisticTransfer, RelationalKD, SimilarityPreserving
 from kd.losses.derivatives import JacobianMatching
 
 # isort: on
 from kd.losses.base import LOSSES, BaseLoss, LogitLoss, Outputs, hyperparameters_of
 from kd.losses.objective import Objective, Pair
 from kd.losses.parsing import build_objective
-
-__all__ = [
-    "LOSSES",
-    "AttentionTransfer",
-    "BaseLoss",
-    "ContrastiveRepresentation",
-    "Correlation",
-    "CosineDistance",
-    "CrossEntropy",
-    "DecoupledKD",
-    "FeatureLoss",
-    "HardDistillation",
-    "Hint",
-    "JacobianMatching",
-    "JensenShannon",
-    "LogitLoss",
-    "LogitMSE",
-    "MultiLevel",
-    "NormalizedKD",
-    "Objective",
-    "Outputs",
-    "Pair",
-    "ProbabilisticTransfer",
-    "RelationalKD",
-    "SimilarityPreserving",
-    "SoftCrossEntropy",
-    "SoftenedKL",
-    "TransformedTeacherMatching",
-    "VariationalInformation",
-    "build_objective",
-    "hyperparameters_of",
-]

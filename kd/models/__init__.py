@@ -1,6 +1,6 @@
 """Building a network by name, and reading one from a checkpoint."""
 
-from kd.models.catalog import SMALL, build_classifier, parameters_by_name, torchvision_names, usual_size
+from kd.models.catalog import build_classifier, parameters_by_name, torchvision_names, usual_size
 from kd.models.checkpoint import (
     CLASSIFIER_KEY,
     STATE_PREFIX,
@@ -11,45 +11,8 @@ from kd.models.checkpoint import (
     read_plain,
 )
 from kd.models.classifier import Classifier, Description, Normalization
-from kd.models.compute import Compute, fastest, keep_large_blocks, multiplies_bfloat16, why_not_compiled
+from kd.models.compute import Compute, fastest, keep_large_blocks, why_not_compiled
 from kd.models.cost import CLASSIC, is_depthwise, measure_cost, measure_cost_by_name, multiply_adds
 from kd.models.ensemble import Ensemble
 from kd.models.features import FeatureReader, Survey, as_map, survey
 from kd.models.memory import can_step, free_memory, largest_batch, training_bytes
-
-__all__ = [
-    "CLASSIC",
-    "CLASSIFIER_KEY",
-    "SMALL",
-    "STATE_PREFIX",
-    "Classifier",
-    "Compute",
-    "Description",
-    "Ensemble",
-    "FeatureReader",
-    "Normalization",
-    "Survey",
-    "accuracy_in",
-    "as_map",
-    "build_classifier",
-    "build_from_state",
-    "can_step",
-    "fastest",
-    "free_memory",
-    "is_depthwise",
-    "keep_large_blocks",
-    "largest_batch",
-    "load_classifier",
-    "measure_cost",
-    "measure_cost_by_name",
-    "multiplies_bfloat16",
-    "multiply_adds",
-    "parameters_by_name",
-    "read_description",
-    "read_plain",
-    "survey",
-    "torchvision_names",
-    "training_bytes",
-    "usual_size",
-    "why_not_compiled",
-]

@@ -37,11 +37,7 @@ class Ensemble(nn.Module):
     weights: Tensor
 
     def __init__(
-        self,
-        members: Sequence[Classifier],
-        *,
-        weights: Sequence[float] | None = None,
-        average: str = "probabilities",
+        self, members: Sequence[Classifier], *, weights: Sequence[float] | None = None, average: str = "probabilities"
     ) -> None:
         super().__init__()
         weights = [1.0] * len(members) if not weights else list(weights)

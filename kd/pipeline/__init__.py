@@ -3,12 +3,3 @@
 from kd.pipeline.evaluation import evaluate_checkpoint, measure_costs
 from kd.pipeline.experiment import check_experiment, find_teachers, run_experiment
 from kd.pipeline.runner import Experiment
-
-__all__ = [
-    "Experiment",
-    "check_experiment",
-    "evaluate_checkpoint",
-    "find_teachers",
-    "measure_costs",
-    "run_experiment",
-]

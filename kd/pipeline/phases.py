@@ -9,14 +9,7 @@ from kd.data import Batches, ImageData
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, load_classifier
 from kd.pipeline.caches import logit_store
-from kd.pipeline.components import (
-    Components,
-    build_network,
-    build_recipe,
-    build_student,
-    student_data,
-    teacher_data,
-)
+from kd.pipeline.components import Components, build_network, build_recipe, build_student, student_data, teacher_data
 from kd.pipeline.preparation import Prepared
 from kd.pipeline.run_store import Record, slug
 from kd.pipeline.runner import Runner

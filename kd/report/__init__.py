@@ -7,24 +7,3 @@ from kd.report.summary import read_summary, summarize, title_of, write_summary
 from kd.report.sweep import print_sweep, write_sweep
 from kd.report.table import print_comparison, print_costs, print_summary
 from kd.report.verdict import gain_sentence, paired_difference
-
-__all__ = [
-    "compare_objectives",
-    "cost_cells",
-    "cost_headings",
-    "gain_in_points",
-    "gain_sentence",
-    "measured_with",
-    "paired_difference",
-    "print_comparison",
-    "print_costs",
-    "print_summary",
-    "print_sweep",
-    "read_summary",
-    "share",
-    "summarize",
-    "title_of",
-    "write_report",
-    "write_summary",
-    "write_sweep",
-]

@@ -66,10 +66,7 @@ def _image_loader(folder: Path) -> Callable[[str], Pixels] | None:
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         splits = load_splits(
-            settings["dataset"],
-            settings["data_dir"],
-            train_data=settings["train_data"],
-            val_data=settings["val_data"],
+            settings["dataset"], settings["data_dir"], train_data=settings["train_data"], val_data=settings["val_data"]
         )
         view = plain_view(min(int(settings["image_size"]), _MAX_SIZE), settings["resize"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError):

@@ -3,14 +3,7 @@
 from kd.settings.declaration import Phase
 from kd.settings.help import markdown_table
 from kd.settings.schema import (
-    DataSettings,
-    MachineSettings,
-    ModelSettings,
-    ObjectiveSettings,
-    OptimizationSettings,
-    PhaseSettings,
     Settings,
-    SourceSettings,
     field_type,
     per_machine_settings,
     searchable_settings,
@@ -19,28 +12,3 @@ from kd.settings.schema import (
     unsupported_by_streams,
 )
 from kd.settings.sources import CONFIG_FILE, Resolved, read_yaml, resolve, with_origin, write_config
-
-__all__ = [
-    "CONFIG_FILE",
-    "DataSettings",
-    "MachineSettings",
-    "ModelSettings",
-    "ObjectiveSettings",
-    "OptimizationSettings",
-    "Phase",
-    "PhaseSettings",
-    "Resolved",
-    "Settings",
-    "SourceSettings",
-    "field_type",
-    "markdown_table",
-    "per_machine_settings",
-    "read_yaml",
-    "resolve",
-    "searchable_settings",
-    "setting_fields",
-    "settings_affecting",
-    "unsupported_by_streams",
-    "with_origin",
-    "write_config",
-]

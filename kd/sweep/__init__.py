@@ -53,6 +53,3 @@ def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, conso
         raise Interrupted(str(stopped), received=stopped.received, advice=advice) from stopped
     if not is_worker:
         write_results(plan, study, console)
-
-
-__all__ = ["run_sweep"]

@@ -3,13 +3,3 @@
 from kd.teachers.frozen import FrozenTeacher
 from kd.teachers.loading import check_classes, is_no_better_than_chance, load_teacher, majority_share
 from kd.teachers.logit_store import LogitStore, digest_of_weights
-
-__all__ = [
-    "FrozenTeacher",
-    "LogitStore",
-    "check_classes",
-    "digest_of_weights",
-    "is_no_better_than_chance",
-    "load_teacher",
-    "majority_share",
-]

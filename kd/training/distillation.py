@@ -66,13 +66,7 @@ class DistillationModule(ClassifierModule):
             with seeded(seed, "adapters"):
                 objective = objective.bind(pairs)
         super().__init__(
-            student,
-            objective=objective,
-            recipe=recipe,
-            seed=seed,
-            mixing=mixing,
-            ema=ema,
-            has_unlabeled=has_unlabeled,
+            student, objective=objective, recipe=recipe, seed=seed, mixing=mixing, ema=ema, has_unlabeled=has_unlabeled
         )
         self.adapters = nn.ModuleList(
             adapter for term in objective.feature_terms for adapter in term.adapters if adapter is not None

@@ -271,10 +271,7 @@ def test_shards_are_read_through_a_command(sharded: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (
-            {"3.png": png(), "3.cls": b"2"},
-            r"b\.tar: label 3\.cls is 2, but classes\.txt has 2 classes \(0 to 1\)",
-        ),
+        ({"3.png": png(), "3.cls": b"2"}, r"b\.tar: label 3\.cls is 2, but classes\.txt has 2 classes \(0 to 1\)"),
         ({"3.png": png(), "3.cls": b"bee"}, r"b\.tar: label 3\.cls must be an integer, not 'bee'"),
         ({"3.png": png(), "4.png": png(), "4.cls": b"0"}, r"b\.tar: sample 3 has no label; add 3\.cls"),
         ({"3.cls": b"1"}, r"b\.tar: sample 3 has no image"),

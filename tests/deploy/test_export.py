@@ -96,10 +96,7 @@ def test_a_file_that_differs_is_refused_and_not_kept(
         UserError, match=r"student\.pt2: not written, as its logits differ from the checkpoint's by up to .*"
     ):
         export_student(
-            checkpoint,
-            tmp_path / "out" / "student.pt2",
-            file_format="torch",
-            splits=load_checkpoint_splits(checkpoint),
+            checkpoint, tmp_path / "out" / "student.pt2", file_format="torch", splits=load_checkpoint_splits(checkpoint)
         )
     assert not (tmp_path / "out").exists()
 

@@ -256,6 +256,6 @@ def test_a_trial_run_goes_through_everything(make_folder: MakeFolder) -> None:
             "assistant/1-linear",
             "baseline",
             "distilled",
-        ),
+        )
     ]
     assert not Path("logs").exists()

@@ -123,7 +123,7 @@ def test_each_teacher_and_assistant_has_a_row() -> None:
     assert summary["phases"]["assistant/1-resnet34"]["val_acc_mean"] == 0.92
     rows = [line for line in printed(summary).splitlines() if "%" in line]
     assert [re.split(r"  +", row.strip())[0] for row in rows] == [
-        *("teacher", "teacher", "teacher ensemble", "assistant 1", "assistant 2", "student, distilled"),
+        *("teacher", "teacher", "teacher ensemble", "assistant 1", "assistant 2", "student, distilled")
     ]
     assert [row.count("1,234,567") for row in rows] == [1] * 6
 

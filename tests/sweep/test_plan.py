@@ -91,15 +91,9 @@ def test_a_mapping_among_the_choices_is_a_whole_objective() -> None:
         ("sweep: {loss: {ce: 0.1, kl: 0.9}}", "key 'loss': no weight is searched"),
         ("sweep: {teacher_model: [resnet18]}", "can't be searched: all trials share one teacher"),
         ("sweep: {seed: [1, 2]}", "key 'seed': can't be searched"),
-        (
-            "sweep: {temperature: [1]}\ntemperature: 2",
-            "key 'temperature': also under 'sweep'; remove one of them",
-        ),
+        ("sweep: {temperature: [1]}\ntemperature: 2", "key 'temperature': also under 'sweep'; remove one of them"),
         ("sweep: {temperature: [1]}\ntrails: 2", "key 'trails': unknown setting; did you mean 'trials'?"),
-        (
-            "sweep: {temperature: [1]}\nbach_size: 2",
-            "key 'bach_size': unknown setting; did you mean 'batch_size'",
-        ),
+        ("sweep: {temperature: [1]}\nbach_size: 2", "key 'bach_size': unknown setting; did you mean 'batch_size'"),
         ("sweep: {temperature: [1]}\nbatch_size: 0", "--batch_size 0: must be at least 1"),
         ("sweep: {temperature: [1]}\ntrials: 0", "key 'trials': Input should be greater than or equal to 1"),
         ("sweep: {temperature: [1]}\ntrials: many", "key 'trials': Input should be a valid integer"),

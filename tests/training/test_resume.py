@@ -234,11 +234,7 @@ def test_one_that_was_at_its_end_is_not_trained_again(folder_of_images: Path, tm
         raise AssertionError("there was nothing left to do")
 
     again = whole.run(trains, resumes=True)
-    assert (again.history, again.val_acc, again.validation) == (
-        peaceful.history,
-        peaceful.val_acc,
-        peaceful.validation,
-    )
+    assert (again.history, again.val_acc, again.validation) == (peaceful.history, peaceful.val_acc, peaceful.validation)
 
 
 @pytest.mark.parametrize("where", ["a term", "the gradient"])
