@@ -11,13 +11,9 @@ _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """Return a console for plain messages: no markup, no highlighting, silent in all processes but the first.
+    """Return a console without markup or highlighting, which is silent in all processes but the first.
 
     On a terminal, lines wrap between words. Elsewhere they are not wrapped, so that a message stays one line in a file.
-
-    Args:
-        stderr: Whether it writes to standard error.
-        file: Where to write instead of the standard streams.
     """
     # Lightning sets the attribute when it is imported.
     rank = getattr(rank_zero_only, "rank", None)

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake of the user: what is wrong, where it comes from and how to fix it.
+    """A mistake of the user: the message describes the problem, its source, and how to fix it.
 
     Commands print the message on standard error and exit with status 2; any other exception is a bug and shows its
     traceback.
@@ -14,20 +14,11 @@ class LostContact(UserError):  # noqa: N818 (named after the event)
 
 
 class NotFiniteError(UserError):
-    """The loss or the gradient of a training became infinite or NaN.
-
-    A hyperparameter search treats it as the result of a trial; elsewhere it is a mistake of the user.
-    """
+    """The loss or the gradient became infinite or NaN; a hyperparameter search counts it as the result of a trial."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
-    """The program was told to stop; the progress is saved.
-
-    Args:
-        message: What stopped it, and where the progress is saved.
-        received: The signal's number; commands exit with 128 plus this number, as shells do.
-        advice: How to resume.
-    """
+    """A signal ended the program; commands then exit with 128 plus the number ``received``, as shells do."""
 
     def __init__(
         self, message: str, *, received: int, advice: str = "Resume with the same command and --resume."

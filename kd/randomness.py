@@ -8,13 +8,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Derive a seed from parts, such as (seed, epoch, image key); identical on every machine and in every process.
-
-    Args:
-        parts: The values that identify the draw.
-
-    Returns:
-        An integer from 0 to 2**63 - 1.
+    """Derive a seed, from 0 to 2**63 - 1, from parts such as (seed, epoch, image key); identical on every machine.
 
     Example:
         >>> derive_seed(0, "weights") == derive_seed(0, "weights") != derive_seed(1, "weights")
@@ -29,10 +23,6 @@ def seed_draws(seed: int, device: torch.device) -> None:
 
     ``torch.manual_seed`` seeds all devices; while CUDA is not initialized, it queues each call with its stack trace,
     which costs half a millisecond per step and memory that grows.
-
-    Args:
-        seed: An integer from 0 to 2**63 - 1.
-        device: The device that computes.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
@@ -44,9 +34,6 @@ def seeded(*parts: int | str) -> Iterator[None]:
     """Seed torch's CPU generator with a derived seed inside the block, and restore its state afterwards.
 
     torchvision's transforms and torch's initializers draw from that generator and accept no other.
-
-    Args:
-        parts: As for :func:`derive_seed`.
     """
     generator = torch.default_generator
     before = generator.get_state()

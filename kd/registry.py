@@ -1,7 +1,6 @@
-"""Components chosen by name: a generic registry, the syntax of a choice, and loading of the user's own code."""
+"""Components chosen by name: a registry, the syntax of a choice, and loading of user code."""
 
 import ast
-import contextlib
 import difflib
 import functools
 import hashlib
@@ -10,7 +9,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +21,7 @@ T = TypeVar("T")
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the most similar known name, or an empty string if there is none."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1) or [each for each in known if name and each.startswith(name)]
+    near = difflib.get_close_matches(name, known, n=1) or [other for other in known if name and other.startswith(name)]
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -30,7 +29,7 @@ class Registry(dict[str, T]):
     """The components of one kind by name; looking up an unknown name is a ``UserError`` that lists the choices.
 
     Args:
-        kind: What an entry is, in the singular, for messages, such as ``"loss"``.
+        kind: Singular noun for an entry in messages, such as ``"loss"``.
 
     Example:
         >>> shapes = Registry[type]("shape")
@@ -45,13 +44,13 @@ class Registry(dict[str, T]):
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers an object as ``name``; a ``ValueError`` if the name is taken."""
 
-        def enter(entry: T) -> T:
+        def add(entry: T) -> T:
             if name in self:
                 raise ValueError(f"two {self.kind}s are called {name!r}")
             self[name] = entry
             return entry
 
-        return enter
+        return add
 
     def __missing__(self, name: str) -> T:
         choices = ", ".join(self)
@@ -61,9 +60,6 @@ class Registry(dict[str, T]):
 def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
     """Parse ``name`` or ``name(key=value, ...)``, with Python literals or bare words for strings as values.
 
-    Raises:
-        UserError: If it has another form.
-
     Example:
         >>> parse_choice("convnet(widths=[8, 16])")
         ('convnet', {'widths': [8, 16]})
@@ -72,7 +68,7 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
     if match is None:
         raise UserError(f"{text!r} is not of the form name or name(key=value, ...)")
     name, arguments = match.groups(default="")
-    # A dotted word, such as the name of a layer, counts as one word.
+    # A dotted word, such as the name of a layer, is a string.
     arguments = re.sub(r"(?<=[=,\[])(\s*)(\w+(?:\.\w+)+)(?=\s*[,\])]|\s*$)", _quoted, arguments)
     try:
         call = ast.parse(f"_({arguments})", mode="eval").body
@@ -129,11 +125,11 @@ def _literal(node: ast.expr) -> Any:  # noqa: ANN401 (any literal)
 def check_hyperparameters(function: Callable[..., object], given: Mapping[str, Any], *, choice: str) -> None:
     """Raise a ``UserError``, which names the ``choice``, if a function doesn't accept the hyperparameters given."""
     known = inspect.signature(function).parameters
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
     for name in given:
-        if name not in known and not takes_any:
-            names = ", ".join(known) or "none"
-            hint = suggestion(name, known)
+        if name not in known:
+            hint, names = suggestion(name, known), ", ".join(known) or "none"
             raise UserError(f"{choice!r}: there is no hyperparameter {name!r}{hint} (it takes: {names})")
 
 
@@ -142,24 +138,26 @@ def is_own_code(name: str) -> bool:
     return bool(re.search(r"\.py:[^/:]+$", name))
 
 
-def call_own_code(name: str, function: Callable[..., Any], **arguments: object) -> Any:  # noqa: ANN401
-    """Call the user's function; if it raises an exception, raise a ``UserError`` that locates it."""
-    with _failures_located(name, getattr(getattr(function, "__code__", None), "co_filename", "")):
-        return function(**arguments)
+def call_own_code(name: str, function: Callable[..., T], *arguments: object, **keywords: object) -> T:
+    """Call the user's function; an exception becomes a ``UserError`` that gives the line of the user's file."""
+    try:
+        return function(*arguments, **keywords)
+    except Exception as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        lines = [(line, frame.f_code.co_filename) for frame, line in frames if frame.f_globals.get("_is_own_code")]
+        if isinstance(error, SyntaxError):
+            lines.append((error.lineno or 0, error.filename or name))
+        place = " at line {} of {}".format(*lines[-1]) if lines else ""
+        raise UserError(f"{name!r}: it raised {type(error).__name__}{place}: {error}") from error
 
 
 def load_own_code(name: str) -> Callable[..., Any]:
-    """Return the function of ``path/to/file.py:function``; the file is executed once per process.
-
-    Raises:
-        UserError: If the file or the function is missing, or the file raises any exception.
-    """
+    """Return the function of ``path/to/file.py:function``; the file is executed once per process."""
     path, _, attribute = name.rpartition(":")
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise UserError(f"{name!r}: there is no file {file}")
-    with _failures_located(name, str(file)):
-        contents = vars(_execute(file))
+    contents = vars(call_own_code(name, _execute, file))
     function = contents.get(attribute)
     if not callable(function):
         defined = [key for key, value in contents.items() if callable(value) and not key.startswith("_")]
@@ -172,17 +170,6 @@ def _execute(file: Path) -> types.ModuleType:
     # Classes look up their module by name.
     name = f"own_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
     module = sys.modules[name] = types.ModuleType(name)
-    module.__file__ = str(file)
+    vars(module).update(__file__=str(file), _is_own_code=True)
     exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102 (the user named the file)
     return module
-
-
-@contextlib.contextmanager
-def _failures_located(name: str, file: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f" at line {line} of {file}" if line is not None else ""
-        raise UserError(f"{name!r}: it raised {type(error).__name__}{where}: {error}") from error

@@ -6,7 +6,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from kd.console import make_console
 
 
-def test_text_is_printed_as_it_is_and_on_one_line() -> None:
+def test_markup_is_not_interpreted_and_lines_are_not_wrapped_in_a_file() -> None:
     file = io.StringIO()
     make_console(file=file).print(f"pets[bold] 12 {'word ' * 40}end")
     assert file.getvalue() == f"pets[bold] 12 {'word ' * 40}end\n"
@@ -22,9 +22,9 @@ def test_a_terminal_wraps_between_words(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(("rank", "text"), [(0, "hello\n"), (1, "")])
-@pytest.mark.parametrize("is_known", [True, False])
-def test_only_the_first_process_prints(rank: int, text: str, is_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_zero_only, "rank", rank if is_known else None, raising=False)
+@pytest.mark.parametrize("is_set", [True, False])
+def test_only_the_first_process_prints(rank: int, text: str, is_set: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", rank if is_set else None, raising=False)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     file = io.StringIO()

@@ -8,7 +8,7 @@ import pytest
 from kd.files import write_atomically, write_json, write_text
 
 
-def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_no_temporary_file_remains(tmp_path: Path) -> None:
     path = tmp_path / "new" / "text.txt"
     write_text(path, "first")
     write_text(path, "ä second")
@@ -16,7 +16,7 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_exception_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+def test_an_exception_keeps_the_old_file_and_removes_the_temporary_one(tmp_path: Path) -> None:
     path = tmp_path / "new" / "text.txt"
     write_text(path, "old")
     with pytest.raises(ZeroDivisionError), write_atomically(path) as file:

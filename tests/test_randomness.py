@@ -3,21 +3,15 @@ import torch
 from kd.randomness import derive_seed, seeded
 
 
-def test_seeds_differ_with_each_part_and_their_kind() -> None:
-    seeds = [
-        derive_seed(0),
-        derive_seed(1),
-        derive_seed("0"),
-        derive_seed(0, 0),
-        derive_seed(0, "a"),
-        derive_seed("a", 0),
-    ]
+def test_seeds_depend_on_each_part_and_its_type() -> None:
+    parts: list[tuple[int | str, ...]] = [(0,), (1,), ("0",), (0, 0), (0, "a"), ("a", 0)]
+    seeds = [derive_seed(*each) for each in parts]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_a_seed_is_the_same_on_every_machine() -> None:
-    # Written down once: a change of the derivation changes every published result.
+    # A change of the derivation would change every published result.
     assert derive_seed(0, "view", 3, "ant/0.png") == 7049208428974907542
 
 
@@ -25,7 +19,7 @@ def test_parts_are_separated() -> None:
     assert derive_seed("ab", "c") != derive_seed("a", "bc")
 
 
-def test_a_seeded_block_is_reproducible_and_leaves_no_trace() -> None:
+def test_a_seeded_block_is_reproducible_and_restores_the_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
