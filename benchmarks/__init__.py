@@ -1,1 +1,1 @@
-"""How fast it is: against a plain loop, and against the same loop with every trick."""
+"""Benchmarks of speed, resumption and accuracy."""

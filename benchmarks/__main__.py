@@ -1,8 +1,8 @@
 """Benchmarks: ``uv run --group benchmarks python -m benchmarks --data_dir DIR`` (``--quick`` for a short trial).
 
-Each training method runs in its own process, since a process has one memory allocator. The methods are measured
-alternately, so that other load on the machine affects all alike. A speedup is the median of the ratios within each
-round, with quartiles; as a control, the plain loop is compared with itself.
+Each training method runs in its own process, with a memory allocator of its own. The methods are measured alternately,
+so that other load on the machine affects all equally. A speedup is the median of the ratios within each round, with
+quartiles; as a control, the plain loop is compared with itself.
 """
 
 import json
@@ -21,26 +21,27 @@ import tyro
 from rich.console import Console
 
 from benchmarks import measures, peer
-from benchmarks.images import photographs
+from benchmarks.images import write_photos
 from benchmarks.measures import PAIRS, Effort, Row
 from kd.console import make_console
+from kd.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Extent of the benchmarks.
+    """Size of the benchmarks.
 
     Args:
-        data_dir: Folder of class folders of photographs; none: synthetic ones.
+        data_dir: Folder of class folders of photographs; none: synthetic images.
         image_size: Side of the views, in pixels.
         batch_size: Images in a batch.
-        rounds: Measurements of each method.
-        steps: Steps in a measurement of a method that computes the teacher's outputs.
-        quick: Three rounds, the first pair of networks, few and small images: to check that everything runs.
-        only: Measurements to run: input, pairs, scale, ten, overhead; none: all. Other rows are kept.
-        results: Folder of the results; none: benchmarks/results, to which --quick does not write.
+        rounds: Measurements per method.
+        steps: Timed steps per measurement; four times as many with stored logits.
+        quick: Smoke test: three rounds, the first pair of networks, few and small images.
+        only: Benchmarks to run: input, pairs, scale, ten, overhead; none: all. Other stored rows are kept.
+        results: Output folder; none: benchmarks/results, or no output with --quick.
     """
 
     data_dir: Path | None = None
@@ -54,17 +55,17 @@ class Settings:
 
 
 def measure(settings: Settings, effort: Effort, console: Console) -> list[Row]:
-    """Run the selected measurements and print progress."""
+    """Run the selected benchmarks and print progress."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     pairs = list(PAIRS)[:1] if settings.quick else list(PAIRS)
-    parts: list[tuple[str, Callable[[Effort], list[Row]]]] = [("input", measures.input_alone)]
+    benchmarks: list[tuple[str, Callable[[Effort], list[Row]]]] = [("input", measures.input_alone)]
     for device in devices:
-        parts += [("pairs", partial(measures.pair, name, device=device)) for name in pairs]
-    parts += [("scale", measures.images_and_workers), ("ten", measures.ten_runs), ("overhead", measures.overhead)]
+        benchmarks += [("pairs", partial(measures.pair, name, device=device)) for name in pairs]
+    benchmarks += [("scale", measures.images_and_workers), ("ten", measures.ten_runs), ("overhead", measures.overhead)]
     rows: list[Row] = []
-    for name, part in parts:
+    for name, benchmark in benchmarks:
         if not settings.only or name in settings.only:
-            rows += part(effort)
+            rows += benchmark(effort)
             console.print(f"{rows[-1]['row']}: done")
     return rows
 
@@ -72,7 +73,7 @@ def measure(settings: Settings, effort: Effort, console: Console) -> list[Row]:
 def as_markdown(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
 
-    def cell(value: Any) -> str:  # noqa: ANN401 (any value of a row)
+    def cell(value: Any) -> str:  # noqa: ANN401 (any value in a row)
         if isinstance(value, dict) and "median" in value:
             return f"{value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
         if isinstance(value, dict):
@@ -96,18 +97,17 @@ def as_markdown(rows: list[Row]) -> str:
 
 
 def write(rows: list[Row], about: dict[str, Any], folder: Path) -> Path:
-    """Write rows and table, keeping earlier rows that were not measured now; return the path without a suffix."""
+    """Write rows and table, keeping earlier rows that were not measured again; return the path without a suffix."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     path = folder / f"{platform.machine()}-{cores}-cores-{torch.backends.cpu.get_cpu_capability().lower()}"
-    folder.mkdir(parents=True, exist_ok=True)
     if path.with_suffix(".json").is_file():
         measured = {(row["row"], row["pair"]) for row in rows}
         earlier = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         rows = [*rows, *(row for row in earlier if (row["row"], row["pair"]) not in measured)]
     heading = ", ".join(f"{name} {value}" for name, value in about.items())
     gpu = "" if any("GPU" in row["row"] for row in rows) else "\nNot yet measured on a GPU.\n"
-    path.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(f"{heading}\n\n{as_markdown(rows)}\n{gpu}", encoding="utf-8")
+    write_json(path.with_suffix(".json"), rows)
+    write_text(path.with_suffix(".md"), f"{heading}\n\n{as_markdown(rows)}\n{gpu}")
     return path
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     quick = settings.quick
     try:
         effort = Effort(
-            folder=settings.data_dir or photographs(temporary / "photographs", count=16 if quick else 64),
+            folder=settings.data_dir or write_photos(temporary / "photos", count=16 if quick else 64),
             temporary=temporary,
             image_size=64 if quick else settings.image_size,
             batch_size=16 if quick else settings.batch_size,

@@ -1,4 +1,4 @@
-"""kd itself, step by step."""
+"""kd's own training loop and input pipeline."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ from kd.pipeline.caches import logit_store
 from kd.teachers import FrozenTeacher
 from kd.training import DistillationModule, Hardware, Throughput, build_trainer, quiet_lightning
 
-_TINY = 6400
-"""Images in the tiny network's epoch, a hundred batches: in a shorter epoch its start and end would dominate."""
+# A hundred batches per epoch: in a shorter epoch, its start and end would dominate.
+_TINY_IMAGES = 6400
 
 
 class _AfterEachStep(Callback):
@@ -45,7 +45,7 @@ def train(
     num_workers: int = 0,
     device: str = "cpu",
 ) -> None:
-    """Train endlessly.
+    """Train with kd until ``after_step`` raises an exception.
 
     Args:
         folder: Folder of class folders.
@@ -53,8 +53,8 @@ def train(
         student_name: The student's network.
         after_step: Called after each step.
         image_size: Side of the views, in pixels.
-        batch_size: Images in a batch.
-        stored: Whether the teacher's logits are stored in the first epoch and read from the second on.
+        batch_size: Images per batch.
+        stored: Whether the training views repeat in every epoch, so that the teacher's logits can be stored.
         store: Folder of the stored logits.
         num_workers: Number of data-loading workers.
         device: Device to train on.
@@ -101,7 +101,7 @@ def train(
 
 
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
-    """Load endlessly from the cache of decoded images, yielding after each batch."""
+    """Load training batches from the cache of decoded images indefinitely, yielding after each."""
     keep_large_blocks()
     images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
     data = ImageData(Splits("benchmark", train=images, val=images), image_size=image_size, batch_size=batch_size)
@@ -113,15 +113,15 @@ def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]
 
 
 def tiny(after_step: Callable[[], None], *, by_hand: bool) -> None:
-    """Train a network endlessly that is so small that the loop dominates.
+    """Train a network so small that the overhead of the loop dominates, until ``after_step`` raises an exception.
 
     Args:
         after_step: Called after each step.
-        by_hand: Whether to use a hand-written loop instead of Lightning's and kd's, with logs and metrics.
+        by_hand: Whether to use a minimal hand-written loop instead of kd's with logging and metrics.
     """
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (_TINY, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    labels, keys = [index % 10 for index in range(_TINY)], [str(index) for index in range(_TINY)]
+    pixels = torch.randint(0, 256, (_TINY_IMAGES, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels, keys = [index % 10 for index in range(_TINY_IMAGES)], [str(index) for index in range(_TINY_IMAGES)]
     images = LabeledImages(tuple("abcdefghij"), labels, keys, lambda index: pixels[index])
     data = ImageData(Splits("tiny", images, images), image_size=8, batch_size=64, augment="none")
     teacher, student = (

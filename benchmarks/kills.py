@@ -1,8 +1,8 @@
-"""Kill an experiment again and again, resume it each time, and compare its end with that of one left in peace.
+"""Kill an experiment repeatedly, resume it after each kill, and compare the results with an uninterrupted experiment.
 
-``uv run python -m benchmarks.kills --kills 30 --seed 0`` trains a teacher, a student alone and a distilled one on the
-digits twice: once undisturbed, and once with so many SIGKILLs at random moments. Weights, optimizer states, figures,
-answers and TensorBoard's curves must be the same to the last bit.
+``uv run python -m benchmarks.kills --kills 30 --seed 0`` trains a teacher, a student on labels only and a distilled
+student on the digits twice: once without interruption, once with SIGKILLs at random moments. Weights, optimizer states,
+metrics, predictions and TensorBoard scalars must be bit-identical.
 """
 
 import json
@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kd.console import make_console
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,159 +34,156 @@ EXPERIMENT = (
     *("--accelerator", "cpu", "--checkpoint_every", "7"),
 )
 
-# What hangs on the clock, or on where the files lie.
-_OF_THE_CLOCK = frozenset(("seconds", "images_per_second", "checkpoint", "folder", "validation", "teacher_predictions"))
+# Durations, paths, and Lightning's counts of restarts differ legitimately.
+_IGNORED_KEYS = {"seconds", "images_per_second", "checkpoint", "folder", "validation", "teacher_predictions"}
+_IGNORED_KEYS |= {"teacher", "loops"}
+_IGNORED_KEY_PARTS = ("path", "kth_", "best_k", "current_score", "Throughput")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How often to kill.
+    """Number and timing of the kills.
 
     Args:
-        kills: SIGKILLs.
-        seed: What their moments hang on.
-        epochs: Epochs of each training: enough that it is not over before the last kill.
-        most: The most checkpoints that are written between two kills.
-        workers: Processes that load images.
+        kills: Number of SIGKILLs.
+        seed: Random seed of their timing.
+        epochs: Epochs per training; high enough that the experiment is still running at the last kill.
+        max_checkpoints: Largest number of checkpoints written between two kills.
+        workers: Number of data-loading workers.
     """
 
     kills: int = 30
     seed: int = 0
     epochs: int = 12
-    most: int = 14
+    max_checkpoints: int = 14
     workers: int = 0
 
 
-def run_to_the_end(root: Path, *more: str) -> None:
-    """Run the experiment undisturbed, or resume it for the last time."""
-    subprocess.run(_command(root, *more), check=True, stdout=subprocess.DEVNULL, env=_surroundings(root), cwd=root)  # noqa: S603 (its own)
+def run_to_completion(root: Path, *flags: str) -> None:
+    """Run or resume the experiment without interruption."""
+    subprocess.run(_command(root, *flags), check=True, stdout=subprocess.DEVNULL, env=_environment(root), cwd=root)  # noqa: S603 (own command)
 
 
-def run_and_kill(root: Path, *more: str, checkpoints: int, seconds: float) -> str:
-    """Resume the experiment, and kill it; say in which phase that was.
+def run_and_kill(root: Path, *flags: str, checkpoints: int, seconds: float) -> str:
+    """Resume the experiment and kill it.
 
     Args:
-        root: Its folder.
-        more: Flags besides.
-        checkpoints: How many checkpoints it may write first, so that it goes on at any speed.
-        seconds: How long it may go on after that.
+        root: Folder of the experiment.
+        flags: Additional flags.
+        checkpoints: Checkpoints to wait for before the kill, so that every run makes progress.
+        seconds: Further time before the kill.
 
     Returns:
-        The folder that was written to last, such as ``teacher``, or ``the end`` where it was faster.
+        The phase that was killed, such as ``teacher``, or ``finished`` if the experiment ended first.
     """
-    command, surroundings = _command(root, "--resume", *more), _surroundings(root)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings, cwd=root) as process:  # noqa: S603 (its own)
+    command = _command(root, "--resume", *flags)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=_environment(root), cwd=root) as process:  # noqa: S603 (own command)
         if process.stdout is not None:
             process.stdout.readline()
-        written, seen = -1, 0
+        written, latest = 0, _last_checkpoint_time(root)
         while process.poll() is None and written < checkpoints:
-            now = _last_checkpoint(root)
-            written, seen = (written, seen) if now == seen and written >= 0 else (written + 1, now)
+            if (now := _last_checkpoint_time(root)) != latest:
+                written, latest = written + 1, now
             time.sleep(0.002)
         try:
             process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
     if process.returncode == 0:
-        return "the end"
+        return "finished"
     phases = ("distilled", "baseline", "teacher")
-    return next((phase for phase in phases if (root / "logs" / "digits" / phase).is_dir()), "the start")
+    return next((phase for phase in phases if (root / "logs" / "digits" / phase).is_dir()), "startup")
 
 
-def _last_checkpoint(root: Path) -> int:
-    """Return when any phase wrote one last, in nanoseconds; 0 where none did."""
+def _last_checkpoint_time(root: Path) -> int:
+    """Return when any phase last wrote a checkpoint, in nanoseconds; 0 if none did."""
     files = (root / "logs").glob("*/*/version_0/checkpoints/last.ckpt")
     return max((path.stat().st_mtime_ns for path in files), default=0)
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """Compare what two experiments left: all but what hangs on the clock must be the same to the last bit."""
+def differences(first: Path, second: Path) -> list[str]:
+    """Return the differences between two experiments, ignoring durations and paths."""
     found: list[str] = []
-    first, second = (root / "logs" / "digits" for root in (one, other))
     for phase in ("teacher", "baseline", "distilled"):
-        places = [folder / phase / "version_0" for folder in (first, second)]
-        versions = [len(list((folder / phase).iterdir())) for folder in (first, second)]
+        folders = [root / "logs" / "digits" / phase for root in (first, second)]
+        versions = [len(list(folder.iterdir())) for folder in folders]
         if versions != [1, 1]:
             found.append(f"{phase}: versions {versions}")
-        for name in ("best", "last"):
-            states = [torch.load(place / "checkpoints" / f"{name}.ckpt", weights_only=True) for place in places]
-            found += [f"{phase}/{name}.ckpt: {where}" for where in _unequal(*map(_timeless, states))]
-        facts = [json.loads((place / "metrics.json").read_text(encoding="utf-8")) for place in places]
-        found += [f"{phase}/metrics.json: {where}" for where in _unequal(*map(_timeless, facts))]
-        one_said, other_said = (dict(np.load(place / "validation.npz")) for place in places)
-        found += [f"{phase}/validation.npz: {where}" for where in _unequal(one_said, other_said)]
-        one_curves, other_curves = map(_curves, places)
-        found += [f"{phase}, TensorBoard: {where}" for where in _unequal(one_curves, other_curves)]
+        one, other = (_results(folder / "version_0") for folder in folders)
+        found += _unequal(one, other, phase)
     return found
 
 
-def _command(root: Path, *more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "experiment.py"), *EXPERIMENT, "--default_root_dir", str(root / "logs"), *more]
+def _results(version: Path) -> dict[str, Any]:
+    results: dict[str, Any] = {
+        f"{name}.ckpt": torch.load(version / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("best", "last")
+    }
+    results["metrics.json"] = json.loads((version / "metrics.json").read_text(encoding="utf-8"))
+    results["validation.npz"] = dict(np.load(version / "validation.npz"))
+    events = EventAccumulator(str(version), size_guidance={"scalars": 0})
+    events.Reload()
+    results["TensorBoard"] = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    return results
 
 
-def _surroundings(root: Path) -> dict[str, str]:
+def _command(root: Path, *flags: str) -> list[str]:
+    return [sys.executable, str(ROOT / "experiment.py"), *EXPERIMENT, "--default_root_dir", str(root / "logs"), *flags]
+
+
+def _environment(root: Path) -> dict[str, str]:
     return os.environ | {"KD_CACHE": str(root / "cache"), "PYTHONPATH": str(ROOT)}
 
 
-def _timeless(value: Any) -> Any:  # noqa: ANN401 (a checkpoint or a file of facts)
-    """Leave out what hangs on the clock, and how often something was looked at."""
-    if isinstance(value, dict):
-        return {key: _timeless(one) for key, one in value.items() if _hangs_on_nothing(str(key))}
-    return [_timeless(one) for one in value] if isinstance(value, list) else value
+def _is_compared(key: str) -> bool:
+    return key not in _IGNORED_KEYS and not any(part in key for part in _IGNORED_KEY_PARTS)
 
 
-def _hangs_on_nothing(key: str) -> bool:
-    # ModelCheckpoint keeps the paths of its files; a teacher is named by its path; loops count their restarts.
-    parts = ("path", "kth_", "best_k", "current_score", "Throughput")
-    return key not in _OF_THE_CLOCK and key not in ("teacher", "loops") and not any(part in key for part in parts)
-
-
-def _unequal(one: Any, other: Any, where: str = "") -> list[str]:  # noqa: ANN401 (likewise)
-    if isinstance(one, dict) and isinstance(other, dict):
-        if one.keys() != other.keys():
-            return [f"{where}: {sorted(map(str, one.keys() ^ other.keys()))}"]
-        return [line for key in one for line in _unequal(one[key], other[key], f"{where}/{key}")]
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [line for index, pair in pairs for line in _unequal(*pair, f"{where}/{index}")]
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return [] if torch.equal(one, other) else [where]
-    if isinstance(one, np.ndarray):
-        return [] if np.array_equal(one, other) else [where]
-    return [] if one == other else [f"{where}: {one} and {other}"]
-
-
-def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = (tag for tag in events.Tags()["scalars"] if tag != "images_per_second")
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+def _unequal(first: Any, second: Any, path: str = "") -> list[str]:  # noqa: ANN401 (nested results)
+    """Return the paths at which two nested results differ."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys, other_keys = ({key for key in value if _is_compared(str(key))} for value in (first, second))
+        if keys != other_keys:
+            return [f"{path}: {sorted(map(str, keys ^ other_keys))}"]
+        return [line for key in first if key in keys for line in _unequal(first[key], second[key], f"{path}/{key}")]
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
+        pairs = enumerate(zip(first, second, strict=True))
+        return [line for index, pair in pairs for line in _unequal(*pair, f"{path}/{index}")]
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return [] if torch.equal(first, second) else [path]
+    if isinstance(first, np.ndarray):
+        return [] if np.array_equal(first, second) else [path]
+    return [] if first == second else [f"{path}: {first} and {second}"]
 
 
 def main() -> int:
-    """Do it; return the exit status."""
+    """Compare the two experiments; return the exit status."""
     settings = tyro.cli(Settings, prog="python -m benchmarks.kills", use_underscores=True)
-    console = Console()
-    moments = random.Random(settings.seed)  # noqa: S311 (no secret)
-    more = ("--max_epochs", str(settings.epochs), "--num_workers", str(settings.workers))
+    console = make_console()
+    rng = random.Random(settings.seed)  # noqa: S311 (not for cryptography)
+    flags = ("--max_epochs", str(settings.epochs), "--num_workers", str(settings.workers))
     with tempfile.TemporaryDirectory() as folder:
-        peaceful, killed = Path(folder) / "peaceful", Path(folder) / "killed"
-        for root in (peaceful, killed):
-            root.mkdir()
+        uninterrupted, killed = Path(folder) / "uninterrupted", Path(folder) / "killed"
+        uninterrupted.mkdir()
+        killed.mkdir()
         start = time.perf_counter()
-        run_to_the_end(peaceful, *more)
-        console.print(f"undisturbed: {time.perf_counter() - start:.0f} s", highlight=False)
+        run_to_completion(uninterrupted, *flags)
+        console.print(f"uninterrupted: {time.perf_counter() - start:.0f} s")
         phases = Counter(
-            run_and_kill(killed, *more, checkpoints=moments.randint(0, settings.most), seconds=moments.uniform(0, 0.1))
+            run_and_kill(
+                killed, *flags, checkpoints=rng.randint(0, settings.max_checkpoints), seconds=rng.uniform(0, 0.1)
+            )
             for _ in range(settings.kills)
         )
-        console.print(f"killed in: {dict(phases)}", highlight=False)
-        run_to_the_end(killed, "--resume", *more)
-        found = differences(peaceful, killed)
+        console.print(f"kills by phase: {dict(phases)}")
+        run_to_completion(killed, "--resume", *flags)
+        found = differences(uninterrupted, killed)
     for line in found:
-        console.print(line, highlight=False, markup=False)
-    console.print("the same to the last bit" if not found else f"{len(found)} differences", highlight=False)
-    return int(bool(found) or "the end" in phases)
+        console.print(line)
+    console.print(f"{len(found)} differences" if found else "bit-identical")
+    return int(bool(found) or "finished" in phases)
 
 
 if __name__ == "__main__":

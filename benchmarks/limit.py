@@ -1,4 +1,4 @@
-"""A hand-optimized loop with every known optimization: the speed limit on this machine."""
+"""A distillation loop with every optimization by hand: the upper bound on speed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.plain import both, distillation_loss
+from benchmarks.plain import build_pair, distillation_loss
 from kd.data import RandomResizedCrop, cache_decoded, cache_dir, crop_image, read_folder, short_side
 from kd.models import keep_large_blocks
 
@@ -24,36 +24,36 @@ def steps(
     stored: bool,
     device: str = "cpu",
 ) -> Iterator[None]:
-    """Train endlessly, yielding after each step.
+    """Train indefinitely, yielding after each step.
 
     Args:
         folder: Folder of class folders.
         teacher_name: The teacher's network.
         student_name: The student's network.
         image_size: Side of the views, in pixels.
-        batch_size: Images in a batch.
-        bfloat16: Whether the student trains in bfloat16; the teacher's inference always uses it.
-        stored: Whether the teacher's logits are already in memory.
+        batch_size: Images per batch.
+        bfloat16: Whether the student is trained in bfloat16; the teacher always runs in bfloat16.
+        stored: Whether the teacher's logits are read from memory instead of computed.
         device: Device to train on.
     """
     keep_large_blocks()
     torch.set_float32_matmul_precision("high")
     images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
     view = RandomResizedCrop(image_size)
-    mean, std = (torch.tensor(one, device=device).view(1, 3, 1, 1) for one in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
     classes = len(images.classes)
     teacher, student = (
-        one.to(memory_format=torch.channels_last)
-        for one in both(teacher_name, student_name, classes, image_size, device)
+        network.to(memory_format=torch.channels_last)
+        for network in build_pair(teacher_name, student_name, classes, image_size, device)
     )
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
     stored_logits = torch.randn(len(images), classes, device=device)
     while True:
         for indices in torch.split(torch.randperm(len(images)), batch_size)[:-1]:
             pixels = np.empty((len(indices), image_size, image_size, 3), dtype=np.uint8)
-            for place, index in zip(pixels, indices.tolist(), strict=True):
+            for output, index in zip(pixels, indices.tolist(), strict=True):
                 image = images.load(index)
-                crop_image(image, view.draw(*image.shape[1:]), out=place)
+                crop_image(image, view.draw(*image.shape[1:]), out=output)
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float().div_(255).sub_(mean).div_(std)
             labels = torch.tensor([images.labels[index] for index in indices.tolist()], device=device)
             if stored:

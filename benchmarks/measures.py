@@ -1,4 +1,4 @@
-"""The measurements; each function returns rows of the table."""
+"""The individual benchmarks; each function returns rows of the table."""
 
 import statistics
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import comparison, peer, start
-from benchmarks.images import linked
+from benchmarks.images import link_images
 from benchmarks.processes import Method, Timings, measure_alternately, speedup
 
 Row = dict[str, Any]
@@ -17,25 +17,24 @@ PAIRS = {
     "densenet121 to simple": ("densenet121", "simple"),
     "densenet121 to mobilenet_v3_small": ("densenet121", "mobilenet_v3_small"),
 }
-# Whether the limit's student trains in bfloat16 on a CPU, which is slower for depthwise convolutions.
+# Whether the limit's student is trained in bfloat16 on a CPU; depthwise convolutions are slower in bfloat16.
 BFLOAT16 = {"resnet18": True, "simple": True, "mobilenet_v3_small": False}
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure.
+    """Size of the benchmarks.
 
     Args:
         folder: Folder of class folders.
         temporary: Folder for temporary files.
         image_size: Side of the views, in pixels.
-        batch_size: Images in a batch.
-        rounds: Measurements of each method.
-        steps: Steps in a measurement of a method that computes the teacher's outputs.
-        images: Numbers of images for which time and memory are compared.
+        batch_size: Images per batch.
+        rounds: Measurements per method.
+        steps: Timed steps per measurement; four times as many with stored logits.
+        images: Numbers of images for which time and memory of an epoch are compared.
         small_size: Side of the views in that comparison, in pixels.
-        compared: For the ten runs: training images, validation images, side in pixels, the teacher's epochs, a
-            student's epochs.
+        compared: Of the ten runs: training images, validation images, image size, teacher epochs, student epochs.
     """
 
     folder: Path
@@ -50,7 +49,7 @@ class Effort:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Arguments that all methods share."""
+        """Arguments common to all methods."""
         return {"image_size": self.image_size, "batch_size": self.batch_size}
 
 
@@ -63,7 +62,7 @@ def input_alone(effort: Effort) -> list[Row]:
 
 
 def pair(name: str, effort: Effort, *, device: str = "cpu") -> list[Row]:
-    """Measure a teacher and a student, with the teacher's logits computed in each step and read from the store."""
+    """Measure distillation with the teacher's logits computed in each step, and with stored logits."""
     teacher, student = PAIRS[name]
     both: dict[str, Any] = {"teacher_name": teacher, "student_name": student, "device": device} | effort.sizes
     bfloat16 = BFLOAT16[student] or device != "cpu"
@@ -91,10 +90,8 @@ def pair(name: str, effort: Effort, *, device: str = "cpu") -> list[Row]:
             effort,
             against_plain=speedup(timings["plain"], timings[stage]),
             against_limit=speedup(timings[limit], timings[stage]),
-            against_torchdistill=speedup(timings["torchdistill"], timings[stage])
-            if "torchdistill" in timings
-            else None,
-            peak_mb={name: round(methods[name].peak_mb) for name in ("plain", limit, stage)},
+            against_torchdistill=speedup(timings[PEER], timings[stage]) if PEER in timings else None,
+            peak_mb={method: round(methods[method].peak_mb) for method in ("plain", limit, stage)},
         )
         for stage, limit in (("live", "limit"), ("stored", "limit stored"))
     ]
@@ -108,16 +105,16 @@ def images_and_workers(effort: Effort) -> list[Row]:
     both: dict[str, Any] = {"teacher_name": "resnet18", "student_name": "simple", "batch_size": effort.batch_size}
     both |= {"image_size": effort.small_size}
     for count in effort.images:
-        folder = linked(effort.folder, effort.temporary / f"{count}", count)
+        folder = link_images(effort.folder, effort.temporary / f"{count}", count)
         store = effort.temporary / "logits"
         for workers in (0, 2):
-            more: dict[str, Any] = both | {"num_workers": workers}
+            options: dict[str, Any] = both | {"num_workers": workers}
             methods = {
-                "plain": Method("plain", folder, **more),
-                "kd": Method("kd", folder, **more, stored=True, store=store),
+                "plain": Method("plain", folder, **options),
+                "kd": Method("kd", folder, **options, stored=True, store=store),
             }
             epoch = _batches(folder, effort.batch_size)
-            # The plain loop's epoch is extrapolated from a part of it.
+            # Extrapolated to an epoch for the plain loop.
             steps = {"plain": min(8, epoch), "kd": epoch}
             timings = measure_alternately(methods, 1, steps=steps, warm_up={"plain": 1, "kd": epoch})
             seconds = {name: round(timings[name][0] * epoch, 1) for name in timings}
@@ -137,15 +134,15 @@ def images_and_workers(effort: Effort) -> list[Row]:
 
 
 def ten_runs(effort: Effort) -> list[Row]:
-    """Measure an experiment with a teacher, a baseline and eight objectives from start to end."""
+    """Measure the end-to-end duration of an experiment with a teacher, a baseline and eight objectives."""
     train, val, size, *epochs = effort.compared
     folder = effort.temporary / "compared"
-    linked(effort.folder, folder / "train", train)
-    linked(effort.folder, folder / "val", val)
+    link_images(effort.folder, folder / "train", train)
+    link_images(effort.folder, folder / "val", val)
     lengths = dict(zip(("teacher_epochs", "epochs"), epochs, strict=True))
-    given = {"image_size": size, "batch_size": effort.batch_size} | lengths
-    # kd runs before and after the slow plain loop, since the speed of the machine may change meanwhile.
-    turns = [(kind, comparison.seconds(kind, folder, **given)) for kind in ("kd", "plain", "kd")]
+    options = {"image_size": size, "batch_size": effort.batch_size} | lengths
+    # kd runs before and after the slow plain loop, to detect changes in the speed of the machine.
+    turns = [(kind, comparison.seconds(kind, folder, **options)) for kind in ("kd", "plain", "kd")]
     timings = {kind: [seconds for name, seconds in turns if name == kind] for kind in ("kd", "plain")}
     timings["plain"] *= 2
     networks = f"{comparison.TEACHER} to {comparison.STUDENT}"
@@ -155,7 +152,7 @@ def ten_runs(effort: Effort) -> list[Row]:
 
 
 def overhead(effort: Effort) -> list[Row]:
-    """Measure the overhead of a step, and the time from the command to the first step."""
+    """Measure the overhead per step, and the time from the command to the first step."""
     methods = {name: Method(name, effort.folder, **effort.sizes) for name in ("tiny", "tiny by hand")}
     timings = measure_alternately(
         methods, effort.rounds, steps=dict.fromkeys(methods, 400), warm_up=dict.fromkeys(methods, 100)

@@ -1,4 +1,4 @@
-"""torchdistill's own training box, on the same networks and images: https://github.com/yoshitomo-matsubara/torchdistill."""
+"""torchdistill's training box with the same networks and images: https://github.com/yoshitomo-matsubara/torchdistill."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import RandomSampler
 from torchvision.datasets import ImageFolder
 
-from benchmarks.plain import both, training_views
+from benchmarks.plain import build_pair, training_views
 
 
 def is_installed() -> bool:
@@ -19,13 +19,13 @@ def is_installed() -> bool:
 def steps(
     folder: Path, teacher_name: str, student_name: str, *, image_size: int, batch_size: int, device: str = "cpu"
 ) -> Iterator[None]:
-    """Train endlessly, yielding after each step. For the arguments see :func:`benchmarks.plain.steps`."""
+    """Train indefinitely, yielding after each step; arguments as in :func:`benchmarks.plain.steps`."""
     from torchdistill.core.distillation import get_distillation_box
 
     images = ImageFolder(folder, training_views(image_size))
     classes = len(images.classes)
     # torchdistill leaves the teacher in training mode by default.
-    teacher, student = both(teacher_name, student_name, classes, image_size, device)
+    teacher, student = build_pair(teacher_name, student_name, classes, image_size, device)
     paths = {"student_module_path": ".", "student_module_io": "output"}
     paths |= {"teacher_module_path": ".", "teacher_module_io": "output"}
     distance = {"key": "KDLoss", "kwargs": paths | {"temperature": 4.0, "alpha": 0.1, "reduction": "batchmean"}}

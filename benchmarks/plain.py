@@ -1,4 +1,4 @@
-"""A plain distillation loop: float32, Pillow's transforms, the teacher under ``no_grad``."""
+"""A plain distillation loop: float32, Pillow transforms, teacher under ``torch.no_grad``."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def network(name: str, classes: int, image_size: int) -> nn.Module:
     return network
 
 
-def both(
+def build_pair(
     teacher_name: str, student_name: str, classes: int, image_size: int, device: str
 ) -> tuple[nn.Module, nn.Module]:
     """Build a teacher in evaluation mode and a student in training mode."""
@@ -40,7 +40,7 @@ def training_views(image_size: int) -> transforms.Compose:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float = 4.0) -> Tensor:
-    """Return 0.1 times the cross-entropy plus 0.9 times the softened divergence from the teacher."""
+    """Return 0.1 times the cross-entropy plus 0.9 times the softened KL divergence from the teacher."""
     soft = F.log_softmax(teacher / temperature, dim=1)
     log = F.log_softmax(student / temperature, dim=1)
     divergence = F.kl_div(log, soft, reduction="batchmean", log_target=True) * temperature**2
@@ -57,21 +57,21 @@ def steps(
     num_workers: int = 0,
     device: str = "cpu",
 ) -> Iterator[None]:
-    """Train endlessly, yielding after each step.
+    """Train indefinitely, yielding after each step.
 
     Args:
         folder: Folder of class folders.
         teacher_name: The teacher's network.
         student_name: The student's network.
         image_size: Side of the views, in pixels.
-        batch_size: Images in a batch.
+        batch_size: Images per batch.
         num_workers: Number of data-loading workers.
         device: Device to train on.
     """
     images = ImageFolder(folder, training_views(image_size))
     loader = DataLoader(images, batch_size, shuffle=True, drop_last=True, num_workers=num_workers)
     classes = len(images.classes)
-    teacher, student = both(teacher_name, student_name, classes, image_size, device)
+    teacher, student = build_pair(teacher_name, student_name, classes, image_size, device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     while True:
         for batch, labels in loader:
@@ -102,7 +102,7 @@ def train_step(
 
 
 def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
-    """Load endlessly, yielding after each batch."""
+    """Load training batches indefinitely, yielding after each."""
     views = transforms.Compose(training_views(image_size).transforms[:-1])
     loader = DataLoader(ImageFolder(folder, views), batch_size, shuffle=True, drop_last=True)
     while True:
@@ -121,26 +121,26 @@ def compare(
     epochs: int,
     temperatures: Sequence[float],
 ) -> None:
-    """Train a teacher, a baseline, and a distilled student for each temperature, each validated after each epoch.
+    """Train a teacher, a baseline, and a student per temperature, with validation after each epoch.
 
     Args:
         folder: Folder of ``train`` and ``val``.
         teacher_name: The teacher's network.
         student_name: The student's network.
         image_size: Side of the views, in pixels.
-        batch_size: Images in a batch.
-        teacher_epochs: Epochs of the teacher's training.
-        epochs: Epochs of each student's training.
-        temperatures: Temperatures of the compared objectives.
+        batch_size: Images per batch.
+        teacher_epochs: Training epochs of the teacher.
+        epochs: Training epochs of each student.
+        temperatures: Temperature of each distilled student.
     """
     images = ImageFolder(str(folder / "train"), training_views(image_size))
     resize = [transforms.Resize(round(image_size * 8 / 7)), transforms.CenterCrop(image_size)]
-    plain = ImageFolder(str(folder / "val"), transforms.Compose([*resize, transforms.ToTensor(), NORMALIZE]))
+    val_images = ImageFolder(str(folder / "val"), transforms.Compose([*resize, transforms.ToTensor(), NORMALIZE]))
     loader = DataLoader(images, batch_size, shuffle=True)
-    validation = DataLoader(plain, batch_size)
+    validation = DataLoader(val_images, batch_size)
     classes = len(images.classes)
 
-    def trained(name: str, epochs: int, teacher: nn.Module | None, temperature: float) -> nn.Module:
+    def train(name: str, epochs: int, teacher: nn.Module | None, temperature: float) -> nn.Module:
         student = network(name, classes, image_size)
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
         for _ in range(epochs):
@@ -154,7 +154,7 @@ def compare(
                     correct += float((student(batch).argmax(dim=1) == labels).sum())
         return student
 
-    teacher = trained(teacher_name, teacher_epochs, None, 1.0).eval()
-    trained(student_name, epochs, None, 1.0)
+    teacher = train(teacher_name, teacher_epochs, None, 1.0).eval()
+    train(student_name, epochs, None, 1.0)
     for temperature in temperatures:
-        trained(student_name, epochs, teacher, temperature)
+        train(student_name, epochs, teacher, temperature)

@@ -1,4 +1,4 @@
-"""Training methods that are measured alternately, each in its own process so that none shares memory with another."""
+"""Training methods, measured alternately, each in its own process."""
 
 import multiprocessing as mp
 import resource
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-_JOIN_TIMEOUT = 10.0
-"""Seconds that a worker may take to exit."""
+_EXIT_TIMEOUT_SECONDS = 10.0
 
 Timings = dict[str, list[float]]
-"""Seconds per step, by method, for each round."""
+"""Seconds per step in each round, by method."""
 
 
 class Method:
@@ -25,8 +24,8 @@ class Method:
             for a tiny network ``tiny`` and ``tiny by hand``.
         folder: Folder of class folders.
         image_size: Side of the views, in pixels.
-        batch_size: Images in a batch.
-        options: Further arguments of the method.
+        batch_size: Images per batch.
+        options: Additional arguments of the method.
     """
 
     def __init__(self, kind: str, folder: Path, *, image_size: int, batch_size: int, **options: Any) -> None:
@@ -37,7 +36,7 @@ class Method:
         """Run warm-up steps and then timed steps in a new process; return the seconds per timed step."""
         context = mp.get_context("spawn")
         pipe, worker_end = context.Pipe()
-        # A daemon could not start data-loading workers.
+        # Not a daemon, which could not start data-loading workers.
         process = context.Process(target=_work, args=(*self.arguments, worker_end))
         process.start()
         worker_end.close()
@@ -49,7 +48,7 @@ class Method:
             return float(seconds) / steps
         finally:
             pipe.close()
-            process.join(_JOIN_TIMEOUT)
+            process.join(_EXIT_TIMEOUT_SECONDS)
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -58,11 +57,11 @@ class Method:
 def measure_alternately(
     methods: Mapping[str, Method], rounds: int, *, steps: Mapping[str, int], warm_up: Mapping[str, int]
 ) -> Timings:
-    """Measure the methods in turn, so that other load on the machine affects all alike."""
+    """Measure the methods in turn, so that other load on the machine affects all equally."""
     timings: Timings = {name: [] for name in methods}
-    for number in range(rounds):
-        # Every second round is reversed, so that no method always follows the slowest.
-        for name in list(methods) if number % 2 == 0 else reversed(list(methods)):
+    for round_index in range(rounds):
+        # Alternate the direction, so that no method always follows the slowest.
+        for name in list(methods)[:: -1 if round_index % 2 else 1]:
             timings[name].append(methods[name].seconds(steps[name], warm_up=warm_up[name]))
     return timings
 
@@ -75,7 +74,7 @@ def speedup(slow: list[float], fast: list[float]) -> dict[str, float]:
 
 
 def _work(kind: str, folder: str, image_size: int, batch_size: int, options: dict[str, Any], pipe: Any) -> None:  # noqa: ANN401
-    """Train in the worker process; report whenever the requested number of steps is done."""
+    """Train in the worker process; send duration and peak memory after each requested number of steps."""
     remaining, start = pipe.recv(), time.perf_counter()
 
     def after_step() -> None:

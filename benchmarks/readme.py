@@ -1,4 +1,4 @@
-"""Generates the tables of the README and the documentation between their markers."""
+"""Generate the tables of the README and the documentation between their markers."""
 
 import json
 import re
@@ -9,11 +9,11 @@ from benchmarks.tables import HOME, RESULTS, facts_of, grid, markdown
 from kd.report import cost_cells, cost_headings, gain_in_points, measured_with, read_summary, share
 
 FRONT = "imagenette-today.fresh-seeds"
-"""The experiment on the front page. Its objectives were chosen with other seeds."""
+"""The experiment shown in the README. Its objectives were selected on other seeds."""
 
 
 def front() -> str:
-    """Return the front page's table: accuracy, size and speed of teacher and students."""
+    """Return the table of the README: accuracy, size and speed of teacher and students."""
     summary = read_summary(RESULTS / FRONT)
     teacher, baseline, compared = summary["phases"]["teacher"], summary["phases"]["baseline"], summary["compared"]
     networks = [("teacher", teacher, teacher["cost"]), ("student, labels only", baseline, baseline["cost"])]
@@ -40,7 +40,7 @@ def front() -> str:
 
 
 def networks() -> str:
-    """Return the table of size and speed."""
+    """Return the table of the networks' size and speed."""
     costs: list[dict[str, Any]] = json.loads((RESULTS / "networks" / "costs.json").read_text(encoding="utf-8"))
     lines = grid(cost_headings(costs[0]), [cost_cells(cost) for cost in costs])
     return "\n".join([*lines, "", measured_with(costs[0]), "", "```bash", "kd models --measure", "```"])
@@ -57,22 +57,22 @@ MARKED = re.compile(
 
 
 def pages() -> list[Path]:
-    """List the pages that may hold tables: the README and those in ``docs``."""
+    """Return the pages that may contain tables: the README and those in ``docs``."""
     return [HOME / "README.md", *sorted((HOME / "docs").rglob("*.md"))]
 
 
 def table(name: str) -> str:
-    """Return a table by its name."""
+    """Return the table of this name."""
     return OTHERS.get(name, lambda: markdown(name))()
 
 
 def fill(page: str) -> str:
-    """Return a page with all tables between markers generated anew."""
-    return MARKED.sub(lambda place: f"{place['start']}{table(place['name'])}{place['end']}", page)
+    """Return a page with all its tables regenerated."""
+    return MARKED.sub(lambda match: f"{match['start']}{table(match['name'])}{match['end']}", page)
 
 
 def fill_pages() -> None:
-    """Generate the tables of all pages anew."""
+    """Regenerate the tables of all pages."""
     for path in pages():
         text = path.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:

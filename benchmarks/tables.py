@@ -1,8 +1,8 @@
-"""The tables of experiments, generated from ``results``.
+"""Tables of experiments, generated from ``results``.
 
-Each part of a table is an experiment, ``configs/reproduce/PART.yaml``. Its summary and resolved settings are in
-``results/PART/``, with its duration and hardware (``run.json``). A table consists of the part of its name and of those
-whose names begin with it and a dot: ``fewer-labels`` and ``fewer-labels.all-images``.
+Each part of a table is an experiment, ``configs/reproduce/PART.yaml``. ``results/PART/`` contains its summary, its
+resolved settings, and its duration and hardware (``run.json``). The table ``NAME`` consists of the parts ``NAME`` and
+``NAME.*``, such as ``fewer-labels`` and ``fewer-labels.all-images``.
 """
 
 import json
@@ -39,7 +39,7 @@ PARTS = {
     "fewer-labels.all-images": "plus the other images, unlabeled, 1,184 steps",
     "losses": "",
 }
-"""Every experiment, in the order in which they run, with what distinguishes it from the others of its table."""
+"""All experiments in order of execution, each with its subheading in the table."""
 
 NEEDS = {
     "mnist-linear.small-weights": "mnist-linear",
@@ -53,13 +53,13 @@ NEEDS = {
     "fewer-labels": "imagenette-today",
     "fewer-labels.all-images": "imagenette-today",
 }
-"""Experiments that use the teacher of another experiment."""
+"""Experiments that use another experiment's teacher."""
 
 ONLY_TEACHER = ["--no-baseline", "--compare_losses"]
-"""Flags with which an experiment trains nothing but its teacher."""
+"""Flags with which an experiment trains only its teacher."""
 
 TIMED = ("losses",)
-"""Tables with the duration of a training."""
+"""Tables with a column of training times."""
 
 PUBLISHED = {
     "mnist-linear": {
@@ -70,27 +70,26 @@ PUBLISHED = {
     },
     "mnist-conv": {"teacher": "97.81", "student, labels only": "97.78", "ce=0.1 kl(temperature=10)=0.9": "96.92"},
 }
-"""Published accuracies in percent, by row."""
-
+"""Published accuracies in percent, by table and row."""
 
 CAPTION = (
     "Mean ± standard deviation over three seeds unless stated otherwise; gains in percentage points, paired by seed, "
     "with 95 % confidence intervals, simultaneous over the objectives of an experiment"
 )
-"""Describes the numbers of every table."""
+"""Caption of every table."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The results of one network.
+    """Results of one network.
 
     Args:
-        name: The phase's title, or the objective.
+        name: Title of the phase, or the objective.
         mean: Mean accuracy after the last epoch, a fraction of 1.
-        std: Its standard deviation over the seeds; ``None`` for one seed.
+        std: Standard deviation over the seeds; ``None`` for one seed.
         count: Number of seeds.
-        gain: Gain over the baseline with its interval, in percentage points, formatted.
-        seconds: Median duration of a training; ``None`` for networks that were not trained by this experiment.
+        gain: Gain over the baseline with its confidence interval, formatted, in percentage points.
+        seconds: Median training time; ``None`` if the experiment did not train the network.
         is_objective: Whether the name is an objective.
     """
 
@@ -104,22 +103,22 @@ class Row:
 
 
 def names() -> list[str]:
-    """List the names of the tables."""
+    """Return the names of all tables."""
     return [part for part in PARTS if "." not in part]
 
 
 def parts_of(table: str) -> list[str]:
-    """List the experiments of a table."""
+    """Return the experiments of a table."""
     return [part for part in PARTS if part.partition(".")[0] == table]
 
 
 def found() -> list[str]:
-    """List the experiments with stored results."""
+    """Return the experiments with stored results."""
     return [part for part in PARTS if (RESULTS / part / "summary.json").is_file()]
 
 
 def rows_of(summary: Mapping[str, Any], other_baseline: Sequence[Mapping[str, Any]] = ()) -> list[Row]:
-    """Return the rows of a summary: phases in their order, then objectives, best first.
+    """Return the rows of a summary: phases in order, then objectives, best first.
 
     Args:
         summary: An experiment's summary.
@@ -140,13 +139,13 @@ def rows_of(summary: Mapping[str, Any], other_baseline: Sequence[Mapping[str, An
 
 
 def baseline_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the runs of the baseline, if any."""
+    """Return the baseline's runs, if any."""
     runs: list[Mapping[str, Any]] = summary["phases"].get("baseline", {"runs": []})["runs"]
     return runs
 
 
 def markdown(table: str) -> str:
-    """Return a table of the documentation, generated from ``results``."""
+    """Return a table as Markdown."""
     published, is_timed = PUBLISHED.get(table, {}), table in TIMED
     heads = ["network or objective", *["published"] * bool(published), "accuracy, last epoch", "gain over labels only"]
     heads += ["training time"] * is_timed
@@ -165,7 +164,7 @@ def markdown(table: str) -> str:
             cells = [f"`{row.name}`" if row.is_objective else row.name]
             if row.name == title_of("distilled", {}):
                 cells = [f"{row.name}, `{' '.join(_settings(part)['loss'])}`"]
-            # The published accuracies are those of the published recipe.
+            # Published accuracies apply to the published recipe only.
             cells += [published.get(row.name, "") if part == table else ""] * bool(published)
             rows.append(
                 [
@@ -177,27 +176,27 @@ def markdown(table: str) -> str:
             )
         baseline |= {run["seed"]: run for run in baseline_of(summary)}
         if part in NEEDS and NEEDS[part] not in parts_of(table):
-            first = f"{' '.join([*command(NEEDS[part]), *ONLY_TEACHER])}   # trains the teacher"
-            commands += [first] * (first not in commands)
+            teacher = f"{' '.join([*command(NEEDS[part]), *ONLY_TEACHER])}   # trains the teacher"
+            commands += [teacher] * (teacher not in commands)
         commands.append(f"{' '.join(command(part))}   # {facts['minutes']:.0f} minutes")
         machines.add(f"{facts['machine']}, torch {facts['torch']}")
-    after = [f"{'; '.join([CAPTION, *sorted(machines)])}.", "", "```bash", *commands, "```"]
-    return "\n".join([*grid(heads, rows), "", *after])
+    caption = [f"{'; '.join([CAPTION, *sorted(machines)])}.", "", "```bash", *commands, "```"]
+    return "\n".join([*grid(heads, rows), "", *caption])
 
 
 def command(part: str) -> list[str]:
-    """Return the command line that runs an experiment."""
+    """Return the command that runs an experiment."""
     return ["python", "experiment.py", "--config", f"configs/reproduce/{part}.yaml"]
 
 
 def facts_of(part: str) -> dict[str, Any]:
-    """Read the hardware and duration of an experiment."""
+    """Read the duration and hardware of an experiment."""
     facts: dict[str, Any] = json.loads((RESULTS / part / "run.json").read_text(encoding="utf-8"))
     return facts
 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table; short rows are filled up."""
+    """Return the lines of a Markdown table; short rows are padded with empty cells."""
     lines = [heads, *([*row, *[""] * (len(heads) - len(row))] for row in rows)]
     head, *others = [f"| {' | '.join(line)} |" for line in lines]
     return [head, "|---" * len(heads) + "|", *others]

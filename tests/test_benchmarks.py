@@ -1,4 +1,4 @@
-"""What the benchmarks compute from their measurements; no test measures time."""
+"""Helpers of the benchmarks; no test measures time."""
 
 import json
 import multiprocessing
@@ -9,25 +9,25 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import as_markdown, write
-from benchmarks.images import linked, photographs
+from benchmarks.images import link_images, write_photos
 from benchmarks.processes import Method, measure_alternately, speedup
 from kd.data import read_folder
 
 
 def test_a_speedup_is_the_median_of_the_ratios_within_rounds() -> None:
-    # In the third round the machine was half as fast for both.
+    # In the third round, other load halves the speed of both.
     assert speedup([8.0, 9.0, 16.0], [4.0, 3.0, 8.0]) == {"median": 2.0, "low": 2.0, "high": 2.5}
 
 
-def test_images_are_linked_with_the_classes_in_turn(tmp_path: Path) -> None:
-    given = photographs(tmp_path / "given", classes=3, count=2)
-    with Image.open(given / "class0" / "1.jpg") as image:
+def test_linked_images_are_balanced_over_the_classes(tmp_path: Path) -> None:
+    source = write_photos(tmp_path / "source", classes=3, count=2)
+    with Image.open(source / "class0" / "1.jpg") as image:
         assert image.size == (500, 375)
-    images = read_folder(linked(given, tmp_path / "linked", 10))
+    images = read_folder(link_images(source, tmp_path / "linked", 10))
     assert [images.labels.count(label) for label in range(3)] == [4, 3, 3]
 
 
-def test_earlier_rows_are_kept(tmp_path: Path) -> None:
+def test_rows_that_are_not_measured_again_are_kept(tmp_path: Path) -> None:
     empty = dict.fromkeys(("against_plain", "against_limit", "against_torchdistill"))
     ratios = {"median": 5.357, "low": 5.0, "high": 5.5}
     first = [{"row": "live", "pair": "a to b", **empty}, {"row": "stored", "pair": "a to b", **empty}]
@@ -41,7 +41,7 @@ def test_earlier_rows_are_kept(tmp_path: Path) -> None:
     assert "Not yet measured on a GPU" in page
 
 
-def test_all_lines_of_a_table_have_as_many_cells() -> None:
+def test_all_lines_of_a_table_have_the_same_number_of_cells() -> None:
     rows: list[dict[str, Any]] = [
         {"row": "start", "pair": None, "seconds": {"help": 0.5}},
         {"row": "live", "pair": "a to b"},
@@ -53,7 +53,7 @@ def test_all_lines_of_a_table_have_as_many_cells() -> None:
 @pytest.mark.timeout(600)
 def test_methods_are_measured_alternately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
-    folder = photographs(tmp_path / "given", classes=2, count=4)
+    folder = write_photos(tmp_path / "source", classes=2, count=4)
     networks: dict[str, Any] = {"teacher_name": "simple", "student_name": "simple", "image_size": 32, "batch_size": 4}
     methods = {
         "plain": Method("plain", folder, **networks),

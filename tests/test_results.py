@@ -1,4 +1,4 @@
-"""The documented tables are generated from ``results``, and each can be reproduced."""
+"""The documented tables are generated from ``results``, and their configurations are complete."""
 
 import io
 import re
@@ -13,22 +13,24 @@ from kd.report import read_summary, write_report
 from kd.settings import resolve
 from tests.conftest import REPOSITORY
 
-STATED = {
-    place["name"]: place["table"]
+DOCUMENTED = {
+    match["name"]: match["table"]
     for page in readme.pages()
-    for place in readme.MARKED.finditer(page.read_text(encoding="utf-8"))
+    for match in readme.MARKED.finditer(page.read_text(encoding="utf-8"))
 }
 
 
 @pytest.mark.parametrize("table", [*tables.names(), *readme.OTHERS])
 def test_the_documentation_shows_the_stored_results(table: str) -> None:
-    assert STATED[table] == readme.table(table)
+    assert DOCUMENTED[table] == readme.table(table)
 
 
 def test_outdated_tables_are_replaced() -> None:
-    page = "\n\n".join(f"<!-- results: {name}, x -->\n{text}\n<!-- end of {name} -->" for name, text in STATED.items())
+    page = "\n\n".join(
+        f"<!-- results: {name}, x -->\n{text}\n<!-- end of {name} -->" for name, text in DOCUMENTED.items()
+    )
     outdated = readme.MARKED.sub(r"\g<start>outdated\g<end>", page)
-    assert outdated.count("outdated\n<!-- end of") == len(STATED)
+    assert outdated.count("outdated\n<!-- end of") == len(DOCUMENTED)
     assert readme.fill(outdated) == page
 
 
@@ -36,15 +38,19 @@ def test_outdated_tables_are_replaced() -> None:
 def test_results_were_obtained_with_the_configuration_in_configs(part: str) -> None:
     used = yaml.safe_load((tables.RESULTS / part / "config.yaml").read_text(encoding="utf-8"))
     settings, *_ = resolve(["--config", str(tables.CONFIGS / f"{part}.yaml")])
-    given = settings.flat()
-    # These don't affect a result: a resumed run equals an uninterrupted one.
-    elsewhere = {"args_file", "config", "data_dir", "default_root_dir", "devices", "resume"}
-    differing = {name for name in given if name not in elsewhere and used.get(name, given[name]) != _plain(given[name])}
-    assert differing <= ({"loss"} if given["compare_losses"] else set())
+    configured = settings.flat()
+    # These don't affect the results: a resumed run equals an uninterrupted one.
+    ignored = {"args_file", "config", "data_dir", "default_root_dir", "devices", "resume"}
+    differing = {
+        name
+        for name in configured
+        if name not in ignored and used.get(name, configured[name]) != _plain(configured[name])
+    }
+    assert differing <= ({"loss"} if configured["compare_losses"] else set())
 
 
 @pytest.mark.parametrize("part", tables.found())
-def test_a_report_can_be_made_from_the_stored_results(part: str, tmp_path: Path) -> None:
+def test_a_report_is_written_from_the_stored_results(part: str, tmp_path: Path) -> None:
     folder = tables.RESULTS / part
     rows = tables.rows_of(read_summary(folder))
     page = write_report([folder], output=tmp_path).read_text(encoding="utf-8")
@@ -60,21 +66,21 @@ def test_a_report_can_be_made_from_the_stored_results(part: str, tmp_path: Path)
         assert not re.search(r"(?<![\w.])/(root|home|tmp|work)/", file.read_text(encoding="utf-8")), file
 
 
-def test_every_configuration_belongs_to_a_table_and_no_results_are_left_over() -> None:
+def test_every_configuration_and_every_result_belongs_to_a_table() -> None:
     assert {path.stem for path in tables.CONFIGS.glob("*.yaml")} == set(tables.PARTS)
-    kept = {path.name for path in tables.RESULTS.iterdir() if path.is_dir()}
-    assert kept == {*tables.found(), "networks"}
-    assert "mnist-linear" in kept
+    stored = {path.name for path in tables.RESULTS.iterdir() if path.is_dir()}
+    assert stored == {*tables.found(), "networks"}
+    assert "mnist-linear" in stored
 
 
 def test_an_experiment_uses_the_teacher_of_the_experiment_it_needs() -> None:
-    named = {}
+    checkpoints = {}
     for part in tables.PARTS:
         settings, *_ = resolve(["--config", str(tables.CONFIGS / f"{part}.yaml")])
         for checkpoint in settings.models.teacher_checkpoint:
-            named[part] = checkpoint
-    assert len(named) == 10
-    assert named == {part: reproduce.teacher_of(part) for part in named}
+            checkpoints[part] = checkpoint
+    assert len(checkpoints) == 10
+    assert checkpoints == {part: reproduce.teacher_of(part) for part in checkpoints}
 
 
 def test_a_teacher_for_other_experiments_is_trained_without_students(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,22 +93,25 @@ def test_a_teacher_for_other_experiments_is_trained_without_students(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["mnist"], "There is no table mnist; there are mnist-linear, mnist-conv, imagenette-today"),
-        (["losses", "--only", "loss"], "losses has no loss; it has losses."),
-        (["mnist-conv", "--only", "mnist-conv", "mnist-linear", "--show"], "mnist-conv has no mnist-linear; it has"),
+        (["mnist"], "mnist: there is no such table; choose from mnist-linear, mnist-conv, imagenette-today"),
+        (["losses", "--only", "loss"], "--only loss: not in losses; choose from losses\n"),
+        (
+            ["mnist-conv", "--only", "mnist-conv", "mnist-linear", "--show"],
+            "--only mnist-linear: not in mnist-conv; choose from mnist-conv, ",
+        ),
     ],
 )
-def test_an_unknown_table_is_an_error(
-    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_unknown_table_or_experiment_is_an_error(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["reproduce", *arguments])
     assert reproduce.main() == 2
-    assert capsys.readouterr().out.startswith(words)
+    assert capsys.readouterr().out.startswith(message)
 
 
-def test_results_of_an_earlier_run_are_not_stored(
+def test_store_requires_that_the_experiments_folder_is_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["reproduce", "losses", "--store"])
@@ -110,27 +119,29 @@ def test_results_of_an_earlier_run_are_not_stored(
     (tmp_path / tables.LOGS / "losses").mkdir(parents=True)
     (tmp_path / tables.LOGS / "losses" / "summary.json").touch()
     assert reproduce.main() == 2
-    assert capsys.readouterr().out == "losses lies in logs from an earlier time: move it away.\n"
+    assert capsys.readouterr().out == "--store: logs/losses already exists; move it away\n"
 
 
 def test_a_table_is_reproduced_within_its_tolerance() -> None:
     def row(name: str, mean: float, std: float | None = 0.01) -> tables.Row:
         return tables.Row(name, mean, std, 1 if std is None else 3, "", 1.0)
 
-    was = [row("teacher", 0.99, None), row("student, labels only", 0.90), row("kl", 0.92)]
+    stored = [row("teacher", 0.99, None), row("student, labels only", 0.90), row("kl", 0.92)]
 
-    def holds(*now: tables.Row) -> tuple[bool, str]:
+    def compare(*reproduced: tables.Row) -> tuple[bool, str]:
         output = io.StringIO()
-        return reproduce.compare(was, list(now), Console(file=output, width=100)), output.getvalue()
+        return reproduce.compare(stored, list(reproduced), Console(file=output, width=100)), output.getvalue()
 
-    # Two rows of three seeds: t of four degrees of freedom at 98.75 % is 3.495, times 0.01, times the root of 2 / 3.
-    near, far = 0.0285, 0.0286
-    assert holds(row("teacher", 0.986, None), row("student, labels only", 0.90 + near), row("kl", 0.92 - near))[0]
-    assert not holds(row("teacher", 0.984, None), row("student, labels only", 0.90), row("kl", 0.92))[0]
-    is_so, text = holds(row("teacher", 0.99, None), row("student, labels only", 0.90 - far), row("kl", 0.92))
-    assert not is_so
+    # Two rows of three seeds: the 98.75 % quantile of t with 4 degrees of freedom is 3.495; times 0.01 * sqrt(2 / 3).
+    within, beyond = 0.0285, 0.0286
+    assert compare(row("teacher", 0.986, None), row("student, labels only", 0.90 + within), row("kl", 0.92 - within))[0]
+    assert not compare(row("teacher", 0.984, None), row("student, labels only", 0.90), row("kl", 0.92))[0]
+    is_reproduced, text = compare(
+        row("teacher", 0.99, None), row("student, labels only", 0.90 - beyond), row("kl", 0.92)
+    )
+    assert not is_reproduced
     assert [line.split()[-3] for line in text.splitlines() if "±" in line] == ["yes", "no", "yes"]
-    assert "missing" in holds(row("teacher", 0.99, None), row("student, labels only", 0.90))[1]
+    assert "missing" in compare(row("teacher", 0.99, None), row("student, labels only", 0.90))[1]
 
 
 def _plain(value: object) -> object:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import differences, run_and_kill, run_to_the_end
+from benchmarks.kills import differences, run_and_kill, run_to_completion
 from kd.cli import experiment
 from kd.pipeline.run_store import METRICS_FILE
 from kd.training.resume import steps_in
@@ -130,13 +130,13 @@ def _wait_for(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_experiment_that_is_killed_again_and_again_ends_the_same_to_the_last_bit(tmp_path: Path) -> None:
-    peaceful, killed = tmp_path / "peaceful", tmp_path / "killed"
-    for root in (peaceful, killed):
+def test_a_repeatedly_killed_and_resumed_experiment_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    for root in (uninterrupted, killed):
         root.mkdir()
     short = ("--max_epochs", "3", "--teacher_epochs", "6")
-    run_to_the_end(peaceful, *short)
+    run_to_completion(uninterrupted, *short)
     phases = [run_and_kill(killed, *short, checkpoints=count, seconds=0.02) for count in (9, 39)]
     assert phases == ["teacher", "baseline"]
-    run_to_the_end(killed, "--resume", *short)
-    assert differences(peaceful, killed) == []
+    run_to_completion(killed, "--resume", *short)
+    assert differences(uninterrupted, killed) == []
