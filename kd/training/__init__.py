@@ -2,11 +2,10 @@
 
 from kd.training.callbacks import Throughput
 from kd.training.distillation import DistillationModule
-from kd.training.hardware import Hardware, build_trainer, quiet_lightning
 from kd.training.loggers import RunTensorBoard, draw_views
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 from kd.training.predictions import PredictionRecorder
-from kd.training.progress import PhaseProgress
 from kd.training.resume import Interruption, ResumeOptions, newest_checkpoint
 from kd.training.run import Run, evaluate, train
+from kd.training.trainer import Hardware, build_trainer, quiet_lightning

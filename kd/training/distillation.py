@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from kd.data import Batches, Mixing
+from kd.data import Mixing
 from kd.errors import UserError
 from kd.losses import FeatureLoss, Objective, Outputs, Pair
 from kd.models import Classifier, FeatureReader, Survey, survey
 from kd.randomness import seeded
 from kd.teachers import FrozenTeacher, LogitStore
+from kd.training.callbacks import batches_of
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 
@@ -28,8 +29,8 @@ class DistillationModule(ClassifierModule):
         recipe: Optimizer and schedule.
         seed: Seed of the randomness of each step, and of the adapters' initial weights.
         teacher_acc: The teacher's validation accuracy, logged beside the student's.
-        teacher_decisions: The teacher's predicted classes ``(N,)`` in the order of the validation images, if they are
-            known; ``None`` computes them in the first validation.
+        teacher_decisions: The teacher's predicted classes ``(N,)`` in the order of the validation images; ``None``
+            computes them in the first validation.
         mixing: Mixes the images of a batch; the teacher sees the mixed images too.
         ema: Decay of an average of the student's weights, see :class:`ClassifierModule`.
         has_unlabeled: Whether some of the images have no label.
@@ -56,15 +57,19 @@ class DistillationModule(ClassifierModule):
         has_unlabeled: bool = False,
         open_store: Callable[[int, int], LogitStore | None] | None = None,
     ) -> None:
-        pairs = pair_features(objective, student=student, teacher=teacher) if objective.feature_terms else {}
-        student_nodes, teacher_nodes = (
-            list(dict.fromkeys(getattr(pair, network) for some in pairs.values() for pair in some))
-            for network in ("student", "teacher")
-        )
-        if pairs:
-            # Adapters of one seed have the same initial weights, whatever was drawn before.
+        if objective.feature_terms:
+            surveys = survey(student), teacher.survey()
+            pairs = {
+                term.name: _pair_features(term.name, term.loss, *surveys)
+                for term in objective.terms
+                if isinstance(term.loss, FeatureLoss)
+            }
+            # Adapters of one seed have the same initial weights, independent of earlier draws.
             with seeded(seed, "adapters"):
                 objective = objective.bind(pairs)
+        all_pairs = [pair for term in objective.feature_terms for pair in term.pairs]
+        student_nodes = list(dict.fromkeys(pair.student for pair in all_pairs))
+        teacher_nodes = list(dict.fromkeys(pair.teacher for pair in all_pairs))
         super().__init__(
             student, objective=objective, recipe=recipe, seed=seed, mixing=mixing, ema=ema, has_unlabeled=has_unlabeled
         )
@@ -81,25 +86,22 @@ class DistillationModule(ClassifierModule):
         self._all_teacher_decisions = teacher_decisions
         self._teacher_decisions: dict[int, Tensor] = {}
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Take this process's part of the teacher's predicted classes, if they are known."""
+    def setup(self, stage: str) -> None:
+        """Select this process's part of the teacher's predicted classes."""
         self._teacher_decisions.clear()
-        data = getattr(self.trainer, "datamodule", None)
-        if self._all_teacher_decisions is not None and isinstance(data, Batches):
+        if self._all_teacher_decisions is not None:
+            data = batches_of(self.trainer)
             part = self._all_teacher_decisions[data.validation_indices(self.global_rank, self.trainer.world_size)]
             self._teacher_decisions.update(enumerate(torch.split(part, data.batch_size)))
 
     def on_fit_start(self) -> None:
-        """Open the store of the teacher's logits, and move the teacher, which Lightning doesn't see, to the device."""
+        """Open the store of the teacher's logits, and move the teacher to the device."""
         if self._open_store is not None:
             self.store = self._open_store(self.global_rank, self.trainer.world_size)
-        self._move_teacher()
+        self.on_validation_start()
 
     def on_validation_start(self) -> None:
-        """Move the teacher for a validation without a fit, too."""
-        self._move_teacher()
-
-    def _move_teacher(self) -> None:
+        """Move the teacher to the device, as Lightning doesn't know it."""
         dtype = next(self.model.parameters()).dtype
         self.teacher.to(device=self.device, dtype=dtype)
         if self._reader is not None:
@@ -109,19 +111,16 @@ class DistillationModule(ClassifierModule):
         """Compute the teacher's outputs on the very images that the student sees, or read its stored logits."""
         if self.store is None or not self.trainer.training:
             return self.teacher(images)
-        epoch, batch = self._epoch_of_views(), self._batch_idx
-        stored = self.store.read(epoch, batch, images)
+        # With a period, the views of earlier epochs repeat.
+        period = batches_of(self.trainer).period
+        epoch = self.current_epoch if period is None else self.current_epoch % period
+        stored = self.store.read(epoch, self._batch_idx, images)
         if stored is not None:
             return Outputs(stored.to(images.device, non_blocking=True))
-        return Outputs(self.store.write(epoch, batch, images, self.teacher(images).logits))
-
-    def _epoch_of_views(self) -> int:
-        """Return the epoch whose views these are: with a period they repeat."""
-        period = getattr(getattr(self.trainer, "datamodule", None), "period", None)
-        return self.current_epoch if period is None else self.current_epoch % period
+        return Outputs(self.store.write(epoch, self._batch_idx, images, self.teacher(images).logits))
 
     def student_outputs(self, images: Tensor, teacher: Outputs | None) -> Outputs:
-        """Compute the student's logits, and the features and the gradients of the teacher's top logit if compared."""
+        """Compute the student's logits, and if compared, features and gradients of the teacher's top-1 logit."""
         if self.objective.needs_gradients:
             images = images.detach().requires_grad_()
         logits, features = (self.model(images), {}) if self._reader is None else self._reader(images)
@@ -134,7 +133,7 @@ class DistillationModule(ClassifierModule):
     def compare_with_teacher(self, images: Tensor, logits: Tensor, batch_idx: int) -> None:
         """Measure the agreement: the fraction of images for which the student's top-1 class is the teacher's.
 
-        The validation batches are the same in every epoch, so that the teacher's classes are computed once.
+        The validation batches are the same in every epoch, so the teacher's classes are computed once.
         """
         if batch_idx not in self._teacher_decisions:
             self._teacher_decisions[batch_idx] = self.teacher.decisions(images)
@@ -143,36 +142,22 @@ class DistillationModule(ClassifierModule):
         self.log("val/agreement", self.val_agreement, on_step=False, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the teacher's accuracy as a line beside the student's."""
+        """Log the teacher's accuracy as a constant curve."""
         if self.teacher_acc is not None:
             self.log("teacher/acc", self.teacher_acc, sync_dist=True)
 
 
-def pair_features(objective: Objective, *, student: Classifier, teacher: FrozenTeacher) -> dict[str, list[Pair]]:
-    """Choose the feature maps that each term compares: those that it names, or the stages found in the networks.
+def _pair_features(name: str, loss: FeatureLoss, student: Survey, teacher: Survey) -> list[Pair]:
+    """Pair the feature maps that a loss names, or the networks' stages from the last one on.
 
-    Returns:
-        Pairs of nodes with their shapes, by the name of the term.
-
-    Raises:
-        UserError: If a node doesn't exist, a network has no feature map, or the numbers of named nodes differ.
+    Stages are counted from the end because networks differ in how early they begin to halve the size.
     """
-    surveys = survey(student), teacher.survey()
-    return {
-        term.name: _pairs_of(term.name, term.loss, *surveys)
-        for term in objective.terms
-        if isinstance(term.loss, FeatureLoss)
-    }
-
-
-def _pairs_of(name: str, loss: FeatureLoss, student: Survey, teacher: Survey) -> list[Pair]:
     named = loss.nodes("student"), loss.nodes("teacher")
     try:
-        ours, theirs = _nodes(named[0], loss, student), _nodes(named[1], loss, teacher)
+        ours, theirs = _find_nodes(named[0], loss, student), _find_nodes(named[1], loss, teacher)
     except UserError as error:
         raise UserError(f"--loss {name}: {error}") from None
     if not all(named):
-        # Stages are paired from the last one on, as networks differ in how early they begin to halve the size.
         count, required = min(len(ours), len(theirs)), max(map(len, named))
         if count < required:
             raise UserError(f"--loss {name}: {required} nodes are given for one network, but the other has {count}")
@@ -185,7 +170,7 @@ def _pairs_of(name: str, loss: FeatureLoss, student: Survey, teacher: Survey) ->
     return [Pair(*pair, student.shapes[pair[0]], teacher.shapes[pair[1]]) for pair in zip(ours, theirs, strict=True)]
 
 
-def _nodes(named: list[str], loss: FeatureLoss, survey: Survey) -> list[str]:
+def _find_nodes(named: list[str], loss: FeatureLoss, survey: Survey) -> list[str]:
     if named:
         return [survey.find(node) for node in named]
     last = survey.last()

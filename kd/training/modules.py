@@ -1,7 +1,7 @@
-"""The LightningModule that trains a classifier; with a teacher's outputs it becomes the distilled student's."""
+"""The LightningModule that trains a classifier, and the base class of the one that distills."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kd.data import Batches, Mixing
+from kd.data import Mixing
 from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble
 from kd.randomness import derive_seed, seed_draws
-from kd.training.callbacks import TrainingMetrics
+from kd.training.callbacks import TrainingMetrics, batches_of
 from kd.training.optimization import Recipe, average_weights
 
 Batch = tuple[Tensor, Tensor]
@@ -61,42 +61,48 @@ class ClassifierModule(LightningModule):
         self.mixing = mixing
         self.has_unlabeled = has_unlabeled
         self.average: AveragedModel | None = None if ema is None else average_weights(model, ema)
-        self.objective = objective
+        self.objective = self._scheduled_objective = objective
         self.recipe = recipe or Recipe()
         self.seed = seed
         self.max_steps: int | None = None
         num_classes = len(model.description.classes)
-        # A loss that is NaN must show.
+        # A loss that is NaN must be reported.
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        # With five classes, any prediction is among the first five.
+        # With five classes, top-5 accuracy is always 1.
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
         self.metrics = TrainingMetrics([term.name for term in objective.terms])
         self.last_terms: dict[str, Tensor] = {}
         self._batch_idx = 0
-        self._scheduled_objective = objective
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callback that logs training metrics, which runs before those that save."""
         return [self.metrics]
 
-    def teacher_outputs(self, images: Tensor) -> Outputs | None:  # noqa: ARG002 (for DistillationModule)
+    def teacher_outputs(self, images: Tensor) -> Outputs | None:
         """Return the teacher's outputs on the images that the student sees; here there is no teacher."""
         return None
 
-    def student_outputs(self, images: Tensor, teacher: Outputs | None) -> Outputs:  # noqa: ARG002 (likewise)
+    def student_outputs(self, images: Tensor, teacher: Outputs | None) -> Outputs:
         """Return the outputs of the trained network."""
         return Outputs(self.model(images))
 
+    def _outputs(self, images: Tensor) -> tuple[Outputs, Outputs | None]:
+        """Return the outputs of student and teacher."""
+        # Of the attention kernels, only this one can be differentiated twice, as comparing gradients requires.
+        with sdpa_kernel(SDPBackend.MATH) if self.objective.needs_gradients else nullcontext():
+            teacher = self.teacher_outputs(images)
+            return self.student_outputs(images, teacher), teacher
+
     def on_train_start(self) -> None:
-        """Set the schedules in the epoch that a resumed run continues, which has no start of its own."""
+        """Apply the objective's schedules; a resumed epoch has no start of its own."""
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """Set scheduled weights and hyperparameters of the objective for this epoch."""
+        """Apply the schedules of the objective's weights and hyperparameters."""
         self._scheduled_objective = self.objective.at(self.current_epoch, self.trainer.max_epochs or 1)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the draws of this step by (seed, step, rank), so that they don't depend on earlier draws."""
         seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
         seed_draws(seed, self.device)
@@ -107,9 +113,7 @@ class ClassifierModule(LightningModule):
         self._batch_idx = batch_idx
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
-        with self._twice_differentiable():
-            teacher = self.teacher_outputs(images)
-            student = self.student_outputs(images, teacher)
+        student, teacher = self._outputs(images)
         labeled = None
         if self.has_unlabeled:
             labeled = labels >= 0 if labels.ndim == 1 else labels.sum(dim=1) > 0
@@ -119,38 +123,26 @@ class ClassifierModule(LightningModule):
             correct = (student.logits.argmax(dim=1) == classes).float()
             correct = correct if labeled is None else correct[labeled]
         self.last_terms = {"loss": total.detach()} | terms
-        weight = self._batch_weight(batch_idx)
+        is_distributed = self._trainer is not None and self.trainer.world_size > 1
+        weight = batches_of(self.trainer).batch_weight(batch_idx) if is_distributed else 1.0
         self.metrics.update(self.last_terms | ({"acc": correct.mean()} if len(correct) else {}), weight=weight)
-        # The gradient's mean over the processes is then that of one process with all images.
+        # The mean gradient over the processes then equals that of one process with all images.
         return total if weight == 1 else total * weight
-
-    def _batch_weight(self, batch_idx: int) -> float:
-        """Return the weight of this process's batch among those of all processes."""
-        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
-        return data.batch_weight(batch_idx) if isinstance(data, Batches) and self.trainer.world_size > 1 else 1.0
 
     def rehearse(self) -> None:
         """Compute the objective and its gradient on two random images with label 0, and discard them.
 
         Raises:
-            UserError: If that isn't possible, as when an operation can't be differentiated twice.
+            UserError: If that fails, such as for an operation that can't be differentiated twice.
         """
         size, architecture = self.model.description.image_size, self.model.description.architecture
-        images, labels = torch.rand(2, 3, size, size), torch.zeros(2, dtype=torch.long)
         try:
-            with self._twice_differentiable():
-                teacher = self.teacher_outputs(images)
-                student = self.student_outputs(images, teacher)
-            total, _ = self.objective.at(0, 1)(student, teacher, labels)
+            total, _ = self.objective.at(0, 1)(*self._outputs(torch.rand(2, 3, size, size)), torch.zeros(2).long())
             torch.autograd.backward(total)
         except RuntimeError as error:
             names = " ".join(term.name for term in self.objective.terms)
             raise UserError(f"--loss {names}: can't train {architecture} with this objective: {error}") from error
         self.zero_grad()
-
-    def _twice_differentiable(self) -> AbstractContextManager[None]:
-        """Choose the attention kernel that can be differentiated twice, where gradients are compared."""
-        return sdpa_kernel(SDPBackend.MATH) if self.objective.needs_gradients else nullcontext()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights, then their average."""
@@ -166,12 +158,11 @@ class ClassifierModule(LightningModule):
         images, labels = batch
         logits: Tensor = (self.model if self.average is None else self.average)(images).float()
         self.val_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
-        self.val_acc.update(logits, labels)
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True)
-        self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
-        if self.val_top5 is not None:
-            self.val_top5.update(logits, labels)
-            self.log("val/top5", self.val_top5, on_step=False, on_epoch=True)
+        for name, metric in (("val/acc", self.val_acc), ("val/top5", self.val_top5)):
+            if metric is not None:
+                metric.update(logits, labels)
+                self.log(name, metric, on_step=False, on_epoch=True)
         self.compare_with_teacher(images, logits, batch_idx)
         return logits
 
@@ -182,23 +173,18 @@ class ClassifierModule(LightningModule):
         """Build the optimizer, and the learning rate schedule, which advances with each optimizer step."""
         # Lightning can't clip float16's scaled gradients with a fused optimizer.
         optimizer = self.recipe.build_optimizer(self, fused=self.trainer.precision != "16-mixed")
-        steps_per_epoch = self._count_batches() / self.trainer.accumulate_grad_batches
+        # Lightning's own count of the batches would start the first epoch before a resumed epoch is restored.
+        batches, limit = len(batches_of(self.trainer).train_dataloader()), self.trainer.limit_train_batches or 1.0
+        batches = max(1, int(batches * limit)) if isinstance(limit, float) else min(batches, limit)
+        steps_per_epoch = batches / self.trainer.accumulate_grad_batches
         total_steps = math.ceil(steps_per_epoch) * (self.trainer.max_epochs or 1)
         if self.max_steps is not None:
             total_steps = min(total_steps, self.max_steps)
         scheduler = self.recipe.build_scheduler(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _count_batches(self) -> int:
-        """Count the batches of an epoch; Lightning's count would start the first epoch before a resume is known."""
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
-        batches, limit = len(data.train_dataloader()), self.trainer.limit_train_batches or 1.0
-        return max(1, int(batches * limit)) if isinstance(limit, float) else min(batches, limit)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make it a plain classifier's checkpoint, with architecture, classes, image size and accuracy.
+        """Turn it into a plain classifier's checkpoint, with architecture, classes, image size and accuracy.
 
         A full checkpoint also holds the whole module, under a key of its own; shared weights are stored once.
         """

@@ -1,7 +1,6 @@
 """Optimizers, learning rate schedules, and the average of weights."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,10 +17,10 @@ class Recipe:
 
     Args:
         optimizer: ``sgd`` or ``adamw``.
-        learning_rate: Peak of the learning rate.
+        learning_rate: Peak learning rate.
         momentum: Momentum of sgd; first beta of adamw.
         weight_decay: Of weights; biases and the scales of normalization layers have none.
-        schedule: ``cosine`` (to zero at the last step) or ``constant``, after the warm-up.
+        schedule: After the warm-up: ``cosine`` (to zero at the last step) or ``constant``.
         warmup_epochs: Epochs over which the learning rate rises linearly.
 
     Source: Loshchilov & Hutter (2016), https://arxiv.org/abs/1608.03983 (cosine); (2017),
@@ -36,20 +35,15 @@ class Recipe:
     warmup_epochs: float = 0.0
 
     def build_optimizer(self, network: nn.Module, *, fused: bool = True) -> Optimizer:
-        """Build the optimizer of a network's trainable parameters.
-
-        Args:
-            network: The network.
-            fused: Whether to update all weights in one kernel, where the device has one.
-        """
+        """Build the optimizer of a network's trainable parameters, with one fused kernel if the device has one."""
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [one for one in parameters if one.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+            {"params": [weight for weight in parameters if weight.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [bias for bias in parameters if bias.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         # One pass over the weights instead of ten, which matters on a CPU from some 20 million weights on.
-        fused = fused and all(one.device.type in ("cpu", "cuda") for one in parameters)
+        fused = fused and all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=fused)
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.momentum, 0.999), fused=fused)
@@ -57,32 +51,28 @@ class Recipe:
     def build_scheduler(self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: float) -> LambdaLR:
         """Build the learning rate schedule, to be advanced after each optimizer step."""
         warmup_steps = round(self.warmup_epochs * steps_per_epoch)
-        return LambdaLR(optimizer, self.factor(total_steps=total_steps, warmup_steps=warmup_steps))
+        return LambdaLR(optimizer, lambda step: self.factor(step, total_steps=total_steps, warmup_steps=warmup_steps))
 
-    def factor(self, *, total_steps: int, warmup_steps: int) -> Callable[[int], float]:
-        """Return the factor of the peak learning rate as a function of the number of steps taken."""
-
-        def factor_at(step: int) -> float:
-            if step < warmup_steps:
-                return (step + 1) / warmup_steps
-            if self.schedule == "constant":
-                return 1.0
-            progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-        return factor_at
+    def factor(self, step: int, *, total_steps: int, warmup_steps: int) -> float:
+        """Return the factor of the peak learning rate after a number of steps."""
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     """Return an exponential moving average of a network's weights and statistics, updated by ``update_parameters``.
 
-    Lightning's ``WeightAveraging`` callback doesn't serve here: it saves the average only in full checkpoints, not in
-    those of weights alone, which are the ones that are deployed; and it copies the whole module with its teacher.
+    Lightning's ``WeightAveraging`` callback saves the average only in full checkpoints, not in those of weights alone
+    for deployment, and copies the whole module.
 
     Args:
         model: The network; the average starts from its weights.
-        decay: Fraction of the average that is kept at each step, from 0 to 1; after n steps it is at most
-            (1 + n) / (10 + n), so that the initial weights are soon forgotten.
+        decay: Fraction of the average that is kept at each step, from 0 to 1; after n steps at most (1 + n) / (10 + n),
+            so that the initial weights are soon forgotten.
 
     Source: Tarvainen & Valpola (2017), section 2, https://arxiv.org/abs/1703.01780; the start is TensorFlow's
         ``ExponentialMovingAverage`` with ``num_updates``

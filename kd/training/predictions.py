@@ -1,4 +1,4 @@
-"""The logits of the validation images and the metrics of each epoch, from which reports are made."""
+"""The logits of the validation images and the metrics of each epoch, for reports."""
 
 import math
 from pathlib import Path
@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kd.data import Batches, LabeledImages
+from kd.data import LabeledImages
 from kd.files import write_atomically
-from kd.training.callbacks import latest_metrics
+from kd.training.callbacks import batches_of, current_metrics
 
 VALIDATION_FILE = "validation.npz"
 
@@ -26,7 +25,7 @@ class PredictionRecorder(Callback):
 
     Attributes:
         history: The metrics of each epoch; ``None`` for values that are not finite.
-        decisions: The predicted classes ``(N,)`` in the order of the images; ``None`` where only some were validated.
+        decisions: The predicted classes ``(N,)`` in the order of the images; ``None`` if only some were validated.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -43,75 +42,47 @@ class PredictionRecorder(Callback):
         """Restore the history."""
         self.history = list(state_dict["history"])
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Discard the previous validation's logits."""
         self._logits = []
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401, ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Record the logits of a batch."""
         self._logits.append(outputs.detach().cpu())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metrics of the epoch, and write the logits after the last one."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics |= latest_metrics(pl_module)
-        self.history.append(
-            {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-            | {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        )
-        # Before the last checkpoint is saved: a run that is resumed from it has nothing left to do.
+        metrics = {name: value if math.isfinite(value) else None for name, value in current_metrics(trainer).items()}
+        self.history.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step} | metrics)
+        # Before the last checkpoint is saved, as a run resumed from that one doesn't validate again.
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             self._write(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the logits of a validation without training."""
-        if not trainer.training and trainer.state.fn == "validate":
+        if trainer.state.fn == "validate":
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if not self._logits or not isinstance(data, Batches):
+        if not self._logits:
             return
-        predictions = self._gather(trainer, data)
-        if len(predictions["logits"]) == len(data.splits.val):
-            self.decisions = torch.from_numpy(predictions["logits"].argmax(axis=1))
-        if self.path is not None:
-            rank_zero_only(write_predictions)(predictions, self.path)
-
-    def _gather(self, trainer: Trainer, data: Batches) -> dict[str, NDArray[Any]]:
-        """Return the predictions of all processes, each of which must call this."""
-        part = (torch.cat(self._logits), data.validation_indices(trainer.global_rank, trainer.world_size))
-        parts: list[Any] = [part]
+        images, own_indices = batches_of(trainer).splits.val, batches_of(trainer).validation_indices
+        parts: list[Any] = [(torch.cat(self._logits), own_indices(trainer.global_rank, trainer.world_size))]
         if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, part)
+            own, parts = parts[0], [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, own)
         logits = torch.cat([part for part, _ in parts]).numpy()
-        # A limit on validation batches lets only the first images of each process through.
-        indices = np.concatenate([np.asarray(which[: len(part)]) for part, which in parts])
+        # With a limit on validation batches, only the first images of each process are validated.
+        indices = np.concatenate([np.asarray(numbers[: len(part)]) for part, numbers in parts])
         order = np.argsort(indices, kind="stable")
-        return prediction_arrays(data.splits.val, logits[order], indices[order])
+        if len(logits) == len(images):
+            self.decisions = torch.from_numpy(logits[order].argmax(axis=1))
+        if self.path is not None and trainer.is_global_zero:
+            write_predictions(prediction_arrays(images, logits[order], indices[order]), self.path)
 
 
 def prediction_arrays(images: LabeledImages, logits: NDArray[Any], indices: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Combine logits with what is known of their images.
-
-    Args:
-        images: The images.
-        logits: ``(N, C)``, in the order of the indices.
-        indices: ``(N,)``, the positions of the predicted images.
-
-    Returns:
-        ``logits`` ``(N, C)``, ``labels`` and ``indices`` ``(N,)``, the names of ``classes`` ``(C,)``, and the ``keys``
-        of the images ``(N,)``.
-    """
+    """Combine logits ``(N, C)`` of the images at ``indices`` ``(N,)`` with their labels, classes and keys."""
     return {
         "logits": logits,
         "labels": np.asarray(images.labels)[indices],
@@ -122,6 +93,6 @@ def prediction_arrays(images: LabeledImages, logits: NDArray[Any], indices: NDAr
 
 
 def write_predictions(predictions: dict[str, NDArray[Any]], path: Path) -> None:
-    """Write what :func:`prediction_arrays` returned as an ``.npz`` file, atomically."""
+    """Write :func:`prediction_arrays` as an ``.npz`` file, atomically."""
     with write_atomically(path) as file:
         np.savez_compressed(file, **predictions)  # type: ignore[arg-type]  # its stub takes the names for options

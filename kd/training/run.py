@@ -6,44 +6,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
+from kd.console import make_console
 from kd.data import Batches
 from kd.models import Classifier, Ensemble
-from kd.training.callbacks import OnEpochEnd, StopAfterSteps, StopOnNonFinite, Throughput
-from kd.training.error_messages import readable_errors
-from kd.training.hardware import Hardware, build_trainer, quiet_lightning
-from kd.training.loggers import TrainingImages, log_hyperparameters, log_result
+from kd.training.callbacks import StopOnNonFinite, Throughput
+from kd.training.loggers import TrainingImages
 from kd.training.modules import ClassifierModule
 from kd.training.predictions import VALIDATION_FILE, PredictionRecorder
 from kd.training.progress import PhaseProgress
 from kd.training.resume import LastCheckpoint, ResumeOptions
+from kd.training.trainer import Hardware, build_trainer, quiet_lightning, readable_errors
 
 
 @dataclass(frozen=True)
 class Run:
-    """The results of one training; accuracies are fractions of 1.
+    """The results of one training; accuracies are fractions of 1, and files that weren't written are ``None``.
 
     Args:
         phase: ``teacher``, ``assistant/...``, ``baseline``, ``distilled``, ...
         seed: The random seed.
         model: Name of the architecture.
         parameters: Number of trained parameters.
-        epochs: Epochs trained.
-        steps: Optimizer steps taken.
+        epochs: Number of epochs.
+        steps: Number of optimizer steps.
         val_acc: Validation accuracy after the last epoch.
         best_val_acc: Best validation accuracy after any epoch.
         val_loss: Validation cross-entropy after the last epoch, in nats; ``None`` if it is not finite.
-        agreement: Fraction of validation images for which the student's top-1 class is the teacher's, after the last
-            epoch; ``None`` without a teacher.
-        seconds: Wall time of the training, validation included.
+        agreement: Fraction of validation images for which the student's top-1 class is the teacher's; ``None`` without
+            a teacher.
+        seconds: Wall time of the training, including validation.
         images_per_second: Training images per second, without validation.
-        checkpoint: The best checkpoint, or ``None`` where none was saved.
-        folder: The run's folder, or ``None``.
-        validation: The file of the last epoch's logits of the validation images, or ``None``.
+        checkpoint: The checkpoint of the best epoch.
+        folder: The run's folder.
+        validation: The file of the last epoch's logits of the validation images.
         history: Metrics of each epoch.
     """
 
@@ -86,51 +86,49 @@ def train(
     """Train a network.
 
     Args:
-        module: The network and its objective; it holds the weights of the last epoch afterwards.
+        module: The network and its objective; afterwards it holds the weights of the last epoch.
         data: The images.
         phase: Name of the phase: ``teacher``, ``teacher/resnet18``, ``baseline``, ``distilled``, ...
-        folder: The run's own folder, for its checkpoints and the logits of the validation images; ``None`` writes no
-            files.
-        hardware: Where it runs.
-        max_epochs: Epochs.
-        max_steps: Optimizer steps after which training ends, if that is sooner.
-        gradient_clip: Largest norm of the gradient.
-        accumulate: Batches whose gradients are summed before an optimizer step.
-        loggers: Any Lightning loggers, such as :class:`kd.training.RunTensorBoard`; they get scalars, hyperparameters,
-            and images if they can show them.
-        hyperparameters: Logged beside the final accuracy.
+        folder: The run's own folder, for checkpoints and the logits of the validation images; ``None`` writes no files.
+        hardware: Accelerator, devices, precision, ...
+        max_epochs: Maximum number of epochs.
+        max_steps: Maximum number of optimizer steps.
+        gradient_clip: Maximum norm of the gradient.
+        accumulate: Number of batches whose gradients are accumulated for an optimizer step.
+        loggers: Lightning loggers, such as :class:`kd.training.RunTensorBoard`, for scalars, hyperparameters and, if
+            they support them, images.
+        hyperparameters: Logged with the final accuracy.
         title: Name of the run in the progress bar.
         console: Where the progress is shown.
         resume: How the run is saved, and the checkpoint to resume from.
         on_epoch: Called in the first process after each epoch with its number, from 0, and the validation accuracy; an
             exception from it ends the training.
 
-    Returns:
-        The results.
-
     Raises:
         UserError: If Lightning doesn't support the hardware, or the loss or the gradient isn't finite.
         Interrupted: After SIGTERM or SIGINT, once a checkpoint is saved.
     """
     folder, resume = None if hardware.fast_dev_run else folder, resume or ResumeOptions()
-    logged = {**(hyperparameters or {}), "phase": phase, "seed": data.seed}
     module.max_steps = max_steps
     throughput, last = Throughput(), LastCheckpoint(folder, resume)
     predictions = PredictionRecorder(None if folder is None else folder / VALIDATION_FILE)
+    title = title or f"{phase} {module.model.description.architecture}"
     callbacks: list[Callback] = [
         StopOnNonFinite(),
         throughput,
         TrainingImages(),
-        PhaseProgress(title or f"{phase} {module.model.description.architecture}", console=console),
+        PhaseProgress(title, console or make_console(), throughput, max_steps),
         predictions,
         last,
+        *_limit_callbacks(max_steps, on_epoch),
     ]
-    if max_steps is not None:
-        callbacks.append(StopAfterSteps(max_steps))
-    if on_epoch is not None:
-        callbacks.append(OnEpochEnd(on_epoch))
-    best = _best_checkpoint(folder)
-    if best is not None:
+    # Only the weights of the best epoch: a run is resumed from last.ckpt.
+    best = ModelCheckpoint(
+        filename="best", monitor="val/acc", mode="max", save_weights_only=True, enable_version_counter=False
+    )
+    if folder is not None:
+        # As an argument it would be made absolute, and a run whose folder has moved would lose its best accuracy.
+        best.dirpath = str(folder / "checkpoints")
         callbacks.insert(0, best)
     compute = hardware.compute_for(module.model, trains=True)
     if compute.channels_last:
@@ -148,16 +146,27 @@ def train(
         gradient_clip_val=gradient_clip,
         accumulate_grad_batches=accumulate,
     )
+    # TensorBoard shows numbers and text only.
+    logged = {
+        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in {**(hyperparameters or {}), "phase": phase, "seed": data.seed}.items()
+        if value is not None
+    }
     for logger in trainer.loggers:
-        log_hyperparameters(logger, logged)
+        logger.log_hyperparams(logged)
     with quiet_lightning(), readable_errors(batch_size=data.batch_size), resume.interruption.deferred():
         trainer.fit(module, datamodule=data, ckpt_path=resume.checkpoint)
-    # Not Lightning's metrics, of which there are none after a run that was resumed at its end.
+    # Lightning has no metrics after a run that was resumed at its end.
     metrics = predictions.history[-1]
     accuracies = [epoch["val/acc"] or 0.0 for epoch in predictions.history]
     folder = last.folder
     validation = None if folder is None else folder / VALIDATION_FILE
-    run = Run(
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # The HPARAMS tab shows the last value of a curve.
+            logger.log_hyperparams(logged, metrics={"val/acc": accuracies[-1]}, step=trainer.global_step - 1)
+        logger.finalize("success")
+    return Run(
         phase=phase,
         seed=data.seed,
         model=module.model.description.architecture,
@@ -170,27 +179,26 @@ def train(
         agreement=metrics.get("val/agreement"),
         seconds=throughput.wall_seconds,
         images_per_second=throughput.images_per_second,
-        checkpoint=None if best is None else best.best_model_path or None,
+        checkpoint=best.best_model_path or None,
         folder=None if folder is None else str(folder),
         validation=str(validation) if validation is not None and validation.is_file() else None,
         history=tuple(predictions.history),
     )
-    for logger in trainer.loggers:
-        log_result(logger, logged, {"val/acc": run.val_acc}, step=trainer.global_step - 1)
-        logger.finalize("success")
-    return run
 
 
-def _best_checkpoint(folder: Path | None) -> ModelCheckpoint | None:
-    """Return what saves the weights of the best epoch; what a resume needs is in ``last.ckpt``."""
-    if folder is None:
-        return None
-    best = ModelCheckpoint(
-        filename="best", monitor="val/acc", mode="max", save_weights_only=True, enable_version_counter=False
-    )
-    # As an argument it would be made absolute, and a run whose folder has moved would lose its best accuracy.
-    best.dirpath = str(folder / "checkpoints")
-    return best
+def _limit_callbacks(max_steps: int | None, on_epoch: Callable[[int, float], object] | None) -> list[Callback]:
+    """Return callbacks that end training after ``max_steps``, and call ``on_epoch``."""
+
+    def stop(trainer: Trainer, *_: object) -> None:
+        # Lightning's own max_steps ends without a validation, and such a run can't be resumed to the same result.
+        if max_steps is not None and trainer.global_step >= max_steps:
+            trainer.should_stop = True
+
+    def report(trainer: Trainer, *_: object) -> None:
+        if on_epoch is not None and trainer.is_global_zero:
+            on_epoch(trainer.current_epoch, float(trainer.callback_metrics["val/acc"]))
+
+    return [LambdaCallback(on_train_start=stop, on_train_batch_end=stop, on_train_epoch_end=report)]
 
 
 def evaluate(
@@ -200,12 +208,12 @@ def evaluate(
     hardware: Hardware,
     predictions: PredictionRecorder | None = None,
 ) -> dict[str, float]:
-    """Measure a classifier's accuracy and loss on the validation images.
+    """Measure a classifier's accuracy and loss on the validation images, and leave it in evaluation mode.
 
     Args:
-        classifier: The classifier; it is left in evaluation mode.
+        classifier: The classifier.
         data: The images.
-        hardware: Where it runs.
+        hardware: Accelerator, devices, precision, ...
         predictions: Records the logits of each image, or ``None``.
 
     Returns:

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd.errors import UserError
-from kd.training.checkpoints import AtomicCheckpointIO
-from kd.training.error_messages import readable_errors
+from kd.training.trainer import AtomicCheckpointIO, readable_errors
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_previous_one(tmp_path: Path) -> None:
