@@ -1,35 +1,35 @@
-"""Networks of the published examples on MNIST, as their authors built them.
+"""Networks of the published MNIST examples.
 
-They take gray images of 28x28 pixels as the tool gives them: three channels alike, normalized.
+Input: gray images of 28x28 pixels as three equal, normalized channels.
 """
 
 import torch
 from torch import Tensor, nn
 
-# Of MNIST's training images, pixels in [0, 1].
+# Statistics of MNIST's training images, with pixels in [0, 1].
 _MEAN, _STD = 0.1307, 0.3081
 _SIDE = 28
 
 
 class Gray(nn.Module):
-    """The one channel of gray images, in [0, 1] again: the examples do not normalize their images.
+    """Restores one channel in [0, 1], as the examples do not normalize their images.
 
     Shape:
         ``(B, 3, 28, 28)``, normalized, to ``(B, 1, 28, 28)``.
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Take a batch back."""
+        """Undo the normalization."""
         return images[:, :1] * _STD + _MEAN
 
 
 def conv_teacher(num_classes: int, std: float | None = None) -> nn.Sequential:
-    """Build 5x5 convolutions of 32 and 64 channels with max pooling, 1,024 hidden units, and dropout of a quarter.
+    """Build 5x5 convolutions of 32 and 64 channels with max pooling, 1,024 hidden units, and dropout of 0.25.
 
     Args:
         num_classes: Number of classes C.
-        std: Weights and biases are drawn from a normal distribution of this standard deviation (the published code: 1);
-            ``None``: as PyTorch draws them.
+        std: Standard deviation of the normally distributed initial weights and biases (published code: 1);
+            ``None``: PyTorch's default initialization.
 
     Source: https://github.com/DushyantaDhyani/kdtf
     """
@@ -37,11 +37,11 @@ def conv_teacher(num_classes: int, std: float | None = None) -> nn.Sequential:
     for inputs, outputs in ((1, 32), (32, 64)):
         layers += [nn.Conv2d(inputs, outputs, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     hidden = [nn.Flatten(), nn.Linear(64 * (_SIDE // 4) ** 2, 1024), nn.ReLU(), nn.Dropout(0.25)]
-    return _drawn(nn.Sequential(*layers, *hidden, nn.Linear(1024, num_classes)), std)
+    return _initialize(nn.Sequential(*layers, *hidden, nn.Linear(1024, num_classes)), std)
 
 
 def softmax_regression(num_classes: int, std: float | None = None) -> nn.Sequential:
-    """Build one layer from the 784 pixels to the classes.
+    """Build a linear layer from the 784 pixels to the classes.
 
     Args:
         num_classes: Number of classes C.
@@ -49,17 +49,17 @@ def softmax_regression(num_classes: int, std: float | None = None) -> nn.Sequent
 
     Source: https://github.com/DushyantaDhyani/kdtf
     """
-    return _drawn(nn.Sequential(Gray(), nn.Flatten(), nn.Linear(_SIDE**2, num_classes)), std)
+    return _initialize(nn.Sequential(Gray(), nn.Flatten(), nn.Linear(_SIDE**2, num_classes)), std)
 
 
 def keras_convnet(num_classes: int, widths: tuple[int, int] = (16, 32)) -> nn.Sequential:
     """Build two 3x3 convolutions of stride 2, with a leaky ReLU and 2x2 max pooling of stride 1 between them.
 
-    Padding is TensorFlow's "same" (right and below), initial weights are Keras's (Glorot & Bengio 2010, biases 0).
+    Padding as TensorFlow's "same" (right and bottom), initialization as Keras's (Glorot & Bengio 2010, biases 0).
 
     Args:
         num_classes: Number of classes C.
-        widths: Channels of the two; the example's teacher has 256 and 512, its student 16 and 32.
+        widths: Output channels of the convolutions; 256 and 512 for the example's teacher, 16 and 32 for its student.
 
     Source: https://keras.io/examples/vision/knowledge_distillation/
     """
@@ -84,7 +84,7 @@ def keras_convnet(num_classes: int, widths: tuple[int, int] = (16, 32)) -> nn.Se
     return network
 
 
-def _drawn(network: nn.Sequential, std: float | None) -> nn.Sequential:
+def _initialize(network: nn.Sequential, std: float | None) -> nn.Sequential:
     if std is not None:
         with torch.no_grad():
             for parameter in network.parameters():

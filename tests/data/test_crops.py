@@ -29,21 +29,21 @@ def image() -> Tensor:
     return (fine[0] * 255).to(torch.uint8)
 
 
-def by_torchvision(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
-    turned = v2f.rotate(image, crop.angle, interpolation=v2.InterpolationMode.BILINEAR)
+def crop_by_torchvision(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
+    rotated = v2f.rotate(image, crop.angle, interpolation=v2.InterpolationMode.BILINEAR)
     box = [crop.top, crop.left, crop.height, crop.width]
-    view: Tensor = v2f.resized_crop(turned, *box, size=[size, size], antialias=True)
+    view: Tensor = v2f.resized_crop(rotated, *box, size=[size, size], antialias=True)
     return (view.flip(-1) if crop.flipped else view).float()
 
 
-def on_the_cpu(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
+def crop_on_cpu(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
     view = np.empty((size, size, 3), dtype=np.uint8)
     crop_image(image, crop, out=view)
     return torch.from_numpy(view).permute(2, 0, 1).float()
 
 
-def on_the_device(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
-    # After another image.
+def crop_on_device(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
+    # Preceded by the pixels of another image.
     pixels = torch.cat([torch.zeros(30, dtype=torch.uint8), image.permute(1, 2, 0).flatten()])
     matrix = torch.tensor(crop.matrix(HEIGHT, WIDTH, size), dtype=torch.float32)
     return 255 * crop_batch(pixels, torch.tensor([30]), torch.tensor([[HEIGHT, WIDTH]]), matrix[None], size)[0]
@@ -52,10 +52,10 @@ def on_the_device(image: Tensor, crop: ResizedCrop, size: int) -> Tensor:
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("size", [64, 112])
 def test_a_crop_equals_torchvisions(image: Tensor, crop: ResizedCrop, size: int) -> None:
-    expected = by_torchvision(image, crop, size)
-    # Without the border, where the two interpolate differently with pixels outside the box or the black corners.
+    expected = crop_by_torchvision(image, crop, size)
+    # Without the border, where the interpolations differ in their use of pixels outside the box and of black corners.
     inside = (..., slice(8, -8), slice(8, -8))
-    for view in (on_the_cpu(image, crop, size), on_the_device(image, crop, size)):
+    for view in (crop_on_cpu(image, crop, size), crop_on_device(image, crop, size)):
         difference = (view - expected).abs()
         assert difference.mean() < 1.5
         if crop.angle == 0:
@@ -63,17 +63,17 @@ def test_a_crop_equals_torchvisions(image: Tensor, crop: ResizedCrop, size: int)
 
 
 @pytest.mark.parametrize("angle", [0.0, 25.0])
-def test_large_images_are_averaged_without_aliasing(angle: float) -> None:
+def test_downscaling_does_not_alias(angle: float) -> None:
     # Stripes one pixel wide, of which sampling without averaging would keep some.
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
     image[:, :, ::2] = 200
-    view = on_the_cpu(image, ResizedCrop(100, 100, 200, 200, angle=angle), 20)
+    view = crop_on_cpu(image, ResizedCrop(100, 100, 200, 200, angle=angle), 20)
     assert (view - 100).abs().max() <= 30
 
 
 def test_the_corners_of_a_rotated_image_are_black(image: Tensor) -> None:
     corner = ResizedCrop(0, 0, HEIGHT, WIDTH, angle=45.0)
-    for view in (on_the_cpu(image, corner, 60), on_the_device(image, corner, 60)):
+    for view in (crop_on_cpu(image, corner, 60), crop_on_device(image, corner, 60)):
         assert view[:, 0, 0].max() == 0
         assert view[:, 30, 30].min() > 0
 
@@ -84,23 +84,23 @@ def test_a_matrix_maps_the_corners_of_the_view_to_those_of_the_box() -> None:
     np.testing.assert_allclose(box.matrix(HEIGHT, WIDTH, 64) @ corners, [[20, 60], [10, 60]])
     mirrored = ResizedCrop(10, 20, 50, 40, flipped=True)
     np.testing.assert_allclose(mirrored.matrix(HEIGHT, WIDTH, 64) @ corners, [[60, 20], [10, 60]])
-    # A quarter turn counter-clockwise brings the upper right corner of a square image to the upper left.
-    turned = ResizedCrop(0, 0, 90, 90, angle=90.0)
-    np.testing.assert_allclose(turned.matrix(90, 90, 64) @ [0, 0, 1], [90, 0], atol=1e-9)
+    # A rotation by 90 degrees counter-clockwise maps the upper right corner of a square image to the upper left.
+    rotated = ResizedCrop(0, 0, 90, 90, angle=90.0)
+    np.testing.assert_allclose(rotated.matrix(90, 90, 64) @ [0, 0, 1], [90, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (224, 224), (20, 900), (900, 20), (1, 1)])
 def test_crops_lie_within_the_image(height: int, width: int) -> None:
-    draws = RandomResizedCrop(224, degrees=30.0)
+    transform = RandomResizedCrop(224, degrees=30.0)
     for seed in range(200):
-        one = draws.draw(height, width, generator=torch.Generator().manual_seed(seed))
-        assert 0 <= one.top < one.top + one.height <= height
-        assert 0 <= one.left < one.left + one.width <= width
-        assert abs(one.angle) <= 30
+        crop = transform.draw(height, width, generator=torch.Generator().manual_seed(seed))
+        assert 0 <= crop.top < crop.top + crop.height <= height
+        assert 0 <= crop.left < crop.left + crop.width <= width
+        assert abs(crop.angle) <= 30
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:
-    draws = RandomResizedCrop(224, degrees=30.0)
+    transform = RandomResizedCrop(224, degrees=30.0)
     generator = torch.Generator().manual_seed(0)
     torchvisions = v2.RandomResizedCrop(224)
     pixels = torch.empty(3, 300, 400)
@@ -108,17 +108,17 @@ def test_crops_are_distributed_as_torchvisions() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for _ in range(4000):
-            one = draws.draw(300, 400, generator=generator)
-            ratio = math.log(one.width / one.height)
-            ours.append((one.height * one.width, ratio, one.top, one.left, one.flipped, one.angle))
+            crop = transform.draw(300, 400, generator=generator)
+            ratio = math.log(crop.width / crop.height)
+            ours.append((crop.height * crop.width, ratio, crop.top, crop.left, crop.flipped, crop.angle))
             box = torchvisions.make_params([pixels])
             ratio = math.log(box["width"] / box["height"])
             theirs.append((box["height"] * box["width"], ratio, box["top"], box["left"]))
-    mine, known = np.array(ours, dtype=float), np.array(theirs, dtype=float)
+    drawn, expected = np.array(ours, dtype=float), np.array(theirs, dtype=float)
     quantiles = [0.1, 0.3, 0.5, 0.7, 0.9]
     for column, tolerance in enumerate((4000, 0.03, 6, 8)):
         np.testing.assert_allclose(
-            np.quantile(mine[:, column], quantiles), np.quantile(known[:, column], quantiles), atol=tolerance
+            np.quantile(drawn[:, column], quantiles), np.quantile(expected[:, column], quantiles), atol=tolerance
         )
-    assert mine[:, 4].mean() == pytest.approx(0.5, abs=0.03)
-    np.testing.assert_allclose(np.quantile(mine[:, 5], quantiles), [-24, -12, 0, 12, 24], atol=2)
+    assert drawn[:, 4].mean() == pytest.approx(0.5, abs=0.03)
+    np.testing.assert_allclose(np.quantile(drawn[:, 5], quantiles), [-24, -12, 0, 12, 24], atol=2)

@@ -11,13 +11,13 @@ from tests.conftest import MakeFolder
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
-def test_all_validation_images_count_whatever_the_batch_size(make_folder: MakeFolder, batch_size: int) -> None:
+def test_every_validation_image_is_used_for_any_batch_size(make_folder: MakeFolder, batch_size: int) -> None:
     splits = read_splits(make_folder(val=5))
     batches = [labels for _, labels in ImageData(splits, image_size=8, batch_size=batch_size).val_dataloader()]
     assert sorted(torch.cat(batches).tolist()) == list(splits.val.labels)
 
 
-def test_the_first_validation_batches_are_not_of_one_class_and_always_the_same(make_folder: MakeFolder) -> None:
+def test_validation_batches_mix_classes_in_an_order_independent_of_the_seed(make_folder: MakeFolder) -> None:
     splits = read_splits(make_folder(val=20))
     first = [
         next(iter(ImageData(splits, image_size=8, batch_size=12, seed=seed).val_dataloader()))[1] for seed in (0, 1)
@@ -27,7 +27,7 @@ def test_the_first_validation_batches_are_not_of_one_class_and_always_the_same(m
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(8, [8, 8, 8]), (10, [10, 10, 4]), (23, [23]), (1, [1] * 24)])
-def test_no_training_image_is_left_out_but_a_lone_last_one(
+def test_only_a_last_batch_of_one_training_image_is_dropped(
     make_folder: MakeFolder, batch_size: int, sizes: list[int]
 ) -> None:
     data = ImageData(read_splits(make_folder(train=8)), image_size=8, batch_size=batch_size)
@@ -41,39 +41,39 @@ def test_a_single_training_image_is_refused(make_folder: MakeFolder) -> None:
         data.train_dataloader()
 
 
-def test_pixels_become_numbers_from_zero_to_one(make_folder: MakeFolder) -> None:
+def test_pixels_are_scaled_to_the_unit_interval(make_folder: MakeFolder) -> None:
     data = ImageData(read_splits(make_folder()), image_size=8, augment="none")
     images, labels = next(iter(data.val_dataloader()))
     assert images.dtype == torch.uint8
-    numbers, same_labels = data.on_after_batch_transfer((images, labels), 0)
-    torch.testing.assert_close(numbers, images.double().div(255).float())
+    scaled, same_labels = data.on_after_batch_transfer((images, labels), 0)
+    torch.testing.assert_close(scaled, images.double().div(255).float())
     assert same_labels is labels
-    again, _ = data.on_after_batch_transfer((numbers, labels), 0)
-    assert again is numbers
+    again, _ = data.on_after_batch_transfer((scaled, labels), 0)
+    assert again is scaled
 
 
 def training_labels(data: ImageData) -> dict[str, int]:
-    """Return the label of each training image that an epoch gives, by its key."""
+    """Return the label of each training image of an epoch, by key."""
     images = data.train_views.images
     assert len(set(data.train_indices)) == len(data.train_indices)
     return {images.keys[index]: images.labels[index] for index in data.train_indices}
 
 
 def unlabeled_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "more"
+    folder = tmp_path / "unlabeled"
     for name in ("a.png", "deep/er/b.png", "deep/c.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (12, 10), (0, 200, 0)).save(folder / name)
     return folder
 
 
-def test_images_without_labels_follow_the_labeled_ones(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_unlabeled_images_are_added_to_the_training_images(make_folder: MakeFolder, tmp_path: Path) -> None:
     splits = read_splits(make_folder(train=4))
     data = ImageData(splits, image_size=8, batch_size=4, unlabeled=read_unlabeled(unlabeled_folder(tmp_path)))
     assert data.has_unlabeled
-    known = training_labels(ImageData(splits, image_size=8))
-    more = {f"unlabeled/{name}": UNLABELED for name in ("a.png", "deep/c.png", "deep/er/b.png")}
-    assert training_labels(data) == known | more
+    labeled = training_labels(ImageData(splits, image_size=8))
+    unlabeled = {f"unlabeled/{name}": UNLABELED for name in ("a.png", "deep/c.png", "deep/er/b.png")}
+    assert training_labels(data) == labeled | unlabeled
     batches = list(data.train_dataloader())
     labels = torch.cat([labels for _, labels in batches])
     assert sorted(labels.tolist()) == [-1] * 3 + sorted(splits.train.labels)
@@ -81,26 +81,26 @@ def test_images_without_labels_follow_the_labeled_ones(make_folder: MakeFolder, 
     assert (pixels[labels == UNLABELED][:, 1] > 150).all()
 
 
-def test_what_the_fraction_leaves_out_may_stay_without_its_labels(make_folder: MakeFolder) -> None:
+def test_images_outside_the_train_fraction_can_be_kept_unlabeled(make_folder: MakeFolder) -> None:
     splits = read_splits(make_folder(train=8))
     kept = training_labels(ImageData(splits, image_size=8, train_fraction=0.25, seed=3))
-    whole = training_labels(ImageData(splits, image_size=8, train_fraction=0.25, seed=3, unlabeled_rest=True))
+    all_images = training_labels(ImageData(splits, image_size=8, train_fraction=0.25, seed=3, unlabeled_rest=True))
     assert len(kept) == 6
-    assert len(whole) == 24
-    assert {key: label for key, label in whole.items() if label != UNLABELED} == kept
+    assert len(all_images) == 24
+    assert {key: label for key, label in all_images.items() if label != UNLABELED} == kept
 
 
-def test_labels_can_be_hidden_all_of_them(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_training_labels_can_be_hidden(make_folder: MakeFolder, tmp_path: Path) -> None:
     splits = read_splits(make_folder(train=8))
-    more = read_unlabeled(unlabeled_folder(tmp_path))
-    data = ImageData(splits, image_size=8, train_fraction=0.5, reads_labels=False, unlabeled=more)
+    unlabeled = read_unlabeled(unlabeled_folder(tmp_path))
+    data = ImageData(splits, image_size=8, train_fraction=0.5, reads_labels=False, unlabeled=unlabeled)
     assert list(training_labels(data).values()) == [UNLABELED] * (12 + 3)
-    # Those of the validation images are measured with.
+    # Validation labels are not hidden, as the accuracy is computed from them.
     assert sorted(torch.cat([labels for _, labels in data.val_dataloader()]).tolist()) == list(splits.val.labels)
     assert not ImageData(splits, image_size=8).has_unlabeled
 
 
-def test_a_picture_of_an_image_without_a_label_says_so(make_folder: MakeFolder) -> None:
+def test_the_view_grid_marks_unlabeled_images(make_folder: MakeFolder) -> None:
     splits = read_splits(make_folder())
     drawn = [draw_views(ImageData(splits, image_size=32, reads_labels=reads), count=2) for reads in (True, False)]
     assert drawn[0].shape == drawn[1].shape

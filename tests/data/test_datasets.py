@@ -19,19 +19,19 @@ from kd.data import DATASETS, cache_dir, load_splits
 from kd.errors import UserError
 
 
-def test_the_digits_are_scikit_learns_and_written_once() -> None:
+def test_digits_are_scikit_learns_and_are_written_once() -> None:
     from sklearn.datasets import load_digits
 
     splits = load_splits("digits")
     assert (len(splits.train), len(splits.val), splits.classes) == (1437, 360, tuple("0123456789"))
-    file = cache_dir() / "digits" / "digits" / "train" / "1" / "0001.png"
+    path = cache_dir() / "digits" / "digits" / "train" / "1" / "0001.png"
     bunch = load_digits()
     pixels = splits.train.load(splits.train.keys.index("1/0001.png"))
     np.testing.assert_allclose(pixels[0].numpy() / 255 * 16, bunch.images[1], atol=0.05)
     assert bunch.target[1] == 1
-    written = file.stat().st_mtime_ns
+    modified = path.stat().st_mtime_ns
     load_splits("digits")
-    assert file.stat().st_mtime_ns == written
+    assert path.stat().st_mtime_ns == modified
 
 
 def test_an_image_folder_needs_data_dir() -> None:
@@ -42,7 +42,7 @@ def test_an_image_folder_needs_data_dir() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
-def test_a_missing_data_set_is_an_error_with_the_remedy(name: str, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_data_set_suggests_download(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"there is no folder {tmp_path}/there; download it with --download"):
         load_splits(name, tmp_path / "there")
     assert not (tmp_path / "there").exists()
@@ -71,7 +71,7 @@ def test_mnist_is_read_from_its_files(tmp_path: Path) -> None:
     torch.testing.assert_close(splits.val.load(2), torch.from_numpy(pixels[2]).expand(3, 28, 28))
 
 
-def test_cifar_is_read_in_color(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_channels_are_in_rgb_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Small:
         classes = ("cat", "dog")
 
@@ -87,8 +87,8 @@ def test_cifar_is_read_in_color(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Serve a folder on this machine."""
+def serve(folder: Path) -> Iterator[str]:
+    """Serve a folder over HTTP on localhost."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: object) -> None:
@@ -106,7 +106,9 @@ def served(folder: Path) -> Iterator[str]:
 WNIDS = {"n01440764": "tench", "n02102040": "English springer"}
 
 
-def test_imagenette_is_downloaded_and_its_classes_are_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenette_is_downloaded_and_its_class_names_are_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = tmp_path / "imagenette2-160.tgz"
     with tarfile.open(archive, "w:gz") as tar:
         for split in ("train", "val"):
@@ -117,7 +119,7 @@ def test_imagenette_is_downloaded_and_its_classes_are_words(tmp_path: Path, monk
                 member.size = picture.tell()
                 tar.addfile(member, io.BytesIO(picture.getvalue()))
     checksum = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
-    with served(tmp_path) as address:
+    with serve(tmp_path) as address:
         monkeypatch.setitem(datasets.Imagenette._ARCHIVES, "160px", (f"{address}/{archive.name}", checksum))
         splits = load_splits("imagenette_160px", download=True)
     assert splits.classes == tuple(WNIDS.values())
@@ -129,7 +131,7 @@ def test_imagenette_is_downloaded_and_its_classes_are_words(tmp_path: Path, monk
 def test_a_failed_download_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"not the images"))
-    with served(tmp_path / "wrong") as address:
+    with serve(tmp_path / "wrong") as address:
         monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{address}/"])
         with pytest.raises(UserError, match="MNIST could not be downloaded into"):
             load_splits("mnist", tmp_path / "there", download=True)

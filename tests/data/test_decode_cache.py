@@ -1,4 +1,4 @@
-"""The cache of decoded images holds the same pixels."""
+"""The cache of decoded images preserves their pixels."""
 
 import os
 import pickle
@@ -30,27 +30,27 @@ def test_plain_views_of_cached_images_are_bit_identical(folder: Path, tmp_path: 
     assert cached.cached_side == 16
 
 
-def test_images_are_made_smaller_and_never_larger(folder: Path, tmp_path: Path) -> None:
+def test_images_are_downscaled_but_never_upscaled(folder: Path, tmp_path: Path) -> None:
     cached = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     assert [tuple(cached.load(index).shape) for index in range(3)] == [(3, 16, 21), (3, 23, 16), (3, 10, 12)]
     torch.testing.assert_close(cached.load(2), load_image(folder / "ant" / "2.png"), rtol=0, atol=0)
 
 
-def test_a_later_run_reads_the_cache_and_no_file(folder: Path, tmp_path: Path) -> None:
-    done: list[tuple[int, int]] = []
+def test_a_later_run_reads_only_the_cache(folder: Path, tmp_path: Path) -> None:
+    reported: list[tuple[int, int]] = []
     files = read_folder(folder)
-    first = cache_decoded(files, 16, tmp_path / "caches", progress=lambda *how: done.append(how))
-    assert done == [(6, 6)]
+    first = cache_decoded(files, 16, tmp_path / "caches", progress=lambda *counts: reported.append(counts))
+    assert reported == [(6, 6)]
     for path in files.files:
-        facts = path.stat()
-        path.write_bytes(b"x" * facts.st_size)
-        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    again = cache_decoded(files, 16, tmp_path / "caches", progress=lambda *how: done.append(how))
-    assert len(done) == 1
+        status = path.stat()
+        path.write_bytes(b"x" * status.st_size)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = cache_decoded(files, 16, tmp_path / "caches", progress=lambda *counts: reported.append(counts))
+    assert len(reported) == 1
     torch.testing.assert_close(again.load(3), first.load(3), rtol=0, atol=0)
 
 
-def test_a_file_that_changed_is_decoded_again(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_decoded_again(folder: Path, tmp_path: Path) -> None:
     before = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     Image.new("RGB", (30, 30), (9, 9, 9)).save(folder / "ant" / "0.png")
     after = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
@@ -60,7 +60,7 @@ def test_a_file_that_changed_is_decoded_again(folder: Path, tmp_path: Path) -> N
 
 def test_a_cache_left_incomplete_by_a_killed_run_is_rebuilt(folder: Path, tmp_path: Path) -> None:
     first = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
-    (path,) = [each for each in (tmp_path / "caches").iterdir() if each.is_dir()]
+    (path,) = [entry for entry in (tmp_path / "caches").iterdir() if entry.is_dir()]
     (path / "index.json").unlink()
     (path / "pixels.u8").write_bytes(b"half")
     (path / ".pixels.u8.abc.tmp").write_bytes(b"half")
@@ -76,7 +76,7 @@ def test_a_broken_image_is_an_error_with_its_path_and_leaves_no_cache(folder: Pa
     assert not list((tmp_path / "caches").glob("*/index.json"))
 
 
-def test_images_over_the_limit_or_without_files_are_not_cached(folder: Path, tmp_path: Path) -> None:
+def test_images_without_files_or_above_the_size_limit_are_not_cached(folder: Path, tmp_path: Path) -> None:
     files = read_folder(folder)
     # Two images each of 16x21, 23x16 and 10x12 pixels.
     size = 2 * 3 * (16 * 22 + 24 * 16 + 10 * 12)
@@ -87,7 +87,7 @@ def test_images_over_the_limit_or_without_files_are_not_cached(folder: Path, tmp
     assert cache_decoded(in_memory, 16, tmp_path / "caches") is in_memory
 
 
-def test_a_cache_may_take_a_fifth_of_the_free_disk_and_half_of_the_memory(
+def test_the_cache_is_limited_to_a_fifth_of_the_free_disk_and_half_of_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def room(*, disk: int, memory: int) -> int:
@@ -99,7 +99,7 @@ def test_a_cache_may_take_a_fifth_of_the_free_disk_and_half_of_the_memory(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader_processes_share_the_cache(folder: Path, tmp_path: Path, workers: int) -> None:
+def test_data_loading_workers_share_the_cache(folder: Path, tmp_path: Path, workers: int) -> None:
     images = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     images.load(0)
     assert len(pickle.dumps(images)) < 5000

@@ -14,7 +14,7 @@ from tests.conftest import write_pictures
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> LabeledImages:
+def cached(tmp_path: Path) -> LabeledImages:
     write_pictures(tmp_path / "images", [(40, 32), (32, 44), (36, 36)], coarse=(6, 5))
     return cache_decoded(read_folder(tmp_path / "images"), 32, tmp_path / "stores")
 
@@ -34,49 +34,51 @@ def batches(images: LabeledImages, augment: str, *, on_device: bool, workers: in
 
 @pytest.mark.parametrize("augment", ["crop", "rotate", "trivial", "none"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_views_cropped_on_the_device_equal_those_of_the_cpu(stored: LabeledImages, augment: str, workers: int) -> None:
-    there = batches(stored, augment, on_device=True, workers=workers)
-    here = batches(stored, augment, on_device=False)
-    assert len(there) == len(here) == 2
-    for (views, labels), (expected, same) in zip(there, here, strict=True):
+def test_views_cropped_on_the_device_equal_those_cropped_on_the_cpu(
+    cached: LabeledImages, augment: str, workers: int
+) -> None:
+    on_device = batches(cached, augment, on_device=True, workers=workers)
+    on_cpu = batches(cached, augment, on_device=False)
+    assert len(on_device) == len(on_cpu) == 2
+    for (views, labels), (expected, same) in zip(on_device, on_cpu, strict=True):
         assert (views.shape, views.dtype) == (expected.shape, torch.float32)
         torch.testing.assert_close(labels, same)
         assert (views - expected).abs().mean() < 0.01
 
 
-def test_batches_of_resident_images_contain_no_pixels(stored: LabeledImages) -> None:
-    data = ImageData(Splits("s", stored, stored), image_size=28, augment="rotate", on_device=True)
-    which = [(0, 3), (0, 1), (5, 3)]
-    crossing, labels = DeferredCropDataset(data.train_views, resident=False).__getitems__(which)
-    resident, same = DeferredCropDataset(data.train_views, resident=True).__getitems__(which)
+def test_batches_of_resident_images_contain_no_pixels(cached: LabeledImages) -> None:
+    data = ImageData(Splits("s", cached, cached), image_size=28, augment="rotate", on_device=True)
+    indices = [(0, 3), (0, 1), (5, 3)]
+    transferred, labels = DeferredCropDataset(data.train_views, resident=False).__getitems__(indices)
+    resident, same = DeferredCropDataset(data.train_views, resident=True).__getitems__(indices)
     torch.testing.assert_close(labels, same)
     assert resident.pixels is None
     with pytest.raises(ValueError, match="neither in the batch nor on the device"):
         resident.crop(None)
-    pixels = torch.from_numpy(np.fromfile(stored.load.path, dtype=np.uint8))  # type: ignore[attr-defined]
-    torch.testing.assert_close(resident.crop(pixels), crossing.crop(None), rtol=0, atol=0)
+    pixels = torch.from_numpy(np.fromfile(cached.load.path, dtype=np.uint8))  # type: ignore[attr-defined]
+    torch.testing.assert_close(resident.crop(pixels), transferred.crop(None), rtol=0, atol=0)
 
 
-def test_large_images_are_not_sent_to_the_device(stored: LabeledImages, tmp_path: Path) -> None:
+def test_only_cached_images_are_cropped_on_the_device(cached: LabeledImages, tmp_path: Path) -> None:
     files = read_folder(tmp_path / "images")
-    for images, small in (
-        (stored, True),
+    for images, is_deferred in (
+        (cached, True),
         (files, False),
-        (concatenate(stored, stored), True),
-        (concatenate(stored, files), False),
+        (concatenate(cached, cached), True),
+        (concatenate(cached, files), False),
     ):
         data = ImageData(Splits("s", images, images), image_size=28, on_device=True)
-        assert can_defer_crops(data.train_views) is data.on_device is small
+        assert can_defer_crops(data.train_views) is data.on_device is is_deferred
 
 
-def test_views_that_are_more_than_crops_are_refused(stored: LabeledImages) -> None:
-    data = ImageData(Splits("s", stored, stored), image_size=28, augment="trivial", on_device=True)
+def test_other_augmentations_than_crops_are_refused(cached: LabeledImages) -> None:
+    data = ImageData(Splits("s", cached, cached), image_size=28, augment="trivial", on_device=True)
     with pytest.raises(ValueError, match="only random resized crops"):
         DeferredCropDataset(data.train_views, resident=False)
 
 
-def test_a_batch_survives_lightnings_transfer(stored: LabeledImages) -> None:
-    data = ImageData(Splits("s", stored, stored), image_size=28, batch_size=4, on_device=True)
+def test_a_batch_survives_lightnings_transfer(cached: LabeledImages) -> None:
+    data = ImageData(Splits("s", cached, cached), image_size=28, batch_size=4, on_device=True)
     batch = next(iter(data.train_dataloader()))
     moved, _ = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
     assert isinstance(moved, DeferredCrops)

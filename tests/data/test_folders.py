@@ -21,12 +21,12 @@ def test_classes_are_the_folder_names_in_lexicographic_order(tmp_path: Path) -> 
     assert list(images.labels) == [0, 1, 2, 3]
 
 
-def test_images_may_lie_deeper_and_leftover_files_are_ignored(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_nested_images_are_found_and_system_files_are_ignored(tmp_path: Path, make_folder: MakeFolder) -> None:
     root = make_folder(train=2)
     (root / "train" / "ant" / "deep").mkdir()
     Image.new("L", (4, 4)).save(root / "train" / "ant" / "deep" / "x.JPEG", format="JPEG")
     for name in (".DS_Store", "Thumbs.db"):
-        (root / "train" / "ant" / name).write_bytes(b"leftover")
+        (root / "train" / "ant" / name).write_bytes(b"system file")
     (root / "train" / ".cache").mkdir()
     splits = read_splits(root)
     assert len(splits.train) == 7
@@ -34,7 +34,7 @@ def test_images_may_lie_deeper_and_leftover_files_are_ignored(tmp_path: Path, ma
     assert splits.name == "photos"
 
 
-def test_every_image_mode_becomes_rgb_uint8(tmp_path: Path) -> None:
+def test_every_image_mode_is_converted_to_uint8_rgb(tmp_path: Path) -> None:
     gray = Image.fromarray(np.full((4, 6), 100, dtype=np.uint8))
     for name, image in {
         "gray.png": gray,
@@ -55,8 +55,8 @@ def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (6, 4))
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert tuple(load_image(tmp_path / "turned.jpg").shape) == (3, 6, 4)
+    image.save(tmp_path / "rotated.jpg", exif=exif)
+    assert tuple(load_image(tmp_path / "rotated.jpg").shape) == (3, 6, 4)
 
 
 def test_a_truncated_image_is_an_error_with_its_path(tmp_path: Path) -> None:
@@ -68,13 +68,13 @@ def test_a_truncated_image_is_an_error_with_its_path(tmp_path: Path) -> None:
 
 
 def test_an_unlabeled_folder_must_contain_only_images(tmp_path: Path) -> None:
-    folder = tmp_path / "more"
-    with pytest.raises(UserError, match=r"--unlabeled_data .*more: there is no such folder"):
+    folder = tmp_path / "unlabeled"
+    with pytest.raises(UserError, match=r"--unlabeled_data .*unlabeled: there is no such folder"):
         read_unlabeled(folder)
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / ".hidden").touch()
-    with pytest.raises(UserError, match=r"--unlabeled_data .*more: this folder has no images"):
+    with pytest.raises(UserError, match=r"--unlabeled_data .*unlabeled: this folder has no images"):
         read_unlabeled(folder)
     (folder / "deep" / "notes.txt").write_text("none")
-    with pytest.raises(UserError, match=r"--unlabeled_data .*more: .*notes.txt: this file is not an image"):
+    with pytest.raises(UserError, match=r"--unlabeled_data .*unlabeled: .*notes.txt: this file is not an image"):
         read_unlabeled(folder)

@@ -1,4 +1,4 @@
-"""What `kd check` says about unusual folders, files, teachers and flags, in words for a newcomer."""
+"""Messages of `kd check` about unusual folders, files, teachers and flags."""
 
 import io
 import os
@@ -30,7 +30,7 @@ DEFAULTS = {
     "--max_epochs": "20",
 }
 
-# Changes a valid image folder; a string that it returns is further flags.
+# Modifies a valid image folder; may return additional flags.
 Change = Callable[[Path], object]
 
 
@@ -73,22 +73,22 @@ def rotated_jpeg() -> bytes:
     return encoded(noise(10, 20, 3), "JPEG", exif=exif)
 
 
-def half(kind: str) -> bytes:
-    whole = encoded(noise(64, 64, 3), kind)
-    return whole[: len(whole) // 2]
+def truncated(kind: str) -> bytes:
+    data = encoded(noise(64, 64, 3), kind)
+    return data[: len(data) // 2]
 
 
-def ant(root: Path) -> Path:
+def ant_folder(root: Path) -> Path:
     return root / "train" / "ant"
 
 
-def put(name: str, content: bytes) -> Change:
+def add_file(name: str, content: bytes) -> Change:
     """Add a file to the training images of the first class."""
-    return lambda root: (ant(root) / name).write_bytes(content)
+    return lambda root: (ant_folder(root) / name).write_bytes(content)
 
 
-def link(name: str, target: str) -> Change:
-    """Add a symbolic link to the training folder, to a path relative to the data set."""
+def add_link(name: str, target: str) -> Change:
+    """Add a symbolic link to the training folder, to a path relative to the root."""
 
     def change(root: Path) -> None:
         (root / "train" / name).symlink_to(root / target)
@@ -96,8 +96,8 @@ def link(name: str, target: str) -> Change:
     return change
 
 
-def rename(old: str, new: str, *, splits: tuple[str, ...] = ("train", "val")) -> Change:
-    """Rename a class folder."""
+def rename_class(old: str, new: str, *, splits: tuple[str, ...] = ("train", "val")) -> Change:
+    """Rename a class folder in the given splits."""
     return lambda root: [(root / split / old).rename(root / split / new) for split in splits]
 
 
@@ -120,15 +120,15 @@ def empty(folder: str) -> Change:
 def make_unreadable(path: str) -> Change:
     def change(root: Path) -> None:
         if os.geteuid() == 0:
-            pytest.skip("root may read everything")
+            pytest.skip("root can read every file")
         (root / path).chmod(0)
 
     return change
 
 
 def nested(root: Path) -> None:
-    (ant(root) / "2019" / "summer").mkdir(parents=True)
-    (ant(root) / "0.png").rename(ant(root) / "2019" / "summer" / "0.png")
+    (ant_folder(root) / "2019" / "summer").mkdir(parents=True)
+    (ant_folder(root) / "0.png").rename(ant_folder(root) / "2019" / "summer" / "0.png")
 
 
 def one_folder_too_deep(root: Path) -> None:
@@ -138,19 +138,19 @@ def one_folder_too_deep(root: Path) -> None:
 
 
 def no_class_folders(root: Path) -> None:
-    for image in ant(root).iterdir():
+    for image in ant_folder(root).iterdir():
         image.rename(root / "train" / image.name)
     remove(*(f"train/{name}" for name in CLASSES))(root)
 
 
-def leftovers(root: Path) -> None:
+def system_files(root: Path) -> None:
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.png", "._0.png"):
-        (ant(root) / name).write_bytes(b"leftover")
+        (ant_folder(root) / name).write_bytes(b"system file")
     (root / "train" / ".ipynb_checkpoints").mkdir()
     (root / "train" / "README.txt").write_text("about the folder")
     for split in ("train", "val"):
         (root / split / "__MACOSX").mkdir()
-        (root / split / "__MACOSX" / "._0.png").write_bytes(b"leftover")
+        (root / split / "__MACOSX" / "._0.png").write_bytes(b"system file")
 
 
 def few_images(root: Path) -> None:
@@ -169,7 +169,7 @@ def in_both_splits_and_strict(root: Path) -> str:
 
 def not_utf8(root: Path) -> None:
     try:
-        Path(os.fsdecode(os.fsencode(ant(root)) + b"/\xff\xfe.png")).write_bytes(encoded(RGB, "PNG"))
+        Path(os.fsdecode(os.fsencode(ant_folder(root)) + b"/\xff\xfe.png")).write_bytes(encoded(RGB, "PNG"))
     except OSError:
         pytest.skip("this file system refuses such names")
 
@@ -188,7 +188,7 @@ def teacher(
     *,
     architecture: str = "linear",
     size: int = 16,
-    more: str = "--allow_weak_teacher",
+    more_flags: str = "--allow_weak_teacher",
     damage: Callable[[bytes], bytes] = bytes,
 ) -> Change:
     """Add an untrained teacher's checkpoint."""
@@ -200,7 +200,7 @@ def teacher(
         path = root / "teacher.ckpt"
         torch.save({CLASSIFIER_KEY: network.description.plain(), "state_dict": state}, path)
         path.write_bytes(damage(path.read_bytes()))
-        return f"--distill --teacher_checkpoint {path} {more}"
+        return f"--distill --teacher_checkpoint {path} {more_flags}"
 
     return change
 
@@ -224,41 +224,59 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "class without images": (empty("train/bee"), "{root}/train/bee: this class has no images"),
     "class only in val": (remove("train/cat"), "have different classes; only in {root}/val: cat"),
     "class only in train": (remove("val/cat"), "have different classes; only in {root}/train: cat"),
-    "case of a class name": (rename("cat", "Cat", splits=("val",)), "the names differ only in case"),
+    "case of a class name": (rename_class("cat", "Cat", splits=("val",)), "the names differ only in case"),
     "duplicates under --strict": (in_both_splits_and_strict, "1 of 31 validation images"),
-    "broken link to a class": (link("dog", "nowhere"), "{root}/train/dog: this link is broken; fix or remove it"),
+    "broken link to a class": (add_link("dog", "nowhere"), "{root}/train/dog: this link is broken; fix or remove it"),
     "unreadable folder": (make_unreadable("train/ant"), "train/ant: this folder can't be read: Permission denied"),
     # Names
-    "line break in a class": (rename("ant", "two\nlines"), "{root}/train/two\\nlines: this name has unprintable"),
-    "escape code in a class": (rename("ant", "\x1b[31mred"), "{root}/train/\\x1b[31mred: this name has unprintable"),
-    "line break in a file": (put("a\nb.png", encoded(RGB, "PNG")), "{root}/train/ant/a\\nb.png: this name"),
+    "line break in a class": (rename_class("ant", "two\nlines"), "{root}/train/two\\nlines: this name has unprintable"),
+    "escape code in a class": (
+        rename_class("ant", "\x1b[31mred"),
+        "{root}/train/\\x1b[31mred: this name has unprintable",
+    ),
+    "line break in a file": (add_file("a\nb.png", encoded(RGB, "PNG")), "{root}/train/ant/a\\nb.png: this name"),
     "not UTF-8": (not_utf8, "ant/\\udcff\\udcfe.png: this name has unprintable characters"),
     # Files
-    "text": (put("notes.txt", b"hello"), "ant/notes.txt: this file is not an image (known: .jpg .jpeg .png"),
-    "text named .jpg": (put("x.jpg", b"hello"), "ant/x.jpg: this file is not an image, despite its name"),
+    "text": (add_file("notes.txt", b"hello"), "ant/notes.txt: this file is not an image (known: .jpg .jpeg .png"),
+    "text named .jpg": (add_file("x.jpg", b"hello"), "ant/x.jpg: this file is not an image, despite its name"),
     "Git LFS pointer": (
-        put("x.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        add_file("x.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
         "ant/x.jpg: this file is a Git LFS pointer; run `git lfs pull` to fetch the image",
     ),
-    "HTML named .png": (put("x.png", b"<!DOCTYPE html>"), "ant/x.png: this file is not an image, despite its name"),
-    "GIF named .png": (put("x.png", encoded(RGB, "GIF", **TWO_FRAMES)), "ant/x.png: this file is not an image"),
-    "empty file": (put("x.png", b""), "ant/x.png: this file is empty"),
-    "signature alone": (put("x.png", b"\x89PNG\r\n\x1a\n"), "ant/x.png: this image can't be decoded: "),
-    "truncated PNG": (put("x.png", half("PNG")), "ant/x.png: this image can't be decoded: image file is truncated"),
-    "truncated JPEG": (put("x.jpg", half("JPEG")), "ant/x.jpg: this image can't be decoded: image file is truncated"),
-    "truncated WebP": (put("x.webp", half("WEBP")), "ant/x.webp: this image can't be decoded: "),
-    "damaged JPEG": (put("x.jpg", damaged_jpeg()), "ant/x.jpg: this image can't be decoded: "),
+    "HTML named .png": (
+        add_file("x.png", b"<!DOCTYPE html>"),
+        "ant/x.png: this file is not an image, despite its name",
+    ),
+    "GIF named .png": (add_file("x.png", encoded(RGB, "GIF", **TWO_FRAMES)), "ant/x.png: this file is not an image"),
+    "empty file": (add_file("x.png", b""), "ant/x.png: this file is empty"),
+    "PNG signature only": (add_file("x.png", b"\x89PNG\r\n\x1a\n"), "ant/x.png: this image can't be decoded: "),
+    "truncated PNG": (
+        add_file("x.png", truncated("PNG")),
+        "ant/x.png: this image can't be decoded: image file is truncated",
+    ),
+    "truncated JPEG": (
+        add_file("x.jpg", truncated("JPEG")),
+        "ant/x.jpg: this image can't be decoded: image file is truncated",
+    ),
+    "truncated WebP": (add_file("x.webp", truncated("WEBP")), "ant/x.webp: this image can't be decoded: "),
+    "damaged JPEG": (add_file("x.jpg", damaged_jpeg()), "ant/x.jpg: this image can't be decoded: "),
     "wrong checksum": (
-        put("x.png", encoded(noise(30, 30, 3), "PNG").replace(b"IDAT", b"IDAU", 1)),
+        add_file("x.png", encoded(noise(30, 30, 3), "PNG").replace(b"IDAT", b"IDAU", 1)),
         "ant/x.png: this image can't be decoded: ",
     ),
     "decompression bomb": (
-        put("x.png", one_bit_png(60_000, 60_000, b"\0" + b"\xff" * 7_500)),
+        add_file("x.png", one_bit_png(60_000, 60_000, b"\0" + b"\xff" * 7_500)),
         "ant/x.png: this image can't be decoded: the 3,600,000,000 pixels that",
     ),
     "unreadable file": (make_unreadable("train/ant/0.png"), "ant/0.png: this file can't be read: Permission denied"),
-    "broken link": (link("ant/x.png", "nowhere.png"), "ant/x.png: this file can't be read: No such file or directory"),
-    "circular link": (link("ant/x.png", "train/ant/x.png"), "ant/x.png: this file can't be read: Too many levels of"),
+    "broken link": (
+        add_link("ant/x.png", "nowhere.png"),
+        "ant/x.png: this file can't be read: No such file or directory",
+    ),
+    "circular link": (
+        add_link("ant/x.png", "train/ant/x.png"),
+        "ant/x.png: this file can't be read: Too many levels of",
+    ),
     # Teachers
     "teacher of other classes": (teacher(("ant", "bee", "dog")), "only the teacher has dog; only photos has cat"),
     "teacher with another class order": (
@@ -288,20 +306,23 @@ WARNINGS: dict[str, tuple[Change, str]] = {
     "few images": (few_images, "classes with fewer than 10 training images: bee (3)"),
     "file in both splits": (in_both_splits, "1 of 31 validation images"),
     "large": (
-        put("x.png", one_bit_png(8_000, 8_000, (b"\0" + b"\xff" * 1_000) * 8_000)),
+        add_file("x.png", one_bit_png(8_000, 8_000, (b"\0" + b"\xff" * 1_000) * 8_000)),
         "({root}/train/ant/x.png: 8000 x 8000 pixels)",
     ),
-    "CMYK": (put("x.jpg", encoded(RGB.convert("CMYK"), "JPEG")), "(CMYK)"),
+    "CMYK": (add_file("x.jpg", encoded(RGB.convert("CMYK"), "JPEG")), "(CMYK)"),
     "animated PNG": (
-        put("x.png", encoded(RGB, "PNG", **TWO_FRAMES)),
+        add_file("x.png", encoded(RGB, "PNG", **TWO_FRAMES)),
         "one image is animated ({root}/train/ant/x.png: only the first of its 2 frames is used)",
     ),
-    "animated WebP": (put("x.webp", encoded(RGB, "WEBP", **TWO_FRAMES)), "only the first of its 2 frames is used"),
-    "TIFF of two pages": (put("x.tiff", encoded(RGB, "TIFF", **TWO_FRAMES)), "only the first of its 2 frames is used"),
-    "elongated": (put("x.png", encoded(noise(1, 2_000, 3), "PNG")), "; --resize crop shows only its center)"),
+    "animated WebP": (add_file("x.webp", encoded(RGB, "WEBP", **TWO_FRAMES)), "only the first of its 2 frames is used"),
+    "TIFF of two pages": (
+        add_file("x.tiff", encoded(RGB, "TIFF", **TWO_FRAMES)),
+        "only the first of its 2 frames is used",
+    ),
+    "elongated": (add_file("x.png", encoded(noise(1, 2_000, 3), "PNG")), "; --resize crop shows only its center)"),
     "untrained teacher": (teacher(), "the teacher's accuracy of "),
     "unused temperature": (
-        teacher(more="--allow_weak_teacher --temperature 4 --loss ce=1 mse=1"),
+        teacher(more_flags="--allow_weak_teacher --temperature 4 --loss ce=1 mse=1"),
         "--temperature 4: no term of the objective has one (ce mse)",
     ),
     "long warm-up": (flags("--warmup_epochs 30"), "--warmup_epochs 30: "),
@@ -310,15 +331,15 @@ WARNINGS: dict[str, tuple[Change, str]] = {
 
 NOTES: dict[str, tuple[Change, str]] = {
     "16 bits": (
-        put("x.png", encoded(Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)), "PNG")),
+        add_file("x.png", encoded(Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)), "PNG")),
         "({root}/train/ant/x.png: only the upper 8 of its 16 bits are used)",
     ),
-    "RGBA": (put("x.png", encoded(noise(8, 8, 4), "PNG")), "one image is partly transparent"),
-    "palette": (put("x.png", encoded(RGB.quantize(4), "PNG", transparency=0)), "one image is partly transparent"),
-    "EXIF orientation": (put("x.jpg", rotated_jpeg()), "x.jpg: rotated upright by its EXIF orientation)"),
-    "one pixel": (put("x.png", encoded(noise(1, 1, 3), "PNG")), "one image is tiny"),
+    "RGBA": (add_file("x.png", encoded(noise(8, 8, 4), "PNG")), "one image is partly transparent"),
+    "palette": (add_file("x.png", encoded(RGB.quantize(4), "PNG", transparency=0)), "one image is partly transparent"),
+    "EXIF orientation": (add_file("x.jpg", rotated_jpeg()), "x.jpg: rotated upright by its EXIF orientation)"),
+    "one pixel": (add_file("x.png", encoded(noise(1, 1, 3), "PNG")), "one image is tiny"),
     "student larger than its teacher": (
-        teacher(more="--allow_weak_teacher --student_model mlp"),
+        teacher(more_flags="--allow_weak_teacher --student_model mlp"),
         "more parameters than the teacher linear",
     ),
     "large batch": (flags("--batch_size 64"), "there are 36 training images: an epoch is a single step"),
@@ -326,15 +347,15 @@ NOTES: dict[str, tuple[Change, str]] = {
 
 ACCEPTED: dict[str, Change] = {
     "nested folders": nested,
-    "leftovers of file managers": leftovers,
-    "spaces": rename("ant", "red ant, small"),
-    "Unicode": rename("ant", "蟻 🐜"),
-    "rich markup": rename("ant", "[bold]ant"),
-    "a flag's name": rename("ant", "--help"),
-    "HTML": rename("ant", "<script>alert(1)<!--"),
-    "PNG named .jpg": put("x.jpg", encoded(RGB, "PNG")),
-    "circular link to a folder": link("ant/loop", "train"),
-    "folder named .png": lambda root: (ant(root) / "folder.png").mkdir(),
+    "files of operating systems": system_files,
+    "spaces": rename_class("ant", "red ant, small"),
+    "Unicode": rename_class("ant", "蟻 🐜"),
+    "rich markup": rename_class("ant", "[bold]ant"),
+    "a flag's name": rename_class("ant", "--help"),
+    "HTML": rename_class("ant", "<script>alert(1)<!--"),
+    "PNG named .jpg": add_file("x.jpg", encoded(RGB, "PNG")),
+    "circular link to a folder": add_link("ant/loop", "train"),
+    "folder named .png": lambda root: (ant_folder(root) / "folder.png").mkdir(),
 }
 
 
@@ -342,14 +363,16 @@ ACCEPTED: dict[str, Change] = {
 def check(
     make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[Change], tuple[int, str, str, Path]]:
-    """Return a function that changes an image folder and runs `kd check` on it: status, output, errors, folder."""
+    """Return a function that runs `kd check` on a modified folder and returns status, output, errors and folder."""
 
     def run(change: Change) -> tuple[int, str, str, Path]:
         root = make_folder(train=12, val=10)
         returned = change(root)
-        more = returned.split() if isinstance(returned, str) else []
+        more_flags = returned.split() if isinstance(returned, str) else []
         settings = {"--data_dir": str(root)} | DEFAULTS
-        status = main(["check", *(word for flag in settings.items() if flag[0] not in more for word in flag), *more])
+        status = main(
+            ["check", *(word for flag in settings.items() if flag[0] not in more_flags for word in flag), *more_flags]
+        )
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         return status, out, err, root
@@ -361,27 +384,27 @@ Check = Callable[[Change], tuple[int, str, str, Path]]
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_an_unusable_input_is_one_error_that_names_it(check: Check, name: str) -> None:
-    change, words = ERRORS[name]
+def test_an_invalid_input_is_one_error_that_names_it(check: Check, name: str) -> None:
+    change, message = ERRORS[name]
     status, _, err, root = check(change)
     assert status == 2
     assert err.startswith("error: ")
     assert err.count("error:") == 1
-    assert words.replace("{root}", str(root)) in err
+    assert message.replace("{root}", str(root)) in err
 
 
 @pytest.mark.parametrize(
-    ("level", "change", "words"),
+    ("level", "change", "message"),
     [
         pytest.param(level, *case, id=name)
         for level, cases in (("Warning", WARNINGS), ("Note", NOTES))
         for name, case in cases.items()
     ],
 )
-def test_an_unusual_input_is_reported(check: Check, level: str, change: Change, words: str) -> None:
+def test_an_unusual_input_is_reported(check: Check, level: str, change: Change, message: str) -> None:
     status, out, err, root = check(change)
     assert (status, err) == (0, "")
-    expected = words.replace("{root}", str(root))
+    expected = message.replace("{root}", str(root))
     assert any(line.startswith(f"{level}: ") and expected in line for line in out.splitlines()), out
 
 

@@ -27,7 +27,7 @@ def test_a_smaller_fraction_is_a_subset_of_a_larger_one_and_depends_on_the_seed(
     assert small == keep_fraction(images, 0.2, seed=0) != other
 
 
-def test_images_that_have_no_files_are_never_dropped_as_broken() -> None:
+def test_images_without_files_are_never_dropped_as_broken() -> None:
     images = labeled([0, 1])
     assert drop_broken(images, [FileFinding(BROKEN, "elsewhere.png", "")]) is images
 
@@ -40,5 +40,5 @@ def test_channel_statistics_equal_numpys() -> None:
     np.testing.assert_allclose(std, expected.std(axis=(0, 2, 3), ddof=1), atol=1e-4)
 
 
-def test_the_deviation_of_a_constant_channel_is_not_zero() -> None:
+def test_the_standard_deviation_of_a_constant_channel_is_clamped() -> None:
     assert channel_statistics(labeled([0, 1]), plain_view(4))[1] == (0.01, 0.01, 0.01)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a batch."""
+"""Mixup and CutMix."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ LABELS = torch.tensor([0, 1, 2, 0])
 def test_mixup_mixes_labels_like_images() -> None:
     torch.manual_seed(0)
     images, labels = Mixing(mixup=1.0, num_classes=3)(IMAGES, LABELS)
-    # Each image is uniformly gray, and is mixed with its neighbor with one weight for the batch.
+    # Each image is uniformly gray and is mixed with its neighbor; all with the same weight.
     weight = ((images[1, 0, 0, 0] - IMAGES[0, 0, 0, 0]) / 0.25).item()
     assert 0 < weight < 1
     torch.testing.assert_close(images, weight * IMAGES + (1 - weight) * IMAGES.roll(1, 0))
@@ -38,7 +38,7 @@ def test_mixup_and_cutmix_alternate_at_random() -> None:
     assert kinds == {"cutmix", "mixup"}
 
 
-def test_the_same_seed_gives_the_same_mixture() -> None:
+def test_mixing_is_reproducible() -> None:
     mixing = Mixing(mixup=1.0, cutmix=1.0, num_classes=3)
     for seed in range(3):
         torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_mixture() -> None:
 def test_a_mixture_with_an_unlabeled_image_is_unlabeled() -> None:
     torch.manual_seed(0)
     _, labels = Mixing(mixup=1.0, num_classes=3)(IMAGES, torch.tensor([0, -1, 2, 0]))
-    # The second image, and the third, which is mixed with the second.
+    # The second image is unlabeled, and the third is mixed with it.
     assert (labels.sum(dim=1) > 0).tolist() == [True, False, False, True]
     torch.testing.assert_close(labels.sum(dim=1)[[0, 3]], torch.ones(2))
 

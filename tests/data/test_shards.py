@@ -1,4 +1,4 @@
-"""Sharded archives: written from a folder, and streamed in an order and views that depend on the seed."""
+"""Shards: written from a folder, and streamed in an order and with views that depend on the seed."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def splits_in(folder: Path, **options: Any) -> ShardedSplits:
     return splits
 
 
-def part_of(data: ShardData, rank: int, world_size: int) -> StreamedBatches:
+def batches_of(data: ShardData, rank: int, world_size: int) -> StreamedBatches:
     return data._train_batches(data._train_substreams(rank, world_size))
 
 
@@ -53,9 +53,9 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, content in files.items():
-            facts = tarfile.TarInfo(name)
-            facts.size = len(content)
-            archive.addfile(facts, io.BytesIO(content))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
 
 
 def png(color: tuple[int, int, int] = (200, 0, 0)) -> bytes:
@@ -64,10 +64,10 @@ def png(color: tuple[int, int, int] = (200, 0, 0)) -> bytes:
     return file.getvalue()
 
 
-def write_foreign(folder: Path, **files: bytes) -> Path:
-    """Write shards of two classes without an index, with further files in the second training shard."""
-    for name, more in (("train/a.tar", {}), ("train/b.tar", files), ("val/a.tar", {})):
-        write_tar(folder / name, {"1.png": png(), "1.cls": b"0", "2.cls": b"1\n", "2.png": png()} | more)
+def write_shards_without_index(folder: Path, **files: bytes) -> Path:
+    """Write shards of two classes without an index; ``files`` are added to the second training shard."""
+    for name, extra in (("train/a.tar", {}), ("train/b.tar", files), ("val/a.tar", {})):
+        write_tar(folder / name, {"1.png": png(), "1.cls": b"0", "2.cls": b"1\n", "2.png": png()} | extra)
     (folder / "classes.txt").write_text("ant\nbee\n")
     return folder
 
@@ -77,20 +77,20 @@ def test_every_file_is_in_a_shard_and_counted_in_the_index(photos: Path, sharded
     assert (sharded / "classes.txt").read_text().split() == list(folder.classes)
     index = json.loads((sharded / "index.json").read_text())
     for name, images in (("train", folder.train), ("val", folder.val)):
-        held: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for shard in index[name]["shards"]:
             with tarfile.open(sharded / shard["name"]) as archive:
-                files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+                files = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
             assert len(files) == 2 * shard["images"] <= 8
-            held |= files
+            contents |= files
         for key, path, label in zip(images.keys, images.files, images.labels, strict=True):
-            assert held[key] == path.read_bytes()
-            assert held[f"{key.removesuffix('.png')}.cls"] == str(label).encode()
+            assert contents[key] == path.read_bytes()
+            assert contents[f"{key.removesuffix('.png')}.cls"] == str(label).encode()
         assert index[name]["counts"] == [len(images) // 3] * 3
-    assert [one.name for one in sharded.parent.glob("*.part")] == []
+    assert list(sharded.parent.glob("*.part")) == []
 
 
-def test_the_bytes_of_shards_depend_on_the_seed_and_classes_are_shuffled(photos: Path, sharded: Path) -> None:
+def test_shards_are_reproducible_and_their_classes_shuffled(photos: Path, sharded: Path) -> None:
     again, other = (sharded.parent / name for name in ("again", "other"))
     for folder, seed in ((again, 0), (other, 1)):
         write_shards(read_splits(photos), folder, per_shard=4, seed=seed)
@@ -113,11 +113,11 @@ def test_images_without_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_any_number_of_processes_read_each_image_once_per_epoch(
+def test_each_image_is_read_once_per_epoch_by_any_number_of_processes(
     sharded: Path, batch_size: int, world_size: int
 ) -> None:
     data = ShardData(splits_in(sharded), image_size=8, batch_size=batch_size)
-    parts = [keys_of(part_of(data, rank, world_size)) for rank in range(world_size)]
+    parts = [keys_of(batches_of(data, rank, world_size)) for rank in range(world_size)]
     assert len({len(part) for part in parts}) == 1
     seen = Counter(key for part in parts for batch in part for key in batch)
     counts, drop_last = data._images_per_process(world_size)
@@ -165,14 +165,13 @@ def test_batches_are_the_same_for_any_number_of_workers(sharded: Path, workers: 
 
 def test_the_order_depends_on_seed_and_epoch(sharded: Path) -> None:
     def order(seed: int, epoch: int) -> list[list[str]]:
-        return keys_of(part_of(ShardData(splits_in(sharded), image_size=8, batch_size=2, seed=seed), 0, 1), epoch)
+        return keys_of(batches_of(ShardData(splits_in(sharded), image_size=8, batch_size=2, seed=seed), 0, 1), epoch)
 
     assert order(0, 0) == order(0, 0)
-    others = (order(0, 0), order(0, 1), order(1, 0))
-    assert len({str(one) for one in others}) == 3
+    assert len({str(order(seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))}) == 3
     # Images are also shuffled within a shard.
-    whole = ShardData(splits_in(sharded, train_data="train/000000.tar"), image_size=8, batch_size=4)
-    assert len({str(keys_of(part_of(whole, 0, 1), epoch)) for epoch in range(8)}) > 1
+    single = ShardData(splits_in(sharded, train_data="train/000000.tar"), image_size=8, batch_size=4)
+    assert len({str(keys_of(batches_of(single, 0, 1), epoch)) for epoch in range(8)}) > 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -180,12 +179,12 @@ def test_a_resumed_epoch_continues_with_the_next_batch(sharded: Path, workers: i
     def batches(skipped: int) -> list[Tensor]:
         data = ShardData(splits_in(sharded), image_size=8, batch_size=2, num_workers=workers)
         loader = data.train_dataloader()
-        found: list[Tensor] = []
+        views: list[Tensor] = []
         for epoch in (3, 4):
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             loader.sampler.skip(skipped if epoch == 3 else 0)  # type: ignore[attr-defined]
-            found += [views for views, _ in loader]
-        return found
+            views += [images for images, _ in loader]
+        return views
 
     # Also after a second batch of a substream; the following epoch is complete.
     for skipped in (1, 9):
@@ -202,7 +201,7 @@ def test_batches_repeat_after_a_period(sharded: Path) -> None:
 def test_views_equal_those_of_the_folder(photos: Path, sharded: Path, augment: str) -> None:
     folder = ImageData(read_splits(photos), image_size=8, augment=augment, seed=3)
     data = ShardData(splits_in(sharded), image_size=8, batch_size=4, augment=augment, seed=3)
-    part = part_of(data, 0, 1)
+    part = batches_of(data, 0, 1)
     keys = list(folder.train_views.images.keys)
     for batch, names in enumerate(keys_of(part, epoch=5)):
         expected = [folder.train_views[5, keys.index(name)] for name in names]
@@ -231,22 +230,22 @@ def test_labels_can_be_hidden(sharded: Path) -> None:
     assert -1 not in torch.cat([labels for _, labels in data.val_dataloader()])
 
 
-def test_shards_without_an_index_are_counted_once(tmp_path: Path) -> None:
-    folder = write_foreign(tmp_path / "foreign")
+def test_shards_without_an_index_are_scanned_once(tmp_path: Path) -> None:
+    folder = write_shards_without_index(tmp_path / "shards")
     splits = splits_in(folder)
     assert (splits.train_size, splits.train_counts, splits.val.keys) == (4, (2, 2), ["1.png", "2.png"])
-    kept = list((tmp_path / "cache" / "shards").glob("*.json"))
-    assert len(kept) == 2
-    before = [one.stat().st_mtime_ns for one in kept]
+    cached = list((tmp_path / "cache" / "shards").glob("*.json"))
+    assert len(cached) == 2
+    before = [path.stat().st_mtime_ns for path in cached]
     assert splits_in(folder).train_size == 4
-    assert [one.stat().st_mtime_ns for one in kept] == before
+    assert [path.stat().st_mtime_ns for path in cached] == before
     part = splits_in(folder, train_data="train/{a..b}.tar", val_data="val/a.tar")
     assert (part.train_size, len(part.val)) == (4, 2)
 
 
 @pytest.mark.parametrize("first", [0, 1, 49, 50, 51, 109])
-def test_a_shard_is_read_from_its_marks(tmp_path: Path, first: int) -> None:
-    # Including names so long that they have a header of their own.
+def test_reading_starts_at_any_sample_of_a_shard(tmp_path: Path, first: int) -> None:
+    # Every other name is too long for the regular header.
     files = {f"{'long' * (30 * (number % 2))}{number}": png() for number in range(110)}
     shard_files = {
         f"{name}.{end}": value for name, png_ in files.items() for end, value in (("png", png_), ("cls", b"1"))
@@ -261,15 +260,15 @@ def test_a_shard_is_read_from_its_marks(tmp_path: Path, first: int) -> None:
 
 
 def test_shards_are_read_through_a_command(sharded: Path) -> None:
-    here = splits_in(sharded)
+    local = splits_in(sharded)
     pattern = f"pipe:cat {sharded}/train/{{000000..000005}}.tar"
-    there = splits_in(sharded, train_data=pattern)
-    keys = [keys_of(part_of(ShardData(one, image_size=8, batch_size=2), 0, 1)) for one in (here, there)]
+    piped = splits_in(sharded, train_data=pattern)
+    keys = [keys_of(batches_of(ShardData(splits, image_size=8, batch_size=2), 0, 1)) for splits in (local, piped)]
     assert keys[0] == keys[1]
 
 
 @pytest.mark.parametrize(
-    ("files", "words"),
+    ("files", "message"),
     [
         ({"3.png": png(), "3.cls": b"2"}, r"b\.tar: label 3\.cls is 2, but classes\.txt has 2 classes \(0 to 1\)"),
         ({"3.png": png(), "3.cls": b"bee"}, r"b\.tar: label 3\.cls must be an integer, not 'bee'"),
@@ -278,18 +277,18 @@ def test_shards_are_read_through_a_command(sharded: Path) -> None:
         ({"3.cls": b"1", "3.png": png(), "3.jpg": png()}, r"b\.tar: sample 3 has 2 images"),
     ],
 )
-def test_an_invalid_sample_is_an_error_before_training(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        splits_in(write_foreign(tmp_path / "foreign", **files))
+def test_an_invalid_sample_is_an_error_before_training(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        splits_in(write_shards_without_index(tmp_path / "shards", **files))
 
 
 def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
-    folder = tmp_path / "foreign"
+    folder = tmp_path / "shards"
     with pytest.raises(UserError, match="--dataset webdataset: set --data_dir"):
         load_splits("webdataset")
     with pytest.raises(UserError, match=f"--data_dir {folder}: there is no such folder"):
         splits_in(folder)
-    write_foreign(folder)
+    write_shards_without_index(folder)
     (folder / "val" / "a.tar").rename(folder / "val" / "a.tgz")
     with pytest.raises(UserError, match=r"val: there are no shards \(\*\.tar\) in this folder, set by --val_data"):
         splits_in(folder)
@@ -308,7 +307,7 @@ def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (None, r"classes\.txt: there is no such file; list the class names"),
         ("ant\n", "there is only one class, 'ant'"),
@@ -316,16 +315,16 @@ def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
         ("ant\nbee\nant\n", "class 'ant' occurs twice"),
     ],
 )
-def test_an_invalid_list_of_classes_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
-    folder = write_foreign(tmp_path / "foreign")
+def test_an_invalid_classes_file_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    folder = write_shards_without_index(tmp_path / "shards")
     (folder / "classes.txt").unlink()
     if text is not None:
         (folder / "classes.txt").write_text(text)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         splits_in(folder)
 
 
-def test_an_index_that_does_not_match_is_refused(sharded: Path) -> None:
+def test_an_invalid_or_outdated_index_is_refused(sharded: Path) -> None:
     with (sharded / "classes.txt").open("a") as file:
         file.write("dog\n")
     with pytest.raises(UserError, match=r"this index has 3 classes, but classes\.txt has 4"):
@@ -346,18 +345,18 @@ def test_an_index_that_does_not_match_is_refused(sharded: Path) -> None:
         splits_in(sharded)
 
 
-def test_a_shard_that_lost_samples_is_an_error_when_read(sharded: Path) -> None:
+def test_a_shard_with_missing_samples_is_an_error_when_read(sharded: Path) -> None:
     data = ShardData(splits_in(sharded), image_size=8, batch_size=20)
     write_tar(sharded / "train" / "000001.tar", {"1.png": png(), "1.cls": b"0"})
     with pytest.raises(UserError, match=r"000001\.tar: this shard has 1 samples, but its index says 4"):
-        keys_of(part_of(data, 0, 1))
+        keys_of(batches_of(data, 0, 1))
     (sharded / "train" / "000001.tar").unlink()
     with pytest.raises(UserError, match=r"000001\.tar: this shard can't be read: .*No such file"):
-        keys_of(part_of(data, 0, 1))
+        keys_of(batches_of(data, 0, 1))
 
 
-def test_an_undecodable_image_is_an_error_or_left_out(tmp_path: Path) -> None:
-    splits = splits_in(write_foreign(tmp_path / "foreign", **{"3.png": b"no image", "3.cls": b"0"}))
+def test_an_undecodable_image_is_an_error_or_skipped(tmp_path: Path) -> None:
+    splits = splits_in(write_shards_without_index(tmp_path / "shards", **{"3.png": b"no image", "3.cls": b"0"}))
     with pytest.raises(UserError, match=r"b\.tar, 3\.png: this image can't be decoded"):
         list(ShardData(splits, image_size=8, batch_size=5).train_dataloader())
     messages: list[str] = []
@@ -365,7 +364,9 @@ def test_an_undecodable_image_is_an_error_or_left_out(tmp_path: Path) -> None:
     assert (len(batch[1]), len(messages)) == (4, 1)
 
 
-def test_a_missing_webdataset_is_an_error_with_the_remedy(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_missing_webdataset_names_the_install_command(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(UserError, match=r"webdataset is not installed; run pip install webdataset .*extra shards"):
         splits_in(sharded)

@@ -22,7 +22,7 @@ def test_an_unknown_augmentation_is_refused() -> None:
 
 
 def test_crop_keeps_the_aspect_ratio_and_squash_does_not() -> None:
-    # A white square in the middle of a wide black image.
+    # A white square in the center of a wide black image.
     pixels = torch.zeros(3, 20, 60, dtype=torch.uint8)
     pixels[:, :, 20:40] = 255
     assert plain_view(16, "crop")(pixels).float().mean() > 250
@@ -34,7 +34,7 @@ def test_a_view_is_a_function_of_seed_epoch_and_image(make_folder: MakeFolder, a
     train = read_splits(make_folder(size=(40, 40))).train
 
     def view(*, seed: int = 0, epoch: int = 0, index: int = 0) -> Tensor:
-        torch.rand(7)  # earlier draws don't matter
+        torch.rand(7)  # global random state has no effect
         return Views(train, training_view(augment, 16), seed=seed)[epoch, index][0]
 
     assert torch.equal(view(), view())
@@ -60,7 +60,7 @@ def test_the_order_depends_on_seed_and_epoch() -> None:
     assert order(0, 0) == order(0, 0)
     assert sorted(index for _, index in order(0, 1)) == list(range(20))
     assert {epoch for epoch, _ in order(0, 1)} == {1}
-    assert len({tuple(index for _, index in one) for one in (order(0, 0), order(0, 1), order(1, 0))}) == 3
+    assert len({tuple(index for _, index in indices) for indices in (order(0, 0), order(0, 1), order(1, 0))}) == 3
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9])
@@ -76,7 +76,7 @@ def test_images_are_distributed_over_processes(count: int, world_size: int) -> N
     assert {index for sampler in even for _, index in sampler} == set(range(count))
 
 
-# Three workers on two cores are only slow.
+# More workers than cores are slow, but valid.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_batches_are_the_same_for_any_number_of_workers(make_folder: MakeFolder) -> None:
     splits = read_splits(make_folder(size=(40, 40)))
@@ -91,7 +91,7 @@ def test_batches_are_the_same_for_any_number_of_workers(make_folder: MakeFolder)
             batches += [part for batch in loader for part in batch]
         return batches
 
-    alone = two_epochs(0)
-    assert len(alone) == 20
+    expected = two_epochs(0)
+    assert len(expected) == 20
     for workers in (1, 3):
-        torch.testing.assert_close(two_epochs(workers), alone, rtol=0, atol=0)
+        torch.testing.assert_close(two_epochs(workers), expected, rtol=0, atol=0)
