@@ -94,18 +94,10 @@ class ClassifierModule(LightningModule):
             teacher = self.teacher_outputs(images)
             return self.student_outputs(images, teacher), teacher
 
-    def on_train_start(self) -> None:
-        """Apply the objective's schedules; a resumed epoch has no start of its own."""
-        self.on_train_epoch_start()
-
-    def on_train_epoch_start(self) -> None:
-        """Apply the schedules of the objective's weights and hyperparameters."""
-        self._scheduled_objective = self.objective.at(self.current_epoch, self.trainer.max_epochs or 1)
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the draws of this step by (seed, step, rank), so that they don't depend on earlier draws."""
-        seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
-        seed_draws(seed, self.device)
+        """Apply the objective's schedules, and seed the draws of this step, independent of earlier draws."""
+        self._scheduled_objective = self.objective.at(self.current_epoch, self.trainer.max_epochs or 1)
+        seed_draws(derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the objective on a batch; phases differ only in where the teacher's outputs come from."""

@@ -16,24 +16,21 @@ from tests.conftest import MakeFolder
 def fit(folder: Path, experiment: Path, console: Console) -> str:
     data = ImageData(read_splits(folder), image_size=16, batch_size=6)
     classifier = build_classifier("linear", classes=data.splits.classes, image_size=16, mean=(0.4,) * 3, std=(0.2,) * 3)
-    hardware = Hardware(accelerator="cpu", precision="32-true")
-    module = ClassifierModule(classifier)
     run = train(
-        module,
+        ClassifierModule(classifier),
         data,
         phase="teacher",
         folder=experiment,
         loggers=[RunTensorBoard(experiment)],
-        hardware=hardware,
+        hardware=Hardware(accelerator="cpu", precision="32-true"),
         max_epochs=3,
-        title="teacher linear",
         console=console,
     )
     assert run.images_per_second > 0
     return run.folder or ""
 
 
-def test_without_a_terminal_a_line_reports_the_last_epoch(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_without_a_terminal_one_line_reports_the_last_epoch(make_folder: MakeFolder, tmp_path: Path) -> None:
     output = io.StringIO()
     fit(make_folder(), tmp_path / "e", make_console(file=output))
     (line,) = output.getvalue().splitlines()
@@ -41,7 +38,7 @@ def test_without_a_terminal_a_line_reports_the_last_epoch(make_folder: MakeFolde
     assert re.fullmatch(rf"teacher linear · epoch 3/3 · {numbers}", line)
 
 
-def test_in_a_terminal_of_80_columns_a_phase_has_one_bar_of_one_line(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_in_a_terminal_of_80_columns_the_bar_fits_one_line(make_folder: MakeFolder, tmp_path: Path) -> None:
     output = io.StringIO()
     console = Console(file=output, width=80, force_terminal=True, highlight=False)
     fit(make_folder(), tmp_path / "e", console)

@@ -1,4 +1,4 @@
-"""What the machine does not give is said in plain words, and what was written before stays whole."""
+"""Exhausted memory and disk give readable errors, and earlier checkpoints stay intact."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from kd.errors import UserError
 from kd.training.trainer import AtomicCheckpointIO, readable_errors
 
 
-def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_previous_one(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"global_step": 1}, last)
     large = {"global_step": 2, "weights": torch.zeros(10**6)}
@@ -30,7 +30,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_previous_one(tmp_
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"can't write the checkpoint .*last\.ckpt: File exists$"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
@@ -62,7 +62,7 @@ def test_other_errors_keep_their_traceback() -> None:
             raise bug
 
 
-class _Deadly(Dataset[Tensor]):
+class _KilledWorker(Dataset[Tensor]):
     def __len__(self) -> int:
         return 4
 
@@ -74,4 +74,4 @@ class _Deadly(Dataset[Tensor]):
 def test_a_killed_data_loading_process_is_reported() -> None:
     words = "a data loading process was killed, probably out of memory"
     with pytest.raises(UserError, match=words), readable_errors():
-        next(iter(DataLoader(_Deadly(), num_workers=1)))
+        next(iter(DataLoader(_KilledWorker(), num_workers=1)))

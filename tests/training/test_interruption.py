@@ -1,4 +1,4 @@
-"""Being asked to stop, whoever answers first."""
+"""Exits that Lightning raises after a signal."""
 
 import os
 import signal
@@ -9,19 +9,18 @@ from kd.errors import Interrupted
 from kd.training import Interruption
 
 
-def leave_as_lightning_does(interruption: Interruption) -> None:
-    """Be asked to stop in a validation, where Lightning answers first."""
+def exit_as_lightning_does(interruption: Interruption) -> None:
     with interruption.listening(), interruption.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         raise SystemExit
 
 
-def test_an_exit_that_a_signal_brought_about_is_no_success() -> None:
+def test_an_exit_after_a_signal_is_an_interruption() -> None:
     with pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped:
-        leave_as_lightning_does(Interruption())
+        exit_as_lightning_does(Interruption())
     assert stopped.value.received == signal.SIGTERM
 
 
-def test_another_exit_stays_one() -> None:
+def test_an_exit_without_a_signal_is_not_changed() -> None:
     with pytest.raises(SystemExit), Interruption().deferred():
         raise SystemExit(3)

@@ -1,4 +1,4 @@
-"""Any Lightning logger can be added: it gets scalars, hyperparameters, and images if it shows them."""
+"""Any Lightning logger gets scalars, hyperparameters, and images if it supports them."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tests.conftest import MakeFolder
 
 
 class Recording(Logger):
-    """A logger of the user's own, in a few lines."""
+    """A minimal logger."""
 
     name, version, experiment = "mine", "0", None
 
@@ -37,7 +37,7 @@ class ShowingImages(Recording):
 
 
 @pytest.mark.parametrize("kind", [Recording, ShowingImages])
-def test_a_logger_of_ones_own_gets_scalars_hyperparameters_and_images_if_it_shows_them(
+def test_a_user_logger_gets_scalars_hyperparameters_and_images_if_it_supports_them(
     kind: type[Recording], make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     data = ImageData(read_splits(make_folder()), image_size=16, batch_size=6)

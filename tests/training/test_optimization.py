@@ -14,12 +14,14 @@ def network() -> nn.Module:
 
 def test_biases_and_normalization_have_no_weight_decay() -> None:
     optimizer = Recipe(weight_decay=0.3).build_optimizer(network())
-    decays = {tuple(one.shape): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    decays = {
+        tuple(weight.shape): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]
+    }
     assert decays == {(4, 3, 3, 3): 0.3, (2, 4): 0.3, (4,): 0.0, (2,): 0.0}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_the_optimizer_is_the_one_asked_for(name: str, kind: type[torch.optim.Optimizer]) -> None:
+def test_the_optimizer_is_chosen_by_name(name: str, kind: type[torch.optim.Optimizer]) -> None:
     optimizer = Recipe(optimizer=name, momentum=0.7, learning_rate=0.2).build_optimizer(network())
     assert type(optimizer) is kind
     group = optimizer.param_groups[0]
@@ -27,14 +29,14 @@ def test_the_optimizer_is_the_one_asked_for(name: str, kind: type[torch.optim.Op
     assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.7
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_not_optimized() -> None:
     linear = nn.Linear(2, 2)
     linear.weight.requires_grad_(False)
     optimizer = Recipe().build_optimizer(linear)
-    assert [one.shape for group in optimizer.param_groups for one in group["params"]] == [(2,)]
+    assert [weight.shape for group in optimizer.param_groups for weight in group["params"]] == [(2,)]
 
 
-def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
+def test_the_learning_rate_warms_up_linearly_and_decays_as_half_a_cosine() -> None:
     factor = partial(Recipe(schedule="cosine").factor, total_steps=110, warmup_steps=10)
     assert [factor(step) for step in (0, 4, 9, 10)] == [0.1, 0.5, 1.0, 1.0]
     assert factor(60) == pytest.approx(0.5)
@@ -43,12 +45,12 @@ def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
     assert factor(111) == pytest.approx(0.0)
 
 
-def test_a_constant_schedule_stays() -> None:
+def test_a_constant_schedule_is_constant_after_the_warm_up() -> None:
     factor = partial(Recipe(schedule="constant").factor, total_steps=10, warmup_steps=2)
     assert [factor(step) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
 
 
-def test_the_warm_up_is_in_epochs() -> None:
+def test_the_warm_up_is_measured_in_epochs() -> None:
     recipe = Recipe(warmup_epochs=0.5, learning_rate=1.0, optimizer="sgd")
     optimizer = recipe.build_optimizer(network())
     scheduler = recipe.build_scheduler(optimizer, total_steps=100, steps_per_epoch=8)

@@ -1,4 +1,4 @@
-"""A training that is cut off and resumed ends where the one that was left in peace ends, to the last bit."""
+"""An interrupted and resumed training is bit-identical to an uninterrupted one."""
 
 import os
 import signal
@@ -34,27 +34,27 @@ CPU = Hardware(accelerator="cpu", precision="32-true")
 BATCHES, EPOCHS = 5, 3
 
 
-class _Killed(Exception):  # noqa: N818 (it stands for a kill)
+class _Killed(Exception):  # noqa: N818 (simulates a kill)
     """Ends a training at once."""
 
 
 class _InterruptedModule(DistillationModule):
-    """Is asked to stop within a step, or within a validation."""
+    """Receives SIGTERM at a given moment of a step or of a validation."""
 
     def at(self, moment: Callable[["_InterruptedModule"], bool], interruption: Interruption) -> "_InterruptedModule":
         self._moment, self._interruption = moment, interruption
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._perhaps()
+        self._signal_at_moment()
         return super().training_step(batch, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._perhaps()
+        self._signal_at_moment()
         return super().validation_step(batch, batch_idx)
 
-    def _perhaps(self) -> None:
-        # A second signal would end it at once.
+    def _signal_at_moment(self) -> None:
+        # A second signal would end the program at once.
         if self._interruption.received is None and self._moment(self):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -64,8 +64,8 @@ def _network(classes: tuple[str, ...], seed: int) -> Classifier:
     return build_classifier("convnet(widths=[6])", classes=classes, image_size=16, mean=(0.4,) * 3, std=(0.2,) * 3)
 
 
-class _Trained:
-    """One training of a student with all that has a state: an average, a schedule, mixing, features, views."""
+class _Training:
+    """A training of a student with everything that has state: an average, a schedule, mixing, features, views."""
 
     def __init__(self, folder: Path, images: Path, **options: Any) -> None:
         self.folder, self.images = folder, images
@@ -116,7 +116,7 @@ class _Trained:
         return plain | {"metrics": state["callbacks"]["TrainingMetrics"]}
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        # TensorBoard reads files of one second by their names, where a process's tenth file stands before its ninth.
+        # TensorBoard sorts files of the same second by name: number 10 before number 9.
         for file in (self.folder).glob("events.out.*"):
             name, _, number = file.name.rpartition(".")
             file.rename(file.with_name(f"{name}.{int(number):06d}"))
@@ -135,16 +135,20 @@ def folder_of_images(make_folder: MakeFolder) -> Path:
     return make_folder(classes=("a", "b"), train=10)
 
 
-def _is_same(one: _Trained, run: Run, other: _Trained, peaceful: Run) -> None:
-    torch.testing.assert_close(one.state(), other.state(), rtol=0, atol=0)
-    assert run.history == peaceful.history
-    assert one.curves() == other.curves()
-    assert (run.steps, run.epochs, run.val_acc, run.best_val_acc) == (
-        peaceful.steps,
-        peaceful.epochs,
-        peaceful.val_acc,
-        peaceful.best_val_acc,
-    )
+def _kill_at(step: int) -> Callable[[DistillationModule], bool]:
+    def kill(module: DistillationModule) -> bool:
+        if module.global_step == step:
+            raise _Killed
+        return False
+
+    return kill
+
+
+def _assert_identical(resumed: _Training, run: Run, whole: _Training, expected: Run) -> None:
+    torch.testing.assert_close(resumed.state(), whole.state(), rtol=0, atol=0)
+    assert resumed.curves() == whole.curves()
+    for name in ("history", "steps", "epochs", "val_acc", "best_val_acc"):
+        assert getattr(run, name) == getattr(expected, name)
 
 
 @pytest.mark.parametrize(
@@ -164,59 +168,47 @@ def _is_same(one: _Trained, run: Run, other: _Trained, peaceful: Run) -> None:
         (6, 7, {"gradient_clip": 0.1, "objective": "ce=0.5 kl=0.5 hint=0.1"}),
     ],
 )
-def test_a_training_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(
+def test_a_training_stopped_by_a_signal_saves_and_resumes_to_the_same_result(
     folder_of_images: Path, tmp_path: Path, step: int, saved_at: int, options: dict[str, Any]
 ) -> None:
-    whole, cut = (_Trained(tmp_path / name, folder_of_images, **options) for name in ("whole", "cut"))
-    peaceful = whole.run()
+    whole, cut = (_Training(tmp_path / name, folder_of_images, **options) for name in ("whole", "cut"))
+    expected = whole.run()
     batches = step // BATCHES, step % BATCHES
     with pytest.raises(Interrupted, match=r"stopped by SIGTERM: saved in .*last\.ckpt") as stopped:
         cut.run(lambda module: (module.current_epoch, module.trainer.fit_loop.batch_idx) == batches)
     assert stopped.value.received == signal.SIGTERM
     assert torch.load(cut.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved_at
-    _is_same(cut, cut.run(resumes=True), whole, peaceful)
+    _assert_identical(cut, cut.run(resumes=True), whole, expected)
 
 
-def test_a_request_within_a_validation_waits_for_its_end(folder_of_images: Path, tmp_path: Path) -> None:
-    whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
-    peaceful = whole.run()
+def test_a_signal_during_validation_is_handled_at_its_end(folder_of_images: Path, tmp_path: Path) -> None:
+    whole, cut = (_Training(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
+    expected = whole.run()
     with pytest.raises(Interrupted, match="saved"):
         cut.run(lambda module: module.trainer.validating and module.current_epoch == 1)
-    _is_same(cut, cut.run(resumes=True), whole, peaceful)
+    _assert_identical(cut, cut.run(resumes=True), whole, expected)
 
 
-def test_a_training_that_is_killed_loses_the_steps_since_its_last_checkpoint_and_no_more(
-    folder_of_images: Path, tmp_path: Path
-) -> None:
-    def dies(module: DistillationModule) -> bool:
-        if module.global_step == 9:
-            raise _Killed
-        return False
-
-    whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
-    peaceful = whole.run()
+def test_a_killed_training_resumes_from_its_last_checkpoint(folder_of_images: Path, tmp_path: Path) -> None:
+    whole, cut = (_Training(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
+    expected = whole.run()
     with pytest.raises(_Killed):
-        cut.run(dies, save_every=2)
+        cut.run(_kill_at(9), save_every=2)
     assert ResumeOptions(newest_checkpoint(cut.folder)).first_step == 8
-    _is_same(cut, cut.run(resumes=True, save_every=2), whole, peaceful)
+    _assert_identical(cut, cut.run(resumes=True, save_every=2), whole, expected)
 
 
-def test_one_that_was_killed_before_its_first_checkpoint_begins_once_more_in_its_folder(
+def test_a_training_killed_before_its_first_checkpoint_restarts_in_its_folder(
     folder_of_images: Path, tmp_path: Path
 ) -> None:
-    def dies(module: DistillationModule) -> bool:
-        if module.global_step == 3:
-            raise _Killed
-        return False
-
-    whole, cut = (_Trained(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
-    peaceful = whole.run()
+    whole, cut = (_Training(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
+    expected = whole.run()
     with pytest.raises(_Killed):
-        cut.run(dies)
-    _is_same(cut, cut.run(resumes=True), whole, peaceful)
+        cut.run(_kill_at(3))
+    _assert_identical(cut, cut.run(resumes=True), whole, expected)
 
 
-def test_what_lightning_wrote_for_slurm_counts_where_it_is_newer(tmp_path: Path) -> None:
+def test_a_newer_checkpoint_saved_by_lightning_for_slurm_is_preferred(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert newest_checkpoint(tmp_path) is None
     for name, step in (("hpc_ckpt_1.ckpt", 5), ("hpc_ckpt_2.ckpt", 9), ("checkpoints/last.ckpt", 9)):
@@ -226,19 +218,19 @@ def test_what_lightning_wrote_for_slurm_counts_where_it_is_newer(tmp_path: Path)
     assert newest_checkpoint(tmp_path) == tmp_path / "hpc_ckpt_3.ckpt"
 
 
-def test_one_that_was_at_its_end_is_not_trained_again(folder_of_images: Path, tmp_path: Path) -> None:
-    whole = _Trained(tmp_path / "whole", folder_of_images)
-    peaceful = whole.run()
+def test_a_finished_training_is_not_trained_again(folder_of_images: Path, tmp_path: Path) -> None:
+    whole = _Training(tmp_path / "whole", folder_of_images)
+    expected = whole.run()
 
-    def trains(module: DistillationModule) -> bool:
-        raise AssertionError("there was nothing left to do")
+    def fails(module: DistillationModule) -> bool:
+        raise AssertionError("the module was called")
 
-    again = whole.run(trains, resumes=True)
-    assert (again.history, again.val_acc, again.validation) == (peaceful.history, peaceful.val_acc, peaceful.validation)
+    again = whole.run(fails, resumes=True)
+    assert (again.history, again.val_acc, again.validation) == (expected.history, expected.val_acc, expected.validation)
 
 
 @pytest.mark.parametrize("where", ["a term", "the gradient"])
-def test_a_training_that_leaves_the_numbers_stops_and_keeps_its_last_checkpoint(
+def test_a_diverged_training_stops_and_keeps_its_last_checkpoint(
     folder_of_images: Path, tmp_path: Path, where: str
 ) -> None:
     class Broken(ClassifierModule):
@@ -249,26 +241,26 @@ def test_a_training_that_leaves_the_numbers_stops_and_keeps_its_last_checkpoint(
             if where == "a term":
                 self.last_terms["ce"] = self.last_terms["ce"] * torch.inf
                 return loss * torch.inf
-            # Finite by itself, and its slope is not.
+            # A finite value with an infinite gradient.
             weight = next(self.model.parameters())
             return loss + (weight - weight.detach()).abs().sqrt().sum()
 
     data = ImageData(read_splits(folder_of_images), image_size=16, batch_size=4)
     module = Broken(_network(data.splits.classes, 0), recipe=Recipe(learning_rate=0.01, schedule="constant"))
-    named = "ce, the gradient" if where == "a term" else "the gradient"
+    terms = "ce, the gradient" if where == "a term" else "the gradient"
     with pytest.raises(
-        UserError, match=rf"in step 7 \(counted from 0\): {named} not finite at learning rate 0\.01"
+        UserError, match=rf"in step 7 \(counted from 0\): {terms} not finite at learning rate 0\.01"
     ) as stop:
         train(
             module,
             data,
             phase="teacher",
-            folder=tmp_path / "e",
+            folder=tmp_path,
             hardware=CPU,
             max_epochs=3,
             resume=ResumeOptions(save_every=1),
         )
     assert "earlier checkpoints are intact" in str(stop.value)
-    kept = torch.load(tmp_path / "e" / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 7
     assert all(bool(value.isfinite().all()) for value in kept["state_dict"].values())
