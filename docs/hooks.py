@@ -1,4 +1,4 @@
-"""What the documentation's build adds to MkDocs: tables from the code, formulas as MathML, docstrings as Markdown."""
+"""MkDocs hooks: tables generated from the code, formulas as MathML, docstrings as Markdown."""
 
 import html
 import inspect
@@ -15,19 +15,19 @@ import kd.settings
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace ``<!-- generated: NAME -->`` by the table of flags or of losses, or by a section for each loss."""
-    return re.sub(r"<!-- generated: ([\w-]+) -->", lambda place: GENERATED[place[1]](), markdown)
+    """Replace ``<!-- generated: NAME -->`` by the generated text of that name."""
+    return re.sub(r"<!-- generated: ([\w-]+) -->", lambda match: GENERATED[match[1]](), markdown)
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Convert the formulas that arithmatex marked from LaTeX to MathML, which browsers show without a script."""
+    """Convert the formulas marked by arithmatex from LaTeX to MathML, which browsers render without a script."""
     content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', _mathml("inline"), content, flags=re.DOTALL)
     return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', _mathml("block"), content, flags=re.DOTALL)
 
 
 def losses_table() -> str:
-    """Return a table of all losses: name, what it compares, hyperparameters, published objective."""
-    lines = ["| loss | what it is | hyperparameters | as published |", "|---|---|---|---|"]
+    """Return a table of all losses: name, summary, hyperparameters, published objective."""
+    lines = ["| loss | definition | hyperparameters | published objective |", "|---|---|---|---|"]
     for name, loss in kd.losses.LOSSES.items():
         summary = _to_markdown(inspect.getdoc(loss) or "").partition("\n\n")[0].replace("\n", " ")
         cells = [f"[`{name}`](#{name})", summary, *map(_code, (kd.losses.hyperparameters_of(loss), loss.published))]
@@ -36,7 +36,7 @@ def losses_table() -> str:
 
 
 def losses_sections() -> str:
-    """Return a section for each loss, with the docstring of its class: formula, arguments, source."""
+    """Return a section for each loss with the docstring of its class."""
     options = (
         "    options: {show_root_heading: false, show_root_toc_entry: false, members: false, show_signature: false}"
     )
@@ -47,13 +47,13 @@ def losses_sections() -> str:
 
 
 def loss_families() -> str:
-    """Return a table of the losses by what they compare, one row each."""
-    lines = ["| what it compares | losses |", "|---|---|"]
+    """Return a table of the losses, grouped by the compared quantities."""
+    lines = ["| compared quantities | losses |", "|---|---|"]
     names: dict[str, list[str]] = {}
     for name, loss in kd.losses.LOSSES.items():
-        on_logits = "the logits of student and teacher" if loss.needs_teacher else "the student's logits and the labels"
-        on_maps = "feature maps" if issubclass(loss, kd.losses.FeatureLoss) else "gradients with respect to the image"
-        family = on_logits if issubclass(loss, kd.losses.LogitLoss) else on_maps
+        logits = "the logits of student and teacher" if loss.needs_teacher else "the student's logits and the labels"
+        features = "feature maps" if issubclass(loss, kd.losses.FeatureLoss) else "gradients with respect to the image"
+        family = logits if issubclass(loss, kd.losses.LogitLoss) else features
         names.setdefault(family, []).append(f"`{name}`")
     return "\n".join([*lines, *(f"| {family} | {' '.join(group)} |" for family, group in names.items())])
 
@@ -76,14 +76,14 @@ class RestToMarkdown(griffe.Extension):
 
 
 def _to_markdown(text: str) -> str:
-    """Convert references such as ``:class:``, and the sections ``Shape:`` and ``Example:`` of a docstring.
+    """Convert a docstring's references, such as ``:class:``, and its sections ``Shape:`` and ``Example:``.
 
     Example:
         >>> _to_markdown("See :class:`~kd.losses.SoftenedKL`.")
         'See `SoftenedKL`.'
     """
     text = re.sub(r"^Shape:\n((?:[ \t]+.*\n?|\n)+)", _shape, text, flags=re.MULTILINE)
-    # The heading by which griffe recognizes doctests.
+    # griffe recognizes doctests under this heading.
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
     return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text)
 
@@ -93,14 +93,14 @@ def _shape(section: re.Match[str]) -> str:
 
 
 def _mathml(display: str) -> Callable[[re.Match[str]], str]:
-    def converted(match: re.Match[str]) -> str:
+    def convert_match(match: re.Match[str]) -> str:
         formula = convert(html.unescape(match[1]).strip(), display=display)
-        # A function's name and its argument are set apart, as LaTeX does, unless a parenthesis does it.
+        # Insert a space between a function's name and its argument, as LaTeX does, unless a parenthesis follows.
         return re.sub(
             r"(<mi>(?:log|cos|max)</mi>)(?!<mo stretchy=\"false\">&#x00028;)", r'\1<mspace width="0.167em" />', formula
         )
 
-    return converted
+    return convert_match
 
 
 def _code(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Shared fixtures: small folders of real image files, and a temporary working directory for each test."""
+"""Shared fixtures: small folders of image files, and a temporary working directory for each test."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Parallel tests share the cores; torch reads the variable when it is imported.
+    # Parallel tests share the cores. Set before torch is imported, which reads the variable.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).parent.parent
@@ -26,27 +26,27 @@ def repository() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep outputs, caches and downloads in the test's temporary folder."""
-    here = tmp_path / "working_directory"
-    here.mkdir()
-    monkeypatch.chdir(here)
+    folder = tmp_path / "working_directory"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
 @pytest.fixture
 def chromium() -> str:
-    """Return the path of a browser, or skip if none is installed."""
-    known = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not known:
+    """Return the path of Chromium; skip the test if it is not installed."""
+    paths = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not paths:
         pytest.skip("no Chromium is installed")
-    return known[0]
+    return paths[0]
 
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Return a function that writes an image folder whose classes differ in color."""
+    """Return a function that writes an image folder; the classes differ in color."""
 
     def make(
         name: str = "photos",
@@ -71,14 +71,14 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
-def write_pictures(root: Path, sizes: Sequence[tuple[int, int]], *, coarse: tuple[int, int] | None = None) -> Path:
-    """Write two class folders of random pictures, one of each size (width, height); smooth ones from a coarse grid."""
+def write_images(root: Path, sizes: Sequence[tuple[int, int]], *, coarse: tuple[int, int] | None = None) -> Path:
+    """Write two class folders of random images, one per size (width, height); upsampled from a coarse grid if given."""
     generator = np.random.default_rng(0)
     for label in ("ant", "bee"):
-        place = root / label
-        place.mkdir(parents=True)
+        folder = root / label
+        folder.mkdir(parents=True)
         for index, size in enumerate(sizes):
             width, height = coarse or size
-            picture = Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
-            picture.resize(size, Image.Resampling.BICUBIC).save(place / f"{index}.png")
+            image = Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
+            image.resize(size, Image.Resampling.BICUBIC).save(folder / f"{index}.png")
     return root

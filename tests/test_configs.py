@@ -1,4 +1,4 @@
-"""Every shipped configuration is resolved by the real parser."""
+"""Shipped configurations are valid."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from kd.sweep.plan import read_plan
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-# Those of a sweep have a reader of their own, which tries all that they search on the real parser.
+# Sweeps are parsed by read_plan, which validates their search space with the same parser.
 SWEEPS = [path for path in CONFIGS if "sweep" in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
-def test_there_are_configurations() -> None:
+def test_the_quickstart_and_one_sweep_are_shipped() -> None:
     assert [path.name for path in CONFIGS if path.name == "quickstart.yaml"]
     assert [path.relative_to(REPOSITORY).as_posix() for path in SWEEPS] == ["configs/sweep/digits.yaml"]
 
@@ -33,12 +33,12 @@ def test_a_configuration_is_valid(path: Path) -> None:
     build_objective(list(settings.objective.loss))
 
 
-def test_the_shipped_flags_file_is_valid_and_names_no_phase(repository: Path) -> None:
+def test_the_shipped_flags_file_is_valid_and_selects_no_phase(repository: Path) -> None:
     settings, remarks, _ = resolve(["--args_file", str(repository / "commandline_args.txt")])
     assert remarks == []
     assert (settings.models.teacher_model, settings.data.image_size) == (("densenet121",), 224)
     build_objective(list(settings.objective.loss))
-    # --distill alone must distill alone.
+    # With --distill on the command line, no other phase runs.
     phases = settings.phases
     assert [phases.train_teacher, phases.baseline, phases.distill] == [False] * 3
 
@@ -57,21 +57,21 @@ def test_the_quickstart_is_independent_of_the_flags_file(repository: Path) -> No
 def test_reproduced_experiments_are_independent_of_the_flags_file(path: Path) -> None:
     with_file, *_ = resolve(["--config", str(path), "--args_file", str(REPOSITORY / "commandline_args.txt")])
     without, *_ = resolve(["--config", str(path)])
-    # The objective of --distill has no effect if objectives are compared.
-    passed_over = {"args_file"} | ({"loss"} if with_file.objective.compare_losses else set())
-    known, others = with_file.flat(), without.flat()
-    assert {name for name in known if known[name] != others[name]} <= passed_over
+    # --loss has no effect if objectives are compared.
+    ignored = {"args_file"} | ({"loss"} if with_file.objective.compare_losses else set())
+    first, second = with_file.flat(), without.flat()
+    assert {name for name in first if first[name] != second[name]} <= ignored
     assert with_file.phases.seeds >= 3
     assert with_file.phases.name == path.stem
 
 
-def test_compose_and_workflow_are_yaml(repository: Path) -> None:
+def test_the_compose_file_and_the_workflow_are_valid_yaml(repository: Path) -> None:
     compose = yaml.safe_load((repository / "compose.yaml").read_text())
     assert compose["services"]["tensorboard"]["ports"] == ["127.0.0.1:6006:6006"]
     assert yaml.safe_load((repository / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
 
 
-def test_the_lock_pins_every_dependency_with_hashes_and_names_no_address(repository: Path) -> None:
+def test_the_lock_file_pins_dependencies_by_hash_and_contains_no_url(repository: Path) -> None:
     lock = (repository / "requirements.lock").read_text()
     assert "://" not in lock
     for package in (

@@ -1,4 +1,4 @@
-"""Every command, link, install line and snippet of the README and the documentation is right."""
+"""Commands, links, install lines and snippets of the README and the documentation are valid."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ README_LINES = 250
 
 
 def blocks(language: str) -> list[str]:
-    """Return the code blocks of all pages, those indented within a list or a tab, too."""
+    """Return the code blocks of all pages, including those indented within lists and tabs."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", "\n".join(TEXTS.values()), flags=re.MULTILINE | re.DOTALL)
     return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
 
@@ -39,16 +39,16 @@ LINES = [
 
 
 def experiments() -> list[list[str]]:
-    """Return the arguments of every command that runs an experiment, in Docker as well."""
-    found = []
+    """Return the arguments of every command that runs an experiment, including those in Docker."""
+    arguments = []
     for words in LINES:
         if "experiment.py" in words:
-            found.append(words[words.index("experiment.py") + 1 :])
+            arguments.append(words[words.index("experiment.py") + 1 :])
         elif words[:2] == ["docker", "run"]:
-            found.append(words[words.index("kd") + 1 :])
+            arguments.append(words[words.index("kd") + 1 :])
         elif words[:3] == ["docker", "compose", "run"]:
-            found.append(words[words.index("experiment") + 1 :])
-    return [words for words in found if "--help" not in words]
+            arguments.append(words[words.index("experiment") + 1 :])
+    return [words for words in arguments if "--help" not in words]
 
 
 def kd_commands() -> list[list[str]]:
@@ -61,7 +61,7 @@ def test_the_readme_is_short() -> None:
     assert len(TEXTS["README.md"].splitlines()) <= README_LINES
 
 
-def test_every_experiment_resolves(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_experiment_command_is_valid(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     commands = experiments()
     assert len(commands) >= 30
@@ -71,7 +71,7 @@ def test_every_experiment_resolves(repository: Path, monkeypatch: pytest.MonkeyP
             build_objective([term for term in loss if ".py:" not in term])
 
 
-def test_every_kd_command_has_its_flags(
+def test_every_kd_command_is_valid(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(repository)
@@ -99,7 +99,7 @@ def test_no_page_installs_an_unpublished_package_by_name() -> None:
             assert not re.search(r"['\"]?\bkd\[", line), f"{name}: {line}"
 
 
-def test_every_local_link_leads_to_a_file_and_a_heading() -> None:
+def test_every_local_link_has_an_existing_target() -> None:
     for name, text in TEXTS.items():
         for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
             file, _, anchor = target.partition("#")
@@ -111,19 +111,19 @@ def test_every_local_link_leads_to_a_file_and_a_heading() -> None:
                 assert anchor in slugs, f"{name}: {target}"
 
 
-def test_every_page_of_the_site_is_in_its_navigation() -> None:
+def test_every_page_is_in_the_navigation() -> None:
     text = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
-    named = set(re.findall(r"[\w/-]+\.md", text[text.index("nav:") : text.index("hooks:")]))
-    assert named == {name.removeprefix("docs/") for name in TEXTS if name.startswith("docs/")}
+    pages = set(re.findall(r"[\w/-]+\.md", text[text.index("nav:") : text.index("hooks:")]))
+    assert pages == {name.removeprefix("docs/") for name in TEXTS if name.startswith("docs/")}
 
 
-def test_the_site_loads_nothing_from_elsewhere() -> None:
+def test_the_site_loads_no_external_resources() -> None:
     settings = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
     assert "font: false" in settings
     assert "http" not in settings
 
 
-def test_generated_tables_name_every_flag_and_every_loss() -> None:
+def test_generated_tables_include_every_flag_and_every_loss() -> None:
     names = {name for text in TEXTS.values() for name in re.findall(r"<!-- generated: ([\w-]+) -->", text)}
     assert names == set(hooks.GENERATED)
     for _, setting in kd.settings.setting_fields():
@@ -133,13 +133,13 @@ def test_generated_tables_name_every_flag_and_every_loss() -> None:
             assert f"`{name}`" in hooks.GENERATED[table]()
 
 
-def test_formulas_become_mathml() -> None:
+def test_formulas_are_converted_to_mathml() -> None:
     page = hooks.on_page_content(r'<p>x <span class="arithmatex">\(T &gt; 0\)</span></p>')
     assert page.startswith("<p>x <math")
     assert "arithmatex" not in page
 
 
-def test_the_kubernetes_job_resolves(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kubernetes_job_is_valid(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     (manifest,) = [block for block in blocks("yaml") if "kind: Job" in block]
     service, job = yaml.safe_load_all(manifest)
@@ -151,7 +151,7 @@ def test_the_kubernetes_job_resolves(repository: Path, monkeypatch: pytest.Monke
     assert f"--nproc_per_node={settings.machine.devices}" in arguments
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == settings.machine.num_nodes
     assert container["resources"]["limits"]["nvidia.com/gpu"] == int(settings.machine.devices)
-    # The first pod's name, in the domain of the service.
+    # The host name of the first pod in the service.
     name = job["metadata"]["name"]
     assert service["metadata"]["name"] == pod["subdomain"]
     assert f"--rdzv_endpoint={name}-0.{pod['subdomain']}:29500" in arguments
@@ -159,7 +159,7 @@ def test_the_kubernetes_job_resolves(repository: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_the_example_of_a_loss_and_a_model_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_a_custom_loss_and_model_runs(capsys: pytest.CaptureFixture[str]) -> None:
     example = next(block for block in blocks("python") if "def cosine" in block)
     Path("my_code.py").write_text(example, encoding="utf-8")
     arguments = next(words for words in experiments() if any("my_code.py:tiny" in word for word in words))
@@ -177,17 +177,17 @@ def test_the_example_of_an_objective_runs() -> None:
         "labels": torch.tensor([0, 1]),
         "Outputs": Outputs,
     }
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (the documentation's own lines)
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (documented code)
     torch.testing.assert_close(names["total"], 0.1 * torch.tensor(3.0).log())
 
 
 def test_the_example_of_prediction_runs(make_folder: MakeFolder) -> None:
     code = next(block for block in blocks("python") if "photo.jpg" in block)
     folder = make_folder(train=12)
-    done, _ = run(folder, "--baseline")
+    result, _ = run(folder, "--baseline")
     photo = next((folder / "val").rglob("*.png"))
-    code = re.sub(r"logs/NAME/\S+?\.ckpt", str(done.runs["baseline"][0]["checkpoint"]), code)
+    code = re.sub(r"logs/NAME/\S+?\.ckpt", str(result.runs["baseline"][0]["checkpoint"]), code)
     names: dict[str, Any] = {}
-    exec(code.replace("photo.jpg", str(photo)), names)  # noqa: S102 (the documentation's own lines)
+    exec(code.replace("photo.jpg", str(photo)), names)  # noqa: S102 (documented code)
     assert float(names["probabilities"].detach().sum()) == pytest.approx(1.0)
     assert names["transform"].classes == ("ant", "bee", "cat")

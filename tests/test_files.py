@@ -25,7 +25,7 @@ def test_an_exception_keeps_the_old_file_and_removes_the_temporary_one(tmp_path:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_old_file_is_in_place_until_the_new_one_is_complete(tmp_path: Path) -> None:
+def test_the_old_file_exists_until_the_new_file_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     write_text(path, "old")
     with write_atomically(path) as file:
@@ -44,7 +44,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "text.txt").stat().st_mode) == 0o640
 
 
-def test_json_is_read_back(tmp_path: Path) -> None:
+def test_json_round_trip(tmp_path: Path) -> None:
     values = {"list": [1, 2.5, None], "text": "ä"}
     write_json(tmp_path / "values.json", values)
     assert json.loads((tmp_path / "values.json").read_text(encoding="utf-8")) == values

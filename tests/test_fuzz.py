@@ -1,11 +1,11 @@
-"""Arbitrary files and arguments are either valid or end in a ``UserError``, never in another exception."""
+"""Arbitrary files and arguments are either valid or raise a ``UserError``, never another exception."""
 
 import contextlib
 import copy
 import io
 import json
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,9 @@ from kd.settings import resolve, setting_fields, write_config
 reproducible = settings(
     max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-# Resolving settings is slower.
-fewer = settings(reproducible, max_examples=75)
-FIELDS = [one.name for _, one in setting_fields()]
-
-
-@contextlib.contextmanager
-def only_user_errors() -> Iterator[None]:
-    """Suppress a user's mistake."""
-    with contextlib.suppress(UserError):
-        yield
+# For resolving settings, which is slower.
+fewer_examples = settings(reproducible, max_examples=75)
+FIELDS = [field.name for _, field in setting_fields()]
 
 
 words = st.one_of(
@@ -55,42 +48,42 @@ words = st.one_of(
 lines = st.lists(st.lists(words, max_size=5).map(" ".join), max_size=6).map("\n".join)
 
 
-def resolved(*arguments: str) -> None:
-    with only_user_errors():
-        found = resolve(arguments)
-        # Valid settings are written and read again unchanged.
-        write_config(found.settings, Path("again.yaml"))
-        again = resolve(["--config", "again.yaml", "--args_file", "nothing.txt"])
-        assert again.settings.flat() == found.settings.flat()
+def check_settings(*arguments: str) -> None:
+    with contextlib.suppress(UserError):
+        first = resolve(arguments)
+        # Valid settings survive a round trip.
+        write_config(first.settings, Path("written.yaml"))
+        second = resolve(["--config", "written.yaml", "--args_file", "empty.txt"])
+        assert second.settings.flat() == first.settings.flat()
 
 
-@fewer
+@fewer_examples
 @given(lines | st.text() | st.text().map("{".__add__))
-def test_a_file_of_flags(text: str) -> None:
-    Path("nothing.txt").touch()
+def test_an_arbitrary_flags_file(text: str) -> None:
+    Path("empty.txt").touch()
     Path("flags.txt").write_text(text, encoding="utf-8", errors="replace")
-    resolved("--args_file", "flags.txt")
+    check_settings("--args_file", "flags.txt")
 
 
 plain = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6), st.sampled_from(["1e9", "auto", "kl=1"])
 )
-odd = st.one_of(plain, st.dates(), st.binary(max_size=4), st.integers(min_value=10**400, max_value=10**401))
+unusual = st.one_of(plain, st.dates(), st.binary(max_size=4), st.integers(min_value=10**400, max_value=10**401))
 values = st.recursive(
-    odd, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain, inner, max_size=3), max_leaves=5
+    unusual, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain, inner, max_size=3), max_leaves=5
 )
 mappings = st.dictionaries(st.sampled_from(FIELDS) | st.sampled_from(FIELDS) | plain, values, max_size=3)
 
 
-@fewer
+@fewer_examples
 @given(mappings)
-def test_a_mapping_of_settings(mapping: dict[object, object]) -> None:
-    Path("nothing.txt").touch()
+def test_an_arbitrary_mapping_of_settings(mapping: dict[object, object]) -> None:
+    Path("empty.txt").touch()
     Path("c.yaml").write_text(yaml.safe_dump(mapping, allow_unicode=True), encoding="utf-8", errors="replace")
-    resolved("--config", "c.yaml", "--args_file", "nothing.txt")
+    check_settings("--config", "c.yaml", "--args_file", "empty.txt")
 
 
-marks = st.sampled_from(
+yaml_fragments = st.sampled_from(
     [
         *(
             "- ",
@@ -110,20 +103,20 @@ marks = st.sampled_from(
 )
 
 
-@fewer
-@given(st.text() | st.lists(marks | st.sampled_from(FIELDS) | st.text(max_size=3), max_size=12).map("".join))
-def test_a_text_for_a_mapping_of_settings(text: str) -> None:
-    Path("nothing.txt").touch()
+@fewer_examples
+@given(st.text() | st.lists(yaml_fragments | st.sampled_from(FIELDS) | st.text(max_size=3), max_size=12).map("".join))
+def test_an_arbitrary_settings_file(text: str) -> None:
+    Path("empty.txt").touch()
     Path("c.yaml").write_text(text, encoding="utf-8", errors="replace")
-    resolved("--config", "c.yaml", "--args_file", "nothing.txt")
+    check_settings("--config", "c.yaml", "--args_file", "empty.txt")
 
 
-@fewer
-@given(st.recursive(plain, lambda one: st.lists(one, max_size=2) | st.dictionaries(st.text(), one), max_leaves=3))
-def test_the_first_generations_key_of_devices(value: object) -> None:
-    Path("nothing.txt").write_text(json.dumps({"gpus": value}))
-    with only_user_errors():
-        resolve(["--args_file", "nothing.txt"])
+@fewer_examples
+@given(st.recursive(plain, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner), max_leaves=3))
+def test_an_arbitrary_value_of_the_legacy_gpus_key(value: object) -> None:
+    Path("legacy.txt").write_text(json.dumps({"gpus": value}))
+    with contextlib.suppress(UserError):
+        resolve(["--args_file", "legacy.txt"])
 
 
 @pytest.mark.timeout(20)
@@ -154,24 +147,24 @@ keys = st.sampled_from(
     ["temperature", "beta", "alpha", "standardize", "layers", "width", "student", "teacher", "x", "*"]
 )
 hyperparameters = st.lists(st.tuples(keys, literals).map("=".join), max_size=3).map(",".join)
-terms = st.tuples(names, hyperparameters, literals).map(lambda one: f"{one[0]}({one[1]})={one[2]}")
+terms = st.tuples(names, hyperparameters, literals).map(lambda parts: "{}({})={}".format(*parts))
 
 
 @reproducible
 @given(st.text() | terms | st.lists(terms | names, max_size=3).map(" ".join) | st.text(string.punctuation + "kl 1"))
-def test_an_objective(text: str) -> None:
-    with only_user_errors():
-        built = build_objective(text)
+def test_an_arbitrary_objective(text: str) -> None:
+    with contextlib.suppress(UserError):
+        objective = build_objective(text)
         for epoch in (0, 1, 9):
-            for term in built.terms:
+            for term in objective.terms:
                 term.at(epoch, 10)
 
 
 def checkpoint() -> dict[str, Any]:
     torch.manual_seed(0)
-    made = build_classifier("linear", classes=("a", "b"), image_size=4, mean=(0.5,) * 3, std=(0.2,) * 3)
-    state = {STATE_PREFIX + name: value for name, value in made.state_dict().items()}
-    return {CLASSIFIER_KEY: made.description.plain(), "state_dict": state}
+    classifier = build_classifier("linear", classes=("a", "b"), image_size=4, mean=(0.5,) * 3, std=(0.2,) * 3)
+    state = {STATE_PREFIX + name: value for name, value in classifier.state_dict().items()}
+    return {CLASSIFIER_KEY: classifier.description.plain(), "state_dict": state}
 
 
 def as_bytes(content: object) -> bytes:
@@ -180,82 +173,86 @@ def as_bytes(content: object) -> bytes:
     return buffer.getvalue()
 
 
-SOUND = checkpoint()
-WHOLE = as_bytes(SOUND)
-changes = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=20)
+VALID = checkpoint()
+VALID_BYTES = as_bytes(VALID)
+byte_changes = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=20)
 cuts = st.none() | st.floats(0, 1)
 
 
-def corrupted(whole: bytes, flips: list[tuple[float, int]], cut: float | None) -> bytes:
-    some = bytearray(whole)
-    for place, byte in flips:
-        some[int(place * len(some))] = byte
-    return bytes(some if cut is None else some[: int(cut * len(some))])
+def corrupted(data: bytes, changes: list[tuple[float, int]], cut: float | None) -> bytes:
+    """Replace the bytes at relative positions, and truncate the file."""
+    result = bytearray(data)
+    for position, byte in changes:
+        result[int(position * len(result))] = byte
+    return bytes(result if cut is None else result[: int(cut * len(result))])
 
 
 @reproducible
-@given(changes, cuts)
-def test_a_corrupted_checkpoint(flips: list[tuple[float, int]], cut: float | None) -> None:
-    Path("x.ckpt").write_bytes(corrupted(WHOLE, flips, cut))
-    with only_user_errors():
+@given(byte_changes, cuts)
+def test_a_corrupted_checkpoint(changes: list[tuple[float, int]], cut: float | None) -> None:
+    Path("x.ckpt").write_bytes(corrupted(VALID_BYTES, changes, cut))
+    with contextlib.suppress(UserError):
         load_classifier("x.ckpt")
 
 
 tensors = st.sampled_from([torch.zeros(0), torch.zeros(2, 48), torch.full((2,), torch.nan), torch.zeros(2).bool()])
-things = st.one_of(odd.filter(lambda one: not hasattr(one, "year")), tensors, st.lists(plain, max_size=4))
-about = st.dictionaries(
-    st.sampled_from([*SOUND[CLASSIFIER_KEY], "x"]),
-    things | st.sampled_from(["resnet18(x=1)", "timm/x", "own.py:f", "mlp(widths=[-1])", ["a", "a"], [0.5] * 3, 5]),
+values_or_tensors = st.one_of(
+    unusual.filter(lambda value: not hasattr(value, "year")), tensors, st.lists(plain, max_size=4)
+)
+descriptions = st.dictionaries(
+    st.sampled_from([*VALID[CLASSIFIER_KEY], "x"]),
+    values_or_tensors
+    | st.sampled_from(["resnet18(x=1)", "timm/x", "own.py:f", "mlp(widths=[-1])", ["a", "a"], [0.5] * 3, 5]),
     min_size=1,
     max_size=3,
 )
 
 
 @reproducible
-@given(about, st.sampled_from([*SOUND["state_dict"], "x"]), things, st.integers(0, 9))
-def test_a_checkpoint_of_other_things(other: dict[str, Any], name: str, thing: object, what: int) -> None:
-    content = copy.deepcopy(SOUND)
-    changed: dict[int, Callable[[], object]] = {
-        0: lambda: content["state_dict"].update({name: thing}),
+@given(descriptions, st.sampled_from([*VALID["state_dict"], "x"]), values_or_tensors, st.integers(0, 9))
+def test_a_checkpoint_with_arbitrary_content(description: dict[str, Any], name: str, value: object, case: int) -> None:
+    content = copy.deepcopy(VALID)
+    modifications: dict[int, Callable[[], object]] = {
+        0: lambda: content["state_dict"].update({name: value}),
         1: lambda: content["state_dict"].pop(name, None),
-        2: lambda: content.update({CLASSIFIER_KEY: thing}),
-        3: lambda: content.update(state_dict=thing),
+        2: lambda: content.update({CLASSIFIER_KEY: value}),
+        3: lambda: content.update(state_dict=value),
     }
-    changed.get(what, lambda: content[CLASSIFIER_KEY].update(other))()
+    modifications.get(case, lambda: content[CLASSIFIER_KEY].update(description))()
     torch.save(content, "x.ckpt")
-    with only_user_errors():
+    with contextlib.suppress(UserError):
         load_classifier("x.ckpt")
 
 
 @reproducible
-@given(about, changes, cuts, st.booleans())
+@given(descriptions, byte_changes, cuts, st.booleans())
 def test_a_corrupted_safetensors_file(
-    other: dict[str, Any], flips: list[tuple[float, int]], cut: float | None, is_corrupted: bool
+    description: dict[str, Any], changes: list[tuple[float, int]], cut: float | None, is_corrupted: bool
 ) -> None:
-    described = json.dumps(SOUND[CLASSIFIER_KEY] | other, default=str)
-    state = {name.removeprefix(STATE_PREFIX): value for name, value in SOUND["state_dict"].items()}
-    whole = save(state, metadata={METADATA_KEY: described})
-    Path("x.safetensors").write_bytes(corrupted(whole, flips, cut) if is_corrupted else whole)
-    with only_user_errors():
+    metadata = json.dumps(VALID[CLASSIFIER_KEY] | description, default=str)
+    state = {name.removeprefix(STATE_PREFIX): value for name, value in VALID["state_dict"].items()}
+    data = save(state, metadata={METADATA_KEY: metadata})
+    Path("x.safetensors").write_bytes(corrupted(data, changes, cut) if is_corrupted else data)
+    with contextlib.suppress(UserError):
         open_student("x.safetensors").logits(np.zeros((1, 3, 4, 4), dtype=np.float32))
 
 
-def pictures() -> list[bytes]:
+def image_files() -> list[bytes]:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8))
-    made = []
+    files = []
     for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF"):
         buffer = io.BytesIO()
         image.save(buffer, format=kind)
-        made.append(buffer.getvalue())
-    return made
+        files.append(buffer.getvalue())
+    return files
 
 
 @reproducible
-@given(st.sampled_from(pictures()), changes, cuts)
+@given(st.sampled_from(image_files()), byte_changes, cuts)
 @pytest.mark.filterwarnings("ignore")
-def test_a_corrupted_image(picture: bytes, flips: list[tuple[float, int]], cut: float | None) -> None:
-    Path("x.png").write_bytes(corrupted(picture, flips, cut))
-    with only_user_errors():
+def test_a_corrupted_image(data: bytes, changes: list[tuple[float, int]], cut: float | None) -> None:
+    Path("x.png").write_bytes(corrupted(data, changes, cut))
+    with contextlib.suppress(UserError):
         assert decode(Path("x.png")).mode == "RGB"
 
 
@@ -272,8 +269,8 @@ def predictions() -> bytes:
 
 
 @reproducible
-@given(changes, cuts)
-def test_corrupted_predictions_are_none(flips: list[tuple[float, int]], cut: float | None) -> None:
-    Path("x.npz").write_bytes(corrupted(predictions(), flips, cut))
-    found = Predictions.read("x.npz")
-    assert found is None or len(found.logits) == len(found.labels) == len(found.keys)
+@given(byte_changes, cuts)
+def test_corrupted_predictions_are_read_as_none(changes: list[tuple[float, int]], cut: float | None) -> None:
+    Path("x.npz").write_bytes(corrupted(predictions(), changes, cut))
+    read = Predictions.read("x.npz")
+    assert read is None or len(read.logits) == len(read.labels) == len(read.keys)

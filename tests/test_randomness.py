@@ -10,12 +10,12 @@ def test_seeds_depend_on_each_part_and_its_type() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_seed_is_the_same_on_every_machine() -> None:
+def test_seeds_are_the_same_on_every_machine() -> None:
     # A change of the derivation would change every published result.
     assert derive_seed(0, "view", 3, "ant/0.png") == 7049208428974907542
 
 
-def test_parts_are_separated() -> None:
+def test_boundaries_between_parts_matter() -> None:
     assert derive_seed("ab", "c") != derive_seed("a", "bc")
 
 

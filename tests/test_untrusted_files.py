@@ -1,4 +1,4 @@
-"""Nobody gets in: no file that is read runs anything, and names are data wherever they are shown."""
+"""Untrusted input: no file that is read executes code, and names are escaped wherever they are shown."""
 
 import json
 import os
@@ -24,8 +24,8 @@ TINY = "--image_size 16 --batch_size 8 --augment none --accelerator cpu --teache
 CODE = "__import__('os').mkdir({!r})"
 
 
-class Intruder:
-    """Makes a folder when it is unpickled."""
+class Payload:
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = str(mark)
@@ -36,8 +36,8 @@ class Intruder:
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """Return the folder that must not be there in the end."""
-    return tmp_path / "somebody_was_here"
+    """Return the folder that a payload would create."""
+    return tmp_path / "payload_was_executed"
 
 
 def checkpoint_of(classifier: Classifier) -> dict[str, Any]:
@@ -50,21 +50,21 @@ def classifier() -> Classifier:
     return build_classifier("linear", classes=CLASSES, image_size=16, mean=(0.5,) * 3, std=(0.2,) * 3)
 
 
-def in_a_checkpoint(mark: Path, path: Path) -> None:
-    torch.save(checkpoint_of(classifier()) | {"intruder": Intruder(mark)}, path)
+def plant_in_checkpoint(mark: Path, path: Path) -> None:
+    torch.save(checkpoint_of(classifier()) | {"payload": Payload(mark)}, path)
 
 
-def in_an_old_checkpoint(mark: Path, path: Path) -> None:
-    content = checkpoint_of(classifier()) | {"intruder": Intruder(mark)}
+def plant_in_legacy_checkpoint(mark: Path, path: Path) -> None:
+    content = checkpoint_of(classifier()) | {"payload": Payload(mark)}
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
-def as_a_pickle(mark: Path, path: Path) -> None:
-    path.write_bytes(pickle.dumps(Intruder(mark)))
+def plant_pickle(mark: Path, path: Path) -> None:
+    path.write_bytes(pickle.dumps(Payload(mark)))
 
 
-def refused(arguments: list[str], file: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must end in one message, which names the file."""
+def assert_refused(arguments: list[str], file: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Assert that a command fails with one message that names the file; return the message."""
     capsys.readouterr()
     assert main(arguments) == 2
     out, err = capsys.readouterr()
@@ -74,14 +74,14 @@ def refused(arguments: list[str], file: Path, capsys: pytest.CaptureFixture[str]
     return err
 
 
-def test_the_intruder_is_one(mark: Path, tmp_path: Path) -> None:
-    as_a_pickle(mark, tmp_path / "trap")
-    pickle.loads((tmp_path / "trap").read_bytes())  # noqa: S301 (our own)
+def test_the_payload_is_executed_by_an_unsafe_load(mark: Path, tmp_path: Path) -> None:
+    plant_pickle(mark, tmp_path / "trap")
+    pickle.loads((tmp_path / "trap").read_bytes())  # noqa: S301 (the test's own file)
     assert mark.is_dir()
 
 
-@pytest.mark.parametrize("plant", [in_a_checkpoint, in_an_old_checkpoint, as_a_pickle])
-def test_a_checkpoint_runs_nothing(
+@pytest.mark.parametrize("plant", [plant_in_checkpoint, plant_in_legacy_checkpoint, plant_pickle])
+def test_a_checkpoint_executes_nothing(
     make_folder: MakeFolder, mark: Path, capsys: pytest.CaptureFixture[str], plant: Callable[[Path, Path], None]
 ) -> None:
     folder = make_folder(train=1, val=1)
@@ -95,22 +95,22 @@ def test_a_checkpoint_runs_nothing(
         ["export", str(path), "--output", "x.onnx", *data],
         ["predict", str(path), str(folder)],
     ):
-        refused(arguments, path, capsys)
+        assert_refused(arguments, path, capsys)
     with pytest.raises(UserError, match=re.escape(str(path))):
         load_student(path)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
-def test_a_pickle_in_the_place_of_a_student_runs_nothing(
+def test_a_pickle_named_as_an_exported_student_executes_nothing(
     make_folder: MakeFolder, mark: Path, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:
     folder = make_folder(train=1, val=1)
     path = Path(f"planted{suffix}").absolute()
-    for plant in (as_a_pickle, in_a_checkpoint):
+    for plant in (plant_pickle, plant_in_checkpoint):
         plant(mark, path)
-        refused(["predict", str(path), str(folder)], path, capsys)
-        refused(["evaluate", str(path), "--data_dir", str(folder)], path, capsys)
+        assert_refused(["predict", str(path), str(folder)], path, capsys)
+        assert_refused(["evaluate", str(path), "--data_dir", str(folder)], path, capsys)
         with pytest.raises(UserError, match=re.escape(str(path))):
             load_student(path)
     assert not mark.exists()
@@ -121,19 +121,19 @@ def test_a_torch_export_file_is_refused_without_being_opened(
 ) -> None:
     folder = make_folder(train=1, val=1)
     path = Path("planted.pt2").absolute()
-    as_a_pickle(mark, path)
+    plant_pickle(mark, path)
     monkeypatch.setattr(torch.export, "load", None)
-    for whose in (path, Path("absent.pt2")):
-        for command in (["predict", str(whose), str(folder)], ["evaluate", str(whose), "--data_dir", str(folder)]):
-            message = refused(command, whose, capsys)
+    for file in (path, Path("absent.pt2")):
+        for command in (["predict", str(file), str(folder)], ["evaluate", str(file), "--data_dir", str(folder)]):
+            message = assert_refused(command, file, capsys)
             assert "torch.export files are not read" in message
             assert "use the ONNX file or the checkpoint" in message
         with pytest.raises(UserError, match=r"torch\.export\.load in your own code if you trust the file"):
-            load_student(whose)
+            load_student(file)
     assert not mark.exists()
 
 
-def test_the_file_of_somebodys_network_runs_only_where_it_is_named(
+def test_a_python_file_named_in_a_checkpoint_is_not_executed(
     make_folder: MakeFolder, mark: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("own.py").write_text(CODE.format(str(mark)))
@@ -142,9 +142,9 @@ def test_the_file_of_somebodys_network_runs_only_where_it_is_named(
     path = Path("own.ckpt").absolute()
     torch.save(content, path)
     folder = make_folder(train=1, val=1)
-    assert "a Python file" in refused(["predict", str(path), str(folder)], path, capsys)
-    refused(["evaluate", str(path), "--data_dir", str(folder)], path, capsys)
-    refused(
+    assert "a Python file" in assert_refused(["predict", str(path), str(folder)], path, capsys)
+    assert_refused(["evaluate", str(path), "--data_dir", str(folder)], path, capsys)
+    assert_refused(
         ["check", "--distill", "--teacher_checkpoint", str(path), "--data_dir", str(folder), *TINY.split()],
         path,
         capsys,
@@ -152,23 +152,23 @@ def test_the_file_of_somebodys_network_runs_only_where_it_is_named(
     assert not mark.exists()
 
 
-def test_settings_run_nothing(make_folder: MakeFolder, mark: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_execute_nothing(make_folder: MakeFolder, mark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder(train=1, val=1)
     version = Path("logs/photos/baseline/version_0").absolute()
     (version / "checkpoints").mkdir(parents=True)
     torch.save(checkpoint_of(classifier()), version / "checkpoints" / "best.ckpt")
     for text in (f"seed: !!python/object/apply:os.mkdir ['{mark}']", f"!!python/object/new:os.mkdir ['{mark}']"):
-        for place in (version.parent.parent, version):
-            (place / "config.yaml").write_text(text)
+        for parent in (version.parent.parent, version):
+            (parent / "config.yaml").write_text(text)
         for arguments in (
             ["check", "--config", str(version / "config.yaml"), "--data_dir", str(folder)],
             ["experiment", "--resume", str(version.parent.parent)],
         ):
-            assert "not valid YAML" in refused(arguments, Path("config.yaml"), capsys)
+            assert "not valid YAML" in assert_refused(arguments, Path("config.yaml"), capsys)
         checkpoint = version / "checkpoints" / "best.ckpt"
-        refused(["export", str(checkpoint), "--output", "x.onnx"], version / "config.yaml", capsys)
+        assert_refused(["export", str(checkpoint), "--output", "x.onnx"], version / "config.yaml", capsys)
     Path("commandline_args.txt").write_text(f"--name $(mkdir {mark}) `mkdir {mark}`")
-    refused(["check", "--data_dir", str(folder)], Path("commandline_args.txt"), capsys)
+    assert_refused(["check", "--data_dir", str(folder)], Path("commandline_args.txt"), capsys)
     assert not mark.exists()
 
 
@@ -177,25 +177,25 @@ def run(folder: Path, *flags: str) -> None:
     assert experiment([*line, *flags]) == 0
 
 
-def test_what_a_training_left_runs_nothing(
+def test_files_of_an_earlier_run_execute_nothing(
     make_folder: MakeFolder, mark: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_folder(train=8, val=4)
     stores = ("--image_cache", "stores", "--teacher_cache", "stores")
     run(folder, "--train_teacher", "--distill", *stores)
     home = Path("logs/planted").absolute()
-    pickled = pickle.dumps(Intruder(mark))
+    pickled = pickle.dumps(Payload(mark))
 
-    # A training that was begun: its checkpoint is refused.
-    begun = Path("logs/planted/distilled/version_0")
-    (begun / "metrics.json").rename(begun / "kept.json")
-    in_a_checkpoint(mark, begun / "checkpoints" / "last.ckpt")
+    # The checkpoint of an interrupted training is refused.
+    interrupted = Path("logs/planted/distilled/version_0")
+    (interrupted / "metrics.json").rename(interrupted / "kept.json")
+    plant_in_checkpoint(mark, interrupted / "checkpoints" / "last.ckpt")
     line = f"experiment --data_dir {folder} --max_epochs 1 --name planted {TINY} --allow_weak_teacher --resume".split()
     line += [*stores, "--train_teacher", "--distill"]
-    refused(line, begun / "checkpoints" / "last.ckpt", capsys)
-    (begun / "kept.json").rename(begun / "metrics.json")
+    assert_refused(line, interrupted / "checkpoints" / "last.ckpt", capsys)
+    (interrupted / "kept.json").rename(interrupted / "metrics.json")
 
-    # Stores and notes: made anew, or passed over.
+    # Caches and records are rebuilt or ignored.
     for pattern in ("stores/*/index.json", "stores/*/about.json", "stores/*/*.f32", "cache/examined/*.json"):
         files = list(Path().glob(pattern)) or list(Path("..").glob(pattern))
         assert files, pattern
@@ -206,17 +206,17 @@ def test_what_a_training_left_runs_nothing(
     run(folder, "--train_teacher", "--distill", *stores)
     assert capsys.readouterr().err == ""
 
-    # What a report is made from: passed over, but for the summary.
-    answers = [*home.glob("*/version_*/validation.npz"), *home.glob("answers/*.npz")]
-    assert answers
-    for number, file in enumerate(answers):
-        np.savez(file, logits=np.array([Intruder(mark)], dtype=object), labels=np.zeros(1))
+    # Predictions are ignored by the report; an invalid summary is refused.
+    predictions = [*home.glob("*/version_*/validation.npz"), *home.glob("answers/*.npz")]
+    assert predictions
+    for number, file in enumerate(predictions):
+        np.savez(file, logits=np.array([Payload(mark)], dtype=object), labels=np.zeros(1))
         if number % 2:
             file.write_bytes(pickled)
         assert Predictions.read(file) is None
     assert main(["report", str(home)]) == 0
     (home / "summary.json").write_bytes(pickled)
-    refused(["report", str(home)], home / "summary.json", capsys)
+    assert_refused(["report", str(home)], home / "summary.json", capsys)
     assert not mark.exists()
 
 
@@ -231,15 +231,15 @@ def test_what_a_training_left_runs_nothing(
         '{"data": "x", "phases": {}, "gain": [], "compared": {}}',
     ],
 )
-def test_another_summary_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_summary_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("summary.json").write_text(text)
-    refused(["report", "."], Path("summary.json"), capsys)
+    assert_refused(["report", "."], Path("summary.json"), capsys)
 
 
 NAMES = ("<img src=x onerror=alert(1)>", "<script>alert(2)<!--", "--><svg onload=alert(3)>", "$\\frac$ & ${}", "..a")
 
 
-def test_names_of_classes_are_text_in_a_report(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_names_are_escaped_in_a_report(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder("<b>data", classes=(*NAMES[:4], "ant"), train=4, val=2)
     run(folder, "--train_teacher", "--distill")
     home = Path("logs/planted")
@@ -252,10 +252,12 @@ def test_names_of_classes_are_text_in_a_report(make_folder: MakeFolder, capsys: 
     assert load_classifier(home / "distilled/version_0/checkpoints/best.ckpt").description.classes[-1] == "ant"
 
 
-def test_no_name_leaves_its_folder(make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_do_not_lead_out_of_the_experiments_folder(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_folder(train=4, val=2)
     for name in ("../x", "a/b", "/tmp/x", "..", "."):  # noqa: S108 (refused)
-        refused(["experiment", "--data_dir", str(folder), "--name", name, *TINY.split()], Path(name), capsys)
+        assert_refused(["experiment", "--data_dir", str(folder), "--name", name, *TINY.split()], Path(name), capsys)
     run(folder, "--baseline")
     home = Path("logs/planted")
     summary = json.loads((home / "summary.json").read_text())

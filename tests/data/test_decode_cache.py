@@ -12,12 +12,12 @@ from PIL import Image
 from kd.data import ImageData, LabeledImages, Splits, cache_decoded, plain_view, read_folder, room_for_cache
 from kd.data.folders import load_image
 from kd.errors import UserError
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "images", [(40, 30), (30, 44), (12, 10)])
+    return write_images(tmp_path / "images", [(40, 30), (30, 44), (12, 10)])
 
 
 def test_plain_views_of_cached_images_are_bit_identical(folder: Path, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor
 from kd.data import ImageData, LabeledImages, Splits, cache_decoded, read_folder
 from kd.data.deferred_crops import DeferredCropDataset, DeferredCrops, can_defer_crops
 from kd.data.images import concatenate
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
 @pytest.fixture
 def cached(tmp_path: Path) -> LabeledImages:
-    write_pictures(tmp_path / "images", [(40, 32), (32, 44), (36, 36)], coarse=(6, 5))
+    write_images(tmp_path / "images", [(40, 32), (32, 44), (36, 36)], coarse=(6, 5))
     return cache_decoded(read_folder(tmp_path / "images"), 32, tmp_path / "stores")
 
 

@@ -1,4 +1,4 @@
-"""Losses on features and gradients: against independent formulas, by their properties, at extreme values."""
+"""Losses on features and gradients: formulas, properties, and numerical stability."""
 
 import itertools
 from collections.abc import Callable
@@ -42,8 +42,8 @@ EXAMPLES: dict[str, FeatureLoss] = {
 }
 
 
-def maps() -> tuple[Tensor, Tensor]:
-    """Return a student's map, wider in space, and a teacher's, wider in channels."""
+def feature_maps() -> tuple[Tensor, Tensor]:
+    """Return a student's feature maps of higher resolution and a teacher's with more channels."""
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(5, 4, 6, 6, generator=generator, dtype=torch.float64)
     return student, torch.randn(5, 7, 3, 3, generator=generator, dtype=torch.float64)
@@ -60,19 +60,19 @@ def value_of(name: str, student: Tensor, teacher: Tensor) -> Tensor:
     return loss.compare(student, teacher, adapter_of(loss, student, teacher))
 
 
-def test_every_loss_on_features_has_an_example() -> None:
+def test_every_feature_loss_has_an_example() -> None:
     assert [*EXAMPLES, "jacobian"] == [name for name, loss in LOSSES.items() if not callable(loss())]
 
 
-def halved(features: Array) -> Array:
-    """Pool 6x6 to 3x3 by means."""
+def pool_to_3x3(features: Array) -> Array:
+    """Average maps of 6x6 to 3x3."""
     means: Array = features.reshape(5, -1, 3, 2, 3, 2).mean(axis=(3, 5))
     return means
 
 
-def mixed(features: Array, weights: Weights, name: str) -> Array:
-    bias = weights.get(f"{name}bias", np.zeros(1))
-    products = np.einsum("bchw,dc->bdhw", features, weights[f"{name}weight"][:, :, 0, 0])
+def convolve_1x1(features: Array, weights: Weights, prefix: str) -> Array:
+    bias = weights.get(f"{prefix}bias", np.zeros(1))
+    products = np.einsum("bchw,dc->bdhw", features, weights[f"{prefix}weight"][:, :, 0, 0])
     return np.asarray(products + bias.reshape(1, -1, 1, 1), dtype=np.float64)
 
 
@@ -82,13 +82,13 @@ def attention(features: Array) -> Array:
     return np.asarray(powers / norms, dtype=np.float64)
 
 
-def gaussian(f: Array, g: Array, weights: Weights) -> float:
-    hidden = mixed(halved(f), weights, "mean.0.")
+def gaussian_nll(f: Array, g: Array, weights: Weights) -> float:
+    hidden = convolve_1x1(pool_to_3x3(f), weights, "mean.0.")
     for layer in ("mean.2.", "mean.4."):
-        hidden = mixed(np.maximum(hidden, 0), weights, layer)
-    # The density itself, without the constant of the normal distribution.
-    density = stats.norm.logpdf(g, loc=hidden, scale=np.sqrt(2.0))
-    return float(-(density + 0.5 * np.log(2 * np.pi)).mean())
+        hidden = convolve_1x1(np.maximum(hidden, 0), weights, layer)
+    # Without the constant of the normal distribution.
+    log_density = stats.norm.logpdf(g, loc=hidden, scale=np.sqrt(2.0))
+    return float(-(log_density + 0.5 * np.log(2 * np.pi)).mean())
 
 
 def gram(features: Array) -> Array:
@@ -97,30 +97,33 @@ def gram(features: Array) -> Array:
     return np.asarray(products / np.linalg.norm(products, axis=1, keepdims=True), dtype=np.float64)
 
 
-def huber(one: Array, other: Array) -> float:
-    return float(special.huber(1.0, one - other).mean())
+def huber(student: Array, teacher: Array) -> float:
+    return float(special.huber(1.0, student - teacher).mean())
 
 
 def distances(features: Array) -> Array:
-    found = distance.cdist(features, features)
-    return np.asarray(found / found[~np.eye(5, dtype=bool)].mean())
+    pairwise = distance.cdist(features, features)
+    return np.asarray(pairwise / pairwise[~np.eye(5, dtype=bool)].mean())
 
 
 def angles(features: Array) -> Array:
-    found = np.zeros((5, 5, 5))
+    cosines = np.zeros((5, 5, 5))
     for corner, i, k in itertools.product(range(5), repeat=3):
         if corner not in (i, k):
-            found[corner, i, k] = 1 - distance.cosine(features[i] - features[corner], features[k] - features[corner])
-    return found
+            cosines[corner, i, k] = 1 - distance.cosine(features[i] - features[corner], features[k] - features[corner])
+    return cosines
 
 
-def neighbors(features: Array) -> Array:
+def neighbor_probabilities(features: Array) -> Array:
     weights = 2 - distance.squareform(distance.pdist(features, "cosine"))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def contrast(f: Array, g: Array, weights: Weights) -> float:
-    s, t = (mixed(one[:, :, None, None], weights, f"{index}.")[:, :, 0, 0] for index, one in enumerate((f, g)))
+def info_nce(f: Array, g: Array, weights: Weights) -> float:
+    s, t = (
+        convolve_1x1(features[:, :, None, None], weights, f"{index}.")[:, :, 0, 0]
+        for index, features in enumerate((f, g))
+    )
     cosines = 1 - distance.cdist(s, t, "cosine")
     return float(-np.diag(special.log_softmax(cosines / 0.5, axis=1)).mean())
 
@@ -130,21 +133,23 @@ def pooled(features: Array) -> Array:
 
 
 FORMULAS: dict[str, Callable[[Array, Array, Weights], float]] = {
-    "hint": lambda f, g, w: ((mixed(halved(f), w, "") - g) ** 2).mean(),
-    "at": lambda f, g, w: ((attention(halved(f)) - attention(g)) ** 2).mean(),
-    "vid": gaussian,
+    "hint": lambda f, g, w: ((convolve_1x1(pool_to_3x3(f), w, "") - g) ** 2).mean(),
+    "at": lambda f, g, w: ((attention(pool_to_3x3(f)) - attention(g)) ** 2).mean(),
+    "vid": gaussian_nll,
     "sp": lambda f, g, w: float(np.linalg.norm(gram(f) - gram(g))) ** 2 / 25,
     "rkd": lambda f, g, w: (
         2 * huber(distances(pooled(f)), distances(pooled(g))) + 3 * huber(angles(pooled(f)), angles(pooled(g)))
     ),
-    "pkt": lambda f, g, w: special.rel_entr(neighbors(pooled(g)), neighbors(pooled(f))).sum(axis=1).mean(),
-    "crd": lambda f, g, w: contrast(pooled(f), pooled(g), w),
+    "pkt": lambda f, g, w: (
+        special.rel_entr(neighbor_probabilities(pooled(g)), neighbor_probabilities(pooled(f))).sum(axis=1).mean()
+    ),
+    "crd": lambda f, g, w: info_nce(pooled(f), pooled(g), w),
 }
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_loss_equals_its_formula(name: str) -> None:
-    student, teacher = maps()
+    student, teacher = feature_maps()
     adapter = adapter_of(EXAMPLES[name], student, teacher)
     weights = {} if adapter is None else {key: value.numpy() for key, value in adapter.state_dict().items()}
     expected = float(FORMULAS[name](student.numpy(), teacher.numpy(), weights))
@@ -153,31 +158,31 @@ def test_a_loss_equals_its_formula(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["hint", "at", "sp", "rkd", "pkt"])
 def test_a_distance_is_zero_at_equality_and_positive_elsewhere(name: str) -> None:
-    student, _ = maps()
+    student, _ = feature_maps()
     assert value_of(name, student, student).item() == pytest.approx(0, abs=1e-12)
     assert value_of(name, student, student.flip(0)).item() > 1e-4
 
 
 @pytest.mark.parametrize("name", ["at", "sp", "rkd", "pkt"])
 def test_a_loss_is_invariant_to_the_scale_of_the_features(name: str) -> None:
-    student, teacher = maps()
+    student, teacher = feature_maps()
     torch.testing.assert_close(value_of(name, 3 * student, 0.1 * teacher), value_of(name, student, teacher))
 
 
 @pytest.mark.parametrize("name", ["sp", "rkd", "pkt"])
-def test_a_loss_is_invariant_to_a_rotation_of_the_channels(name: str) -> None:
-    student, teacher = maps()
+def test_a_loss_is_invariant_to_rotations_of_the_channel_space(name: str) -> None:
+    student, teacher = feature_maps()
     rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
     rotated = torch.einsum("bchw,dc->bdhw", student, rotation)
     torch.testing.assert_close(value_of(name, rotated, teacher), value_of(name, student, teacher))
 
 
-def test_relational_distillation_is_invariant_to_a_shift() -> None:
-    student, teacher = maps()
+def test_relational_distillation_is_invariant_to_shifts_of_the_features() -> None:
+    student, teacher = feature_maps()
     torch.testing.assert_close(value_of("rkd", student + 5, teacher - 3), value_of("rkd", student, teacher))
 
 
-def test_a_hint_needs_an_adapter_only_where_widths_differ() -> None:
+def test_a_hint_has_an_adapter_only_if_widths_differ() -> None:
     assert Hint().build_adapter((4, 6, 6), (4, 3, 3)) is None
     adapter = Hint().build_adapter((4, 6, 6), (7, 3, 3))
     assert adapter is not None
@@ -187,12 +192,12 @@ def test_a_hint_needs_an_adapter_only_where_widths_differ() -> None:
 def test_variational_information_starts_at_the_given_variance() -> None:
     for variance in (1e-4, 0.5, 5.0, 1e3):
         adapter = VariationalInformation(variance=variance).build_adapter((4, 6, 6), (7, 3, 3))
-        _, spread = adapter(torch.zeros(1, 4, 3, 3))
-        torch.testing.assert_close(spread, torch.full((7, 1, 1), variance))
+        _, predicted = adapter(torch.zeros(1, 4, 3, 3))
+        torch.testing.assert_close(predicted, torch.full((7, 1, 1), variance))
 
 
-def test_variational_information_is_smallest_at_the_mean() -> None:
-    student, teacher = maps()
+def test_variational_information_is_minimal_at_the_mean() -> None:
+    student, teacher = feature_maps()
     loss = EXAMPLES["vid"]
     adapter = adapter_of(loss, student, teacher)
     assert adapter is not None
@@ -202,7 +207,7 @@ def test_variational_information_is_smallest_at_the_mean() -> None:
 
 
 def test_the_contrastive_loss_is_log_b_for_identical_images() -> None:
-    student, teacher = maps()
+    student, teacher = feature_maps()
     value = value_of("crd", student[:1].expand(5, -1, -1, -1), teacher[:1].expand(5, -1, -1, -1))
     assert value.item() == pytest.approx(np.log(5))
 
@@ -210,7 +215,7 @@ def test_the_contrastive_loss_is_log_b_for_identical_images() -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("scale", [1e4, 0.0])
 def test_a_loss_and_its_gradient_are_finite_at_extreme_features(name: str, scale: float) -> None:
-    student, teacher = (scale * one.float() for one in maps())
+    student, teacher = (scale * features.float() for features in feature_maps())
     student.requires_grad_()
     adapter = EXAMPLES[name].build_adapter((4, 6, 6), (7, 3, 3))
     value = EXAMPLES[name].compare(student, -teacher, adapter)
@@ -221,11 +226,11 @@ def test_a_loss_and_its_gradient_are_finite_at_extreme_features(name: str, scale
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_five_steps_lower_a_loss(name: str) -> None:
-    student, teacher = maps()
+def test_gradient_descent_decreases_a_loss(name: str) -> None:
+    student, teacher = feature_maps()
     adapter = adapter_of(EXAMPLES[name], student, teacher)
-    learned = [student.requires_grad_(), *([] if adapter is None else adapter.parameters())]
-    optimizer = torch.optim.Adam(learned, lr=0.01)
+    parameters = [student.requires_grad_(), *([] if adapter is None else adapter.parameters())]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
     values = []
     for _ in range(6):
         optimizer.zero_grad()
@@ -239,7 +244,7 @@ def test_five_steps_lower_a_loss(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_objective_sums_a_loss_over_its_pairs_in_float32_under_autocast(name: str) -> None:
-    student, teacher = (one.bfloat16() for one in maps())
+    student, teacher = (features.bfloat16() for features in feature_maps())
     pairs = [Pair("a", "b", (4, 6, 6), (7, 3, 3)), Pair("a2", "b", (4, 6, 6), (7, 3, 3))]
     torch.manual_seed(0)
     objective = build_objective(f"{name}=2").bind({name: pairs})
@@ -251,16 +256,16 @@ def test_an_objective_sums_a_loss_over_its_pairs_in_float32_under_autocast(name:
     (term,) = objective.terms
     loss = term.loss
     assert isinstance(loss, FeatureLoss)
-    apart = [
-        loss.compare(one.float(), teacher.float(), adapter)
-        for one, adapter in zip((student, 2 * student), term.adapters, strict=True)
+    values = [
+        loss.compare(features.float(), teacher.float(), adapter)
+        for features, adapter in zip((student, 2 * student), term.adapters, strict=True)
     ]
-    torch.testing.assert_close(total, 2 * (apart[0] + apart[1]))
+    torch.testing.assert_close(total, 2 * (values[0] + values[1]))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_images_with_zero_features_get_a_moderate_gradient(name: str) -> None:
-    student, teacher = (one.float() for one in maps())
+def test_the_gradient_of_zero_features_is_bounded(name: str) -> None:
+    student, teacher = (features.float() for features in feature_maps())
     student[:2] = 0
     student.requires_grad_()
     adapter = EXAMPLES[name].build_adapter((4, 6, 6), (7, 3, 3))
@@ -269,7 +274,7 @@ def test_images_with_zero_features_get_a_moderate_gradient(name: str) -> None:
     assert student.grad.abs().max() < 100
 
 
-def test_feature_maps_must_be_chosen_before_they_are_compared() -> None:
+def test_feature_losses_need_feature_maps_and_jacobian_matching_needs_gradients() -> None:
     with pytest.raises(ValueError, match=r"hint compares features: choose them by \.bind\(pairs\)"):
         build_objective("hint")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
     with pytest.raises(TypeError, match="kl does not compare features"):
@@ -278,7 +283,7 @@ def test_feature_maps_must_be_chosen_before_they_are_compared() -> None:
         build_objective("jacobian")(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 3)), torch.zeros(2).long())
 
 
-def test_attention_transfer_refuses_maps_of_one_pixel() -> None:
+def test_attention_transfer_rejects_maps_of_one_pixel() -> None:
     with pytest.raises(
         UserError, match="--loss at: the student's a and the teacher's b can't be compared: a map of one"
     ):
@@ -286,7 +291,7 @@ def test_attention_transfer_refuses_maps_of_one_pixel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "words"),
+    ("objective", "message"),
     [
         ("hint(student_node=3.5)=1", "not 3.5; put a name such as '1.2' in quotes"),
         ("vid(variance=linear(5, 1))=1", "variance can't follow a schedule"),
@@ -300,9 +305,9 @@ def test_attention_transfer_refuses_maps_of_one_pixel() -> None:
         ("hint(standardize=True)=1", "hint doesn't depend on the teacher's logits; remove standardize"),
     ],
 )
-def test_an_invalid_hyperparameter_is_a_clear_error(written: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        build_objective(written)
+def test_an_invalid_hyperparameter_is_a_clear_error(objective: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_objective(objective)
 
 
 def test_the_default_temperature_does_not_apply_to_the_contrastive_loss() -> None:
@@ -311,20 +316,20 @@ def test_the_default_temperature_does_not_apply_to_the_contrastive_loss() -> Non
 
 def gradients() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(5, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    return one, other
+    student, teacher = (torch.randn(5, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    return student, teacher
 
 
 def test_jacobian_matching_equals_its_formula() -> None:
     student, teacher = gradients()
-    rows = [one.numpy().reshape(5, -1) for one in (student, teacher)]
-    units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in rows]
-    expected = [(((one - other) ** 2).sum(axis=1)).mean() for one, other in (units, rows)]
+    raw = [values.numpy().reshape(5, -1) for values in (student, teacher)]
+    normalized = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in raw]
+    expected = [((first - second) ** 2).sum(axis=1).mean() for first, second in (normalized, raw)]
     values = [JacobianMatching(normalize=normalize).compare(student, teacher).item() for normalize in (True, False)]
     assert values == pytest.approx(expected)
 
 
-def test_normalized_gradients_differ_by_two_minus_twice_their_cosine() -> None:
+def test_normalized_jacobian_matching_is_two_minus_twice_the_cosine_similarity() -> None:
     student, teacher = gradients()
     cosines = torch.cosine_similarity(student.flatten(1), teacher.flatten(1))
     loss = JacobianMatching()
@@ -334,8 +339,8 @@ def test_normalized_gradients_differ_by_two_minus_twice_their_cosine() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e4, 0.0])
-def test_jacobian_matching_is_finite_at_extremes_and_in_float32_under_autocast(scale: float) -> None:
-    student, teacher = (scale * one.bfloat16() for one in gradients())
+def test_jacobian_matching_is_finite_at_extreme_gradients_and_in_float32_under_autocast(scale: float) -> None:
+    student, teacher = (scale * values.bfloat16() for values in gradients())
     student.requires_grad_()
     logits = torch.zeros(5, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Losses on logits: against independent formulas, by their properties, and at extreme logits."""
+"""Losses on logits: formulas, properties, and numerical stability."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 from scipy.spatial import distance
 from torch import Tensor
 
@@ -53,7 +53,7 @@ def batch(classes: int = 7) -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, torch.randint(classes, (6,), generator=generator)
 
 
-def test_every_loss_on_logits_has_an_example() -> None:
+def test_every_logit_loss_has_an_example() -> None:
     assert list(EXAMPLES) == [name for name, loss in LOSSES.items() if callable(loss())]
 
 
@@ -63,8 +63,8 @@ def kl(q: Array, p: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The batch as numpy arrays, with the quantities that the formulas share, at T = 3."""
+class Batch:
+    """A batch as numpy arrays, with quantities common to the formulas, at T = 3."""
 
     z: Array
     v: Array
@@ -82,23 +82,23 @@ class Numbers:
     def q(self) -> Array:
         return np.asarray(special.softmax(self.v / 3, axis=1))
 
-    def of_label(self, matrix: Array) -> Array:
+    def target(self, matrix: Array) -> Array:
         return matrix[np.arange(len(self.y)), self.y]
 
-    def of_others(self, matrix: Array) -> Array:
+    def non_target(self, matrix: Array) -> Array:
         others = matrix[np.arange(matrix.shape[1]) != self.y[:, None]].reshape(len(self.y), -1)
         return np.asarray(others / others.sum(axis=1, keepdims=True))
 
-    def binary(self, matrix: Array) -> Array:
-        return np.stack([self.of_label(matrix), 1 - self.of_label(matrix)], axis=1)
+    def target_and_rest(self, matrix: Array) -> Array:
+        return np.stack([self.target(matrix), 1 - self.target(matrix)], axis=1)
 
 
-def uncorrelated(one: Array, other: Array) -> float:
-    return float(np.mean([1 - stats.pearsonr(a, b)[0] for a, b in zip(one, other, strict=True)]))
+def correlation_distance(p: Array, q: Array) -> float:
+    return float(np.mean([distance.correlation(a, b) for a, b in zip(p, q, strict=True)]))
 
 
-FORMULAS: dict[str, Callable[[Numbers], float]] = {
-    "ce": lambda n: -(0.9 * n.of_label(n.log_prediction) + 0.1 * n.log_prediction.mean(axis=1)).mean(),
+FORMULAS: dict[str, Callable[[Batch], float]] = {
+    "ce": lambda n: -(0.9 * n.target(n.log_prediction) + 0.1 * n.log_prediction.mean(axis=1)).mean(),
     "mse": lambda n: ((n.z - n.v) ** 2).mean(),
     "kl": lambda n: 9 * kl(n.q, n.p).mean(),
     "hard": lambda n: -n.log_prediction[np.arange(len(n.y)), n.v.argmax(axis=1)].mean(),
@@ -106,15 +106,20 @@ FORMULAS: dict[str, Callable[[Numbers], float]] = {
     "ttm": lambda n: ((special.softmax(n.v, axis=1) ** (1 / 3)).sum(axis=1) * kl(n.q, np.exp(n.log_prediction))).mean(),
     "jsd": lambda n: 9 * (distance.jensenshannon(n.p, n.q, axis=1) ** 2).mean(),
     "cosine": lambda n: float(np.mean([distance.cosine(a, b) for a, b in zip(n.z, n.v, strict=True)])),
-    "dist": lambda n: 9 * (2 * uncorrelated(n.p, n.q) + 0.5 * uncorrelated(n.p.T, n.q.T)),
+    "dist": lambda n: 9 * (2 * correlation_distance(n.p, n.q) + 0.5 * correlation_distance(n.p.T, n.q.T)),
     "mlkd": lambda n: (
         2 * np.linalg.norm(n.p @ n.p.T - n.q @ n.q.T) ** 2 / len(n.y)
         + 0.5 * np.linalg.norm(n.p.T @ n.p - n.q.T @ n.q) ** 2 / n.z.shape[1]
     ),
-    "dkd": lambda n: 9 * (2 * kl(n.binary(n.q), n.binary(n.p)) + 0.5 * kl(n.of_others(n.q), n.of_others(n.p))).mean(),
+    "dkd": lambda n: (
+        9
+        * (
+            2 * kl(n.target_and_rest(n.q), n.target_and_rest(n.p)) + 0.5 * kl(n.non_target(n.q), n.non_target(n.p))
+        ).mean()
+    ),
     "nkd": lambda n: (
-        -n.of_label(special.softmax(n.v, axis=1)) * n.of_label(n.log_prediction)
-        - 0.5 * 9 * (n.of_others(n.q) * np.log(n.of_others(n.p))).sum(axis=1)
+        -n.target(special.softmax(n.v, axis=1)) * n.target(n.log_prediction)
+        - 0.5 * 9 * (n.non_target(n.q) * np.log(n.non_target(n.p))).sum(axis=1)
     ).mean(),
 }
 
@@ -122,12 +127,12 @@ FORMULAS: dict[str, Callable[[Numbers], float]] = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_loss_equals_its_formula(name: str) -> None:
     student, teacher, labels = batch()
-    expected = float(FORMULAS[name](Numbers(student.numpy(), teacher.numpy(), labels.numpy())))
+    expected = float(FORMULAS[name](Batch(student.numpy(), teacher.numpy(), labels.numpy())))
     assert EXAMPLES[name](student, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_loss_depends_on_exactly_what_it_declares(name: str) -> None:
+def test_a_loss_depends_on_teacher_and_labels_as_declared(name: str) -> None:
     student, teacher, labels = batch()
     loss = EXAMPLES[name]
     value = loss(student, teacher, labels)
@@ -148,7 +153,7 @@ def test_a_loss_and_its_gradient_are_finite_at_extreme_logits(name: str) -> None
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_five_steps_lower_a_loss(name: str) -> None:
+def test_gradient_descent_decreases_a_loss(name: str) -> None:
     student, teacher, labels = batch()
     student.requires_grad_()
     optimizer = torch.optim.SGD([student], lr=0.1)
@@ -181,18 +186,18 @@ def test_soft_cross_entropy_has_the_gradient_of_kl() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_kl_is_the_target_part_plus_the_others_weighted_by_the_teachers_uncertainty(temperature: float) -> None:
+def test_kl_decomposes_into_target_and_weighted_non_target_divergence(temperature: float) -> None:
     student, teacher, labels = batch()
-    target, others = DecoupledKD(temperature=temperature).parts(student, teacher, labels)
+    target, non_target = DecoupledKD(temperature=temperature).parts(student, teacher, labels)
     uncertainty = 1 - F.softmax(teacher / temperature, dim=1).gather(1, labels[:, None]).squeeze(1)
     by_image = F.kl_div(
         F.log_softmax(student / temperature, 1), F.softmax(teacher / temperature, 1), reduction="none"
     ).sum(1)
-    torch.testing.assert_close(target + uncertainty * others, by_image)
+    torch.testing.assert_close(target + uncertainty * non_target, by_image)
 
 
 @pytest.mark.parametrize("name", ["dist", "kl", "mlkd", "jsd"])
-def test_a_loss_is_invariant_to_a_shift_of_an_images_logits(name: str) -> None:
+def test_a_loss_is_invariant_to_a_constant_added_to_an_images_logits(name: str) -> None:
     student, teacher, labels = batch()
     constants = torch.arange(6.0, dtype=torch.float64)[:, None]
     value = EXAMPLES[name](student, teacher, labels)
@@ -231,7 +236,7 @@ def test_kl_at_high_temperature_is_half_the_mse_of_centered_logits() -> None:
     torch.testing.assert_close(kl, LogitMSE()(centered[0], centered[1], labels) / 2, rtol=1e-3, atol=0)
 
 
-def test_the_gradient_norm_of_kl_is_nearly_independent_of_a_high_temperature() -> None:
+def test_the_gradient_norm_of_kl_is_nearly_constant_at_high_temperatures() -> None:
     _, teacher, labels = batch()
     norms = []
     for temperature in (10.0, 100.0):
@@ -242,7 +247,7 @@ def test_the_gradient_norm_of_kl_is_nearly_independent_of_a_high_temperature() -
     assert norms[0] == pytest.approx(norms[1], rel=0.1)
 
 
-def test_hard_distillation_is_cross_entropy_with_the_teachers_top_1() -> None:
+def test_hard_distillation_is_cross_entropy_with_the_teachers_predictions() -> None:
     student, teacher, labels = batch()
     torch.testing.assert_close(
         HardDistillation()(student, teacher, labels), CrossEntropy()(student, teacher, teacher.argmax(1))

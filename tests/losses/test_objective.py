@@ -61,17 +61,17 @@ def test_weights_and_hyperparameters_follow_schedules() -> None:
     torch.testing.assert_close(total, 0.5 * terms["ce"] + 0.3 * terms["dkd"] + 1.0 * terms["kl"])
 
 
-def test_an_objective_without_schedules_is_the_same_in_every_epoch() -> None:
+def test_an_objective_without_schedules_is_constant_over_epochs() -> None:
     objective = build_objective("ce=0.1 kl=0.9")
     assert objective.at(3, 7) == objective
 
 
-def test_two_terms_of_one_loss_are_named_by_their_full_spelling() -> None:
+def test_two_terms_of_the_same_loss_are_named_with_their_hyperparameters() -> None:
     objective = build_objective("kl(temperature=1)=0.5 kl(temperature = 4)=0.5 ce")
     assert [term.name for term in objective.terms] == ["kl(temperature=1)", "kl(temperature = 4)", "ce"]
 
 
-def test_the_teacher_gets_no_gradient_and_the_student_does() -> None:
+def test_only_the_student_receives_a_gradient() -> None:
     student, teacher = (outputs(seed).logits.requires_grad_() for seed in (0, 1))
     total, terms = build_objective("ce=1 kl=1 mse=1 hard=1")(Outputs(student), Outputs(teacher), LABELS)
     total.backward()
@@ -93,7 +93,7 @@ def test_a_loss_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.published])
-def test_the_published_weights_are_a_valid_objective(name: str) -> None:
+def test_the_published_objective_is_valid(name: str) -> None:
     objective = build_objective(shlex.split(LOSSES[name].published))
     assert name in [term.name for term in objective.terms]
     assert objective.trains_head
@@ -111,7 +111,7 @@ def test_a_loss_is_computed_in_float32_under_autocast(name: str) -> None:
     torch.testing.assert_close(total, exact, rtol=1e-6, atol=0)
 
 
-def test_a_teacher_is_needed_only_for_terms_with_a_weight() -> None:
+def test_a_teacher_is_needed_only_for_terms_of_nonzero_weight() -> None:
     assert not build_objective("ce").needs_teacher
     assert not build_objective("ce=1 kl=0").needs_teacher
     assert build_objective("ce=0.5 kl=0.5").needs_teacher
@@ -122,7 +122,7 @@ def test_a_teacher_is_needed_only_for_terms_with_a_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("terms", "words"),
+    ("terms", "message"),
     [
         ("", "an objective needs at least one term"),
         ("kll=1", r"--loss: there is no loss 'kll'; did you mean 'kl'\? \(there are: ce, mse, kl, hard, "),
@@ -151,15 +151,15 @@ def test_a_teacher_is_needed_only_for_terms_with_a_weight() -> None:
         ("ce(standardize=True)=1", "ce doesn't depend on the teacher's logits; remove standardize"),
     ],
 )
-def test_an_invalid_objective_is_a_clear_error(terms: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_an_invalid_objective_is_a_clear_error(terms: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         build_objective(terms)
 
 
-ON_LOGITS = [name for name, loss in LOSSES.items() if loss.needs_teacher and callable(loss())]
+LOGIT_LOSSES = [name for name, loss in LOSSES.items() if loss.needs_teacher and callable(loss())]
 
 
-@pytest.mark.parametrize("name", ON_LOGITS)
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
 def test_a_standardized_loss_is_invariant_to_scale_and_shift(name: str) -> None:
     student, teacher = (outputs(seed).logits.double() for seed in (0, 1))
     term = build_objective(f"{name}(standardize=True)").terms[0]
@@ -174,7 +174,7 @@ def test_standardized_logits_equal_scipys_zscore() -> None:
     torch.testing.assert_close(standardized(logits), torch.from_numpy(expected))
 
 
-def test_standardizing_equal_logits_gives_a_finite_gradient() -> None:
+def test_the_gradient_of_standardized_equal_logits_is_finite() -> None:
     logits = torch.ones(2, 5, requires_grad=True)
     value = standardized(logits)
     value.sum().backward()
@@ -183,23 +183,23 @@ def test_standardizing_equal_logits_gives_a_finite_gradient() -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def own(tmp_path: Path, body: str, *, arguments: str = "student_logits, teacher_logits, labels, power=2") -> str:
+def write_loss(tmp_path: Path, body: str, *, arguments: str = "student_logits, teacher_logits, labels, power=2") -> str:
     file = tmp_path / "my_losses.py"
-    file.write_text(f"import torch\ndef far({arguments}):\n    {body}\n")
-    return f"{file}:far"
+    file.write_text(f"import torch\ndef custom({arguments}):\n    {body}\n")
+    return f"{file}:custom"
 
 
-def test_a_loss_of_your_own_is_a_plain_function(tmp_path: Path) -> None:
-    name = own(tmp_path, "return (student_logits - teacher_logits).abs().pow(power).mean()")
+def test_a_custom_loss_is_a_plain_function(tmp_path: Path) -> None:
+    name = write_loss(tmp_path, "return (student_logits - teacher_logits).abs().pow(power).mean()")
     total, terms = build_objective(f"ce=0 {name}=0.5 {name}(power=4)=1")(outputs(0), outputs(1), LABELS)
-    far = (outputs(0).logits - outputs(1).logits).abs()
-    torch.testing.assert_close(terms[name], far.pow(2).mean())
-    torch.testing.assert_close(total, 0.5 * far.pow(2).mean() + far.pow(4).mean())
-    assert [term.name for term in build_objective(f"{name}=1").terms] == ["far"]
+    difference = (outputs(0).logits - outputs(1).logits).abs()
+    torch.testing.assert_close(terms[name], difference.pow(2).mean())
+    torch.testing.assert_close(total, 0.5 * difference.pow(2).mean() + difference.pow(4).mean())
+    assert [term.name for term in build_objective(f"{name}=1").terms] == ["custom"]
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         ("return student_logits.mean(dim=1)", r"it returned a tensor of shape \(8,\); return a scalar tensor"),
         ("return 3.0", "it returned a float; return a scalar tensor"),
@@ -210,23 +210,23 @@ def test_a_loss_of_your_own_is_a_plain_function(tmp_path: Path) -> None:
         ("return student_logits[99].mean()", "it raised IndexError"),
     ],
 )
-def test_an_invalid_loss_of_your_own_is_refused_with_the_reason(tmp_path: Path, body: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        build_objective(f"{own(tmp_path, body)}=1")
+def test_the_error_for_an_invalid_custom_loss_says_why(tmp_path: Path, body: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_objective(f"{write_loss(tmp_path, body)}=1")
 
 
-def test_a_loss_of_your_own_can_not_shadow_the_total(tmp_path: Path) -> None:
+def test_a_custom_loss_named_loss_does_not_shadow_the_total(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def loss(z, v, y):\n    return (z - v).abs().mean()\n")
     assert [term.name for term in build_objective(f"{tmp_path}/mine.py:loss").terms] == [f"{tmp_path}/mine.py:loss"]
 
 
-def test_only_the_weight_of_your_own_loss_can_follow_a_schedule(tmp_path: Path) -> None:
-    name = own(tmp_path, "return (student_logits - teacher_logits).abs().pow(power).mean()")
+def test_only_the_weight_of_a_custom_loss_can_follow_a_schedule(tmp_path: Path) -> None:
+    name = write_loss(tmp_path, "return (student_logits - teacher_logits).abs().pow(power).mean()")
     assert build_objective(f"{name}=warmup(1, 4)").at(0, 4).terms[0].weight == 0.25
     with pytest.raises(UserError, match="only the weight of your own loss can follow a schedule"):
         build_objective(f"{name}(power=linear(1, 2))=1")
 
 
-def test_a_loss_with_other_arguments_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"it raised TypeError: far\(\) takes 1 positional argument"):
-        build_objective(f"{own(tmp_path, 'return x.mean()', arguments='x')}=1")
+def test_a_custom_loss_with_a_wrong_signature_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it raised TypeError: custom\(\) takes 1 positional argument"):
+        build_objective(f"{write_loss(tmp_path, 'return x.mean()', arguments='x')}=1")

@@ -1,9 +1,9 @@
-"""The layers of the architecture: imports point down only, and packages on one layer don't import each other."""
+"""Architectural layers: packages import only packages of lower layers."""
 
 import ast
 from pathlib import Path
 
-# From the bottom up. The first three are layer 0, in the order in which they build on each other.
+# From the bottom up; packages of the same layer don't import each other.
 LAYERS = (
     {"errors", "files"},
     {"registry", "randomness", "console", "pixels"},
@@ -39,7 +39,7 @@ def test_imports_point_to_lower_layers(repository: Path) -> None:
             assert LAYER_OF[imported] < LAYER_OF[package], f"{file} imports kd.{imported}"
 
 
-def test_every_package_has_its_layer(repository: Path) -> None:
+def test_every_package_has_a_layer(repository: Path) -> None:
     packages = {
         path.stem for path in (repository / "kd").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
