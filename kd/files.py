@@ -15,13 +15,6 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
 
     The file has a unique name in the folder of ``path``, which is created if it is missing. It is flushed to disk
     before it is renamed, so that after a crash or a power loss ``path`` is the old file or the new one.
-
-    Example:
-        >>> folder = getfixture("tmp_path") / "new"
-        >>> with write_atomically(folder / "greeting.txt") as file:
-        ...     _ = file.write(b"hello")
-        >>> (folder / "greeting.txt").read_text()
-        'hello'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")

@@ -26,16 +26,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 class Registry(dict[str, T]):
-    """The components of one kind by name; looking up an unknown name is a ``UserError`` that lists the choices.
-
-    Args:
-        kind: Singular noun for an entry in messages, such as ``"loss"``.
-
-    Example:
-        >>> shapes = Registry[type]("shape")
-        >>> shapes.register("list")(list) is list and shapes["list"] is list
-        True
-    """
+    """The components of one kind, such as ``"loss"``, by name; an unknown name is a ``UserError`` with the choices."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

@@ -25,13 +25,8 @@ def batches_of(trainer: Trainer) -> Batches:
 class TrainingMetrics(Callback):
     """Logs means of the training loss, of its terms and of the accuracy over the batches since they were last logged.
 
-    Logging each step would take longer than a small step. Sums stay on the device until they are logged.
-
-    Args:
-        terms: Names of the terms.
-
-    Attributes:
-        latest: The metrics logged last, such as ``train/loss``, ``train/acc`` and ``lr``.
+    Logging each step would take longer than a small step. Sums stay on the device until they are logged; ``latest``
+    holds the metrics logged last, such as ``train/loss``, ``train/acc`` and ``lr``.
     """
 
     def __init__(self, terms: Sequence[str]) -> None:
@@ -120,7 +115,8 @@ class Throughput(Callback):
     ) -> None:
         """Add the batch."""
         now = time.perf_counter()
-        self.images, self.seconds = self.images + len(batch[1]) * trainer.world_size, self.seconds + now - self._last
+        self.images += len(batch[1]) * trainer.world_size
+        self.seconds += now - self._last
         self._last = now
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,12 +15,7 @@ from kd.training.callbacks import batches_of
 
 
 class RunTensorBoard(TensorBoardLogger):
-    """TensorBoard events in a given folder, without Lightning's curve of the epoch number.
-
-    Args:
-        folder: The run's folder.
-        purge_step: Earlier events from this step on are replaced, for a resumed run.
-    """
+    """TensorBoard events in a run's folder, without a curve of the epoch; those from ``purge_step`` on are replaced."""
 
     def __init__(self, folder: Path, *, purge_step: int = 0) -> None:
         super().__init__(str(folder), name="", version="", default_hp_metric=False, purge_step=purge_step)

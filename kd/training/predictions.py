@@ -20,9 +20,6 @@ VALIDATION_FILE = "validation.npz"
 class PredictionRecorder(Callback):
     """Records the logits of the last validation, image by image, and the metrics of each epoch.
 
-    Args:
-        path: The file to write the logits to, or ``None``.
-
     Attributes:
         history: The metrics of each epoch; ``None`` for values that are not finite.
         decisions: The predicted classes ``(N,)`` in the order of the images; ``None`` if only some were validated.

@@ -16,14 +16,7 @@ _TIME_WIDTH = len("0:00:00 left") + 3
 
 
 class PhaseProgress(Callback):
-    """Shows epoch, loss, accuracy, speed and remaining time: a bar in a terminal, elsewhere a line every 20 seconds.
-
-    Args:
-        title: Name of the run, such as ``teacher resnet18``.
-        console: Where to write.
-        throughput: The callback that measures the speed.
-        max_steps: Optimizer steps after which training ends, if that is before the last epoch's end.
-    """
+    """Shows epoch, loss, accuracy, speed and remaining time: a bar in a terminal, elsewhere a line every 20 seconds."""
 
     def __init__(self, title: str, console: Console, throughput: Throughput, max_steps: int | None) -> None:
         self.title = title
@@ -48,9 +41,9 @@ class PhaseProgress(Callback):
             TextColumn("left"),
         )
         self._bar = Progress(*columns, console=self.console, refresh_per_second=4, expand=True, transient=True)
-        total, max_steps = int(trainer.num_training_batches) * (trainer.max_epochs or 1), self.max_steps
-        if max_steps is not None:
-            total = min(total, max_steps * trainer.accumulate_grad_batches)
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        if self.max_steps is not None:
+            total = min(total, self.max_steps * trainer.accumulate_grad_batches)
         done = trainer.fit_loop.total_batch_idx + 1
         self._task = self._bar.add_task(self.title, total=total, completed=done, state="")
         self._bar.start()

@@ -131,12 +131,7 @@ def steps_in(path: Path) -> int:
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``last.ckpt`` at the end of a step or after an epoch's validation, and stops after a signal.
-
-    Args:
-        folder: The run's folder; ``None``: nothing is saved. All processes use the first one's folder.
-        options: How often to save, and the signals.
-    """
+    """Saves ``last.ckpt`` at the end of a step or after an epoch's validation, and stops after a signal."""
 
     def __init__(self, folder: Path | None, options: ResumeOptions) -> None:
         self.folder = folder

@@ -208,16 +208,9 @@ def evaluate(
     hardware: Hardware,
     predictions: PredictionRecorder | None = None,
 ) -> dict[str, float]:
-    """Measure a classifier's accuracy and loss on the validation images, and leave it in evaluation mode.
+    """Measure ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5`` on the validation images.
 
-    Args:
-        classifier: The classifier.
-        data: The images.
-        hardware: Accelerator, devices, precision, ...
-        predictions: Records the logits of each image, or ``None``.
-
-    Returns:
-        ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5``; accuracies are fractions of 1.
+    The classifier is left in evaluation mode. Accuracies are fractions of 1.
     """
     compute = hardware.compute_for(classifier, trains=False)
     data.channels_last = compute.channels_last

@@ -153,11 +153,7 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def readable_errors(*, batch_size: int | None = None) -> Iterator[None]:
-    """Turn exhausted memory or disk, a lost process, and a configuration that Lightning refuses into a ``UserError``.
-
-    Args:
-        batch_size: Images in a batch, for the message.
-    """
+    """Turn exhausted memory or disk, a lost process, and a configuration refused by Lightning into a ``UserError``."""
     try:
         yield
     except MisconfigurationException as error:
