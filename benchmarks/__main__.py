@@ -23,6 +23,7 @@ from rich.console import Console
 from benchmarks import measures, peer
 from benchmarks.images import write_photos
 from benchmarks.measures import PAIRS, Effort, Row
+from benchmarks.plain import Task
 from kd.console import make_console
 from kd.files import write_json, write_text
 
@@ -36,7 +37,7 @@ class Settings:
     Args:
         data_dir: Folder of class folders of photographs; none: synthetic images.
         image_size: Side of the views, in pixels.
-        batch_size: Images in a batch.
+        batch_size: Images per batch.
         rounds: Measurements per method.
         steps: Timed steps per measurement; four times as many with stored logits.
         quick: Smoke test: three rounds, the first pair of networks, few and small images.
@@ -122,10 +123,12 @@ def main() -> None:
     quick = settings.quick
     try:
         effort = Effort(
-            folder=settings.data_dir or write_photos(temporary / "photos", count=16 if quick else 64),
+            task=Task(
+                settings.data_dir or write_photos(temporary / "photos", count=16 if quick else 64),
+                image_size=64 if quick else settings.image_size,
+                batch_size=16 if quick else settings.batch_size,
+            ),
             temporary=temporary,
-            image_size=64 if quick else settings.image_size,
-            batch_size=16 if quick else settings.batch_size,
             rounds=3 if quick else settings.rounds,
             steps=settings.steps,
             images=(64, 128) if quick else (1000, 9000),
@@ -135,8 +138,13 @@ def main() -> None:
         rows = measure(settings, effort, console)
     finally:
         shutil.rmtree(temporary)
-    about: dict[str, Any] = {"image_size": effort.image_size, "batch_size": effort.batch_size, "rounds": effort.rounds}
-    about |= {"torch": str(torch.__version__), "images": "given" if settings.data_dir else "synthetic"}
+    about = {
+        "image_size": effort.task.image_size,
+        "batch_size": effort.task.batch_size,
+        "rounds": effort.rounds,
+        "torch": torch.__version__,
+        "images": "photographs" if settings.data_dir else "synthetic",
+    }
     console.print(as_markdown(rows))
     results = settings.results or (None if quick else RESULTS)
     if results is not None:

@@ -44,17 +44,10 @@ def seconds(kind: str, folder: Path, *, image_size: int, batch_size: int, teache
 
 def main() -> None:
     """Run all ten trainings with the plain loop."""
-    folder, image_size, batch_size, teacher_epochs, epochs = sys.argv[1:]
-    plain.compare(
-        Path(folder),
-        TEACHER,
-        STUDENT,
-        image_size=int(image_size),
-        batch_size=int(batch_size),
-        teacher_epochs=int(teacher_epochs),
-        epochs=int(epochs),
-        temperatures=TEMPERATURES,
-    )
+    folder, *numbers = sys.argv[1:]
+    image_size, batch_size, teacher_epochs, epochs = map(int, numbers)
+    task = plain.Task(Path(folder), image_size, batch_size, TEACHER, STUDENT)
+    plain.compare(task, teacher_epochs=teacher_epochs, epochs=epochs, temperatures=TEMPERATURES)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from benchmarks.limit import MEAN, STD
-from benchmarks.plain import distillation_loss
+from benchmarks.plain import Task, distillation_loss
 from kd.data import ImageData, LabeledImages, Splits, cache_decoded, cache_dir, read_folder, short_side
 from kd.losses import build_objective
 from kd.models import build_classifier, keep_large_blocks
@@ -32,49 +32,22 @@ class _AfterEachStep(Callback):
         self.call()
 
 
-def train(
-    folder: Path,
-    teacher_name: str,
-    student_name: str,
-    after_step: Callable[[], None],
-    *,
-    image_size: int,
-    batch_size: int,
-    stored: bool,
-    store: Path | None = None,
-    num_workers: int = 0,
-    device: str = "cpu",
-) -> None:
+def train(task: Task, after_step: Callable[[], None], *, stored: bool, store: Path | None = None) -> None:
     """Train with kd until ``after_step`` raises an exception.
 
     Args:
-        folder: Folder of class folders.
-        teacher_name: The teacher's network.
-        student_name: The student's network.
+        task: Images and networks.
         after_step: Called after each step.
-        image_size: Side of the views, in pixels.
-        batch_size: Images per batch.
         stored: Whether the training views repeat in every epoch, so that the teacher's logits can be stored.
         store: Folder of the stored logits.
-        num_workers: Number of data-loading workers.
-        device: Device to train on.
     """
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    accelerator = "gpu" if device == "cuda" else device
-    images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
-    splits = Splits("benchmark", train=images, val=images)
-    data = ImageData(
-        splits,
-        image_size=image_size,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        period=1 if stored else None,
-        on_device=device != "cpu",
-    )
+    accelerator = "gpu" if task.device == "cuda" else task.device
+    data = _cached_data(task, period=1 if stored else None, on_device=task.device != "cpu")
     networks = [
-        build_classifier(name, classes=splits.classes, image_size=image_size, mean=MEAN, std=STD)
-        for name in (teacher_name, student_name)
+        build_classifier(name, classes=data.splits.classes, image_size=task.image_size, mean=MEAN, std=STD)
+        for name in (task.teacher_name, task.student_name)
     ]
     hardware = Hardware(accelerator=accelerator, devices="1")
     teacher_compute = hardware.compute_for(networks[0], trains=False)
@@ -100,11 +73,17 @@ def train(
         trainer.fit(module, datamodule=data)
 
 
-def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
+def _cached_data(task: Task, **options: Any) -> ImageData:
+    images = cache_decoded(read_folder(task.folder), short_side(task.image_size, "crop"), cache_dir() / "decoded")
+    splits = Splits("benchmark", train=images, val=images)
+    options |= {"image_size": task.image_size, "batch_size": task.batch_size, "num_workers": task.num_workers}
+    return ImageData(splits, **options)
+
+
+def batches(task: Task) -> Iterator[None]:
     """Load training batches from the cache of decoded images indefinitely, yielding after each."""
     keep_large_blocks()
-    images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
-    data = ImageData(Splits("benchmark", train=images, val=images), image_size=image_size, batch_size=batch_size)
+    data = _cached_data(task)
     data.channels_last = True
     while True:
         for batch in data.train_dataloader():

@@ -1,56 +1,37 @@
 """A distillation loop with every optimization by hand: the upper bound on speed."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.plain import build_pair, distillation_loss
+from benchmarks.plain import Task, distillation_loss
 from kd.data import RandomResizedCrop, cache_decoded, cache_dir, crop_image, read_folder, short_side
 from kd.models import keep_large_blocks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def steps(
-    folder: Path,
-    teacher_name: str,
-    student_name: str,
-    *,
-    image_size: int,
-    batch_size: int,
-    bfloat16: bool,
-    stored: bool,
-    device: str = "cpu",
-) -> Iterator[None]:
+def steps(task: Task, *, bfloat16: bool, stored: bool) -> Iterator[None]:
     """Train indefinitely, yielding after each step.
 
     Args:
-        folder: Folder of class folders.
-        teacher_name: The teacher's network.
-        student_name: The student's network.
-        image_size: Side of the views, in pixels.
-        batch_size: Images per batch.
+        task: Images and networks.
         bfloat16: Whether the student is trained in bfloat16; the teacher always runs in bfloat16.
         stored: Whether the teacher's logits are read from memory instead of computed.
-        device: Device to train on.
     """
     keep_large_blocks()
     torch.set_float32_matmul_precision("high")
-    images = cache_decoded(read_folder(folder), short_side(image_size, "crop"), cache_dir() / "decoded")
-    view = RandomResizedCrop(image_size)
+    images = cache_decoded(read_folder(task.folder), short_side(task.image_size, "crop"), cache_dir() / "decoded")
+    view, device = RandomResizedCrop(task.image_size), task.device
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
     classes = len(images.classes)
-    teacher, student = (
-        network.to(memory_format=torch.channels_last)
-        for network in build_pair(teacher_name, student_name, classes, image_size, device)
-    )
+    teacher, student = (network.to(memory_format=torch.channels_last) for network in task.networks(classes))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
     stored_logits = torch.randn(len(images), classes, device=device)
     while True:
-        for indices in torch.split(torch.randperm(len(images)), batch_size)[:-1]:
-            pixels = np.empty((len(indices), image_size, image_size, 3), dtype=np.uint8)
+        for indices in torch.split(torch.randperm(len(images)), task.batch_size)[:-1]:
+            pixels = np.empty((len(indices), task.image_size, task.image_size, 3), dtype=np.uint8)
             for output, index in zip(pixels, indices.tolist(), strict=True):
                 image = images.load(index)
                 crop_image(image, view.draw(*image.shape[1:]), out=output)

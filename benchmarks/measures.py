@@ -1,12 +1,13 @@
 """The individual benchmarks; each function returns rows of the table."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import comparison, peer, start
 from benchmarks.images import link_images
+from benchmarks.plain import Task
 from benchmarks.processes import Method, Timings, measure_alternately, speedup
 
 Row = dict[str, Any]
@@ -26,10 +27,8 @@ class Effort:
     """Size of the benchmarks.
 
     Args:
-        folder: Folder of class folders.
+        task: Images, image size and batch size.
         temporary: Folder for temporary files.
-        image_size: Side of the views, in pixels.
-        batch_size: Images per batch.
         rounds: Measurements per method.
         steps: Timed steps per measurement; four times as many with stored logits.
         images: Numbers of images for which time and memory of an epoch are compared.
@@ -37,25 +36,18 @@ class Effort:
         compared: Of the ten runs: training images, validation images, image size, teacher epochs, student epochs.
     """
 
-    folder: Path
+    task: Task
     temporary: Path
-    image_size: int
-    batch_size: int
     rounds: int
     steps: int
     images: tuple[int, int]
     small_size: int
     compared: tuple[int, int, int, int, int]
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Arguments common to all methods."""
-        return {"image_size": self.image_size, "batch_size": self.batch_size}
-
 
 def input_alone(effort: Effort) -> list[Row]:
     """Measure the input pipeline without a network."""
-    methods = {name: Method(f"{name} input", effort.folder, **effort.sizes) for name in ("plain", "kd")}
+    methods = {name: Method(f"{name} input", effort.task) for name in ("plain", "kd")}
     steps = {"plain": 2 * effort.steps, "kd": 8 * effort.steps}
     timings = measure_alternately(methods, effort.rounds, steps=steps, warm_up={"plain": 1, "kd": 8})
     return [_row("input alone", None, timings["kd"], effort, against_plain=speedup(timings["plain"], timings["kd"]))]
@@ -64,22 +56,22 @@ def input_alone(effort: Effort) -> list[Row]:
 def pair(name: str, effort: Effort, *, device: str = "cpu") -> list[Row]:
     """Measure distillation with the teacher's logits computed in each step, and with stored logits."""
     teacher, student = PAIRS[name]
-    both: dict[str, Any] = {"teacher_name": teacher, "student_name": student, "device": device} | effort.sizes
+    task = replace(effort.task, teacher_name=teacher, student_name=student, device=device)
     bfloat16 = BFLOAT16[student] or device != "cpu"
     store = effort.temporary / "logits"
     methods = {
-        "plain": Method("plain", effort.folder, **both),
-        "control": Method("plain", effort.folder, **both),
-        "limit": Method("limit", effort.folder, **both, bfloat16=bfloat16, stored=False),
-        "live": Method("kd", effort.folder, **both, stored=False),
-        "limit stored": Method("limit", effort.folder, **both, bfloat16=bfloat16, stored=True),
-        "stored": Method("kd", effort.folder, **both, stored=True, store=store),
+        "plain": Method("plain", task),
+        "control": Method("plain", task),
+        "limit": Method("limit", task, bfloat16=bfloat16, stored=False),
+        "live": Method("kd", task, stored=False),
+        "limit stored": Method("limit", task, bfloat16=bfloat16, stored=True),
+        "stored": Method("kd", task, stored=True, store=store),
     }
     if peer.is_installed():
-        methods[PEER] = Method(PEER, effort.folder, **both)
+        methods[PEER] = Method(PEER, task)
     steps = dict.fromkeys(methods, effort.steps) | {"stored": 4 * effort.steps, "limit stored": 4 * effort.steps}
     # The store is filled in the first epoch.
-    warm_up = dict.fromkeys(methods, 2) | {"stored": _batches(effort.folder, effort.batch_size) + 3}
+    warm_up = dict.fromkeys(methods, 2) | {"stored": _batches(effort.task.folder, effort.task.batch_size) + 3}
     timings = measure_alternately(methods, effort.rounds, steps=steps, warm_up=warm_up)
     where = "" if device == "cpu" else ", GPU"
     rows = [
@@ -102,18 +94,15 @@ def pair(name: str, effort: Effort, *, device: str = "cpu") -> list[Row]:
 def images_and_workers(effort: Effort) -> list[Row]:
     """Measure time and peak memory of an epoch for several numbers of images, with and without data-loading workers."""
     rows = []
-    both: dict[str, Any] = {"teacher_name": "resnet18", "student_name": "simple", "batch_size": effort.batch_size}
-    both |= {"image_size": effort.small_size}
     for count in effort.images:
-        folder = link_images(effort.folder, effort.temporary / f"{count}", count)
+        folder = link_images(effort.task.folder, effort.temporary / f"{count}", count)
         store = effort.temporary / "logits"
         for workers in (0, 2):
-            options: dict[str, Any] = both | {"num_workers": workers}
-            methods = {
-                "plain": Method("plain", folder, **options),
-                "kd": Method("kd", folder, **options, stored=True, store=store),
-            }
-            epoch = _batches(folder, effort.batch_size)
+            task = replace(
+                effort.task, folder=folder, image_size=effort.small_size, teacher_name="resnet18", num_workers=workers
+            )
+            methods = {"plain": Method("plain", task), "kd": Method("kd", task, stored=True, store=store)}
+            epoch = _batches(folder, effort.task.batch_size)
             # Extrapolated to an epoch for the plain loop.
             steps = {"plain": min(8, epoch), "kd": epoch}
             timings = measure_alternately(methods, 1, steps=steps, warm_up={"plain": 1, "kd": epoch})
@@ -137,10 +126,10 @@ def ten_runs(effort: Effort) -> list[Row]:
     """Measure the end-to-end duration of an experiment with a teacher, a baseline and eight objectives."""
     train, val, size, *epochs = effort.compared
     folder = effort.temporary / "compared"
-    link_images(effort.folder, folder / "train", train)
-    link_images(effort.folder, folder / "val", val)
+    link_images(effort.task.folder, folder / "train", train)
+    link_images(effort.task.folder, folder / "val", val)
     lengths = dict(zip(("teacher_epochs", "epochs"), epochs, strict=True))
-    options = {"image_size": size, "batch_size": effort.batch_size} | lengths
+    options = {"image_size": size, "batch_size": effort.task.batch_size} | lengths
     # kd runs before and after the slow plain loop, to detect changes in the speed of the machine.
     turns = [(kind, comparison.seconds(kind, folder, **options)) for kind in ("kd", "plain", "kd")]
     timings = {kind: [seconds for name, seconds in turns if name == kind] for kind in ("kd", "plain")}
@@ -153,7 +142,7 @@ def ten_runs(effort: Effort) -> list[Row]:
 
 def overhead(effort: Effort) -> list[Row]:
     """Measure the overhead per step, and the time from the command to the first step."""
-    methods = {name: Method(name, effort.folder, **effort.sizes) for name in ("tiny", "tiny by hand")}
+    methods = {name: Method(name, effort.task) for name in ("tiny", "tiny by hand")}
     timings = measure_alternately(
         methods, effort.rounds, steps=dict.fromkeys(methods, 400), warm_up=dict.fromkeys(methods, 100)
     )
@@ -169,7 +158,7 @@ def overhead(effort: Effort) -> list[Row]:
 
 def _row(title: str, networks: str | None, seconds: list[float] | None, effort: Effort, **more: Any) -> Row:
     ratios = dict.fromkeys(("against_plain", "against_limit", "against_torchdistill"))
-    speed = None if seconds is None else round(effort.batch_size / statistics.median(seconds), 1)
+    speed = None if seconds is None else round(effort.task.batch_size / statistics.median(seconds), 1)
     return {"row": title, "pair": networks, "images_per_second": speed} | ratios | more
 
 

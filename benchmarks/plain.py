@@ -1,6 +1,7 @@
 """A plain distillation loop: float32, Pillow transforms, teacher under ``torch.no_grad``."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,12 +25,33 @@ def network(name: str, classes: int, image_size: int) -> nn.Module:
     return network
 
 
-def build_pair(
-    teacher_name: str, student_name: str, classes: int, image_size: int, device: str
-) -> tuple[nn.Module, nn.Module]:
-    """Build a teacher in evaluation mode and a student in training mode."""
-    teacher, student = (network(name, classes, image_size).to(device) for name in (teacher_name, student_name))
-    return teacher.eval(), student.train()
+@dataclass(frozen=True)
+class Task:
+    """Images and networks that all methods train on.
+
+    Args:
+        folder: Folder of class folders.
+        image_size: Side of the views, in pixels.
+        batch_size: Images per batch.
+        teacher_name: The teacher's network.
+        student_name: The student's network.
+        num_workers: Number of data-loading workers.
+        device: Device to train on.
+    """
+
+    folder: Path
+    image_size: int
+    batch_size: int
+    teacher_name: str = "simple"
+    student_name: str = "simple"
+    num_workers: int = 0
+    device: str = "cpu"
+
+    def networks(self, classes: int) -> tuple[nn.Module, nn.Module]:
+        """Build the teacher in evaluation mode and the student in training mode, without kd's optimizations."""
+        names = (self.teacher_name, self.student_name)
+        teacher, student = (network(name, classes, self.image_size).to(self.device) for name in names)
+        return teacher.eval(), student.train()
 
 
 def training_views(image_size: int) -> transforms.Compose:
@@ -47,35 +69,15 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, *, tempe
     return 0.1 * F.cross_entropy(student, labels) + 0.9 * divergence
 
 
-def steps(
-    folder: Path,
-    teacher_name: str,
-    student_name: str,
-    *,
-    image_size: int,
-    batch_size: int,
-    num_workers: int = 0,
-    device: str = "cpu",
-) -> Iterator[None]:
-    """Train indefinitely, yielding after each step.
-
-    Args:
-        folder: Folder of class folders.
-        teacher_name: The teacher's network.
-        student_name: The student's network.
-        image_size: Side of the views, in pixels.
-        batch_size: Images per batch.
-        num_workers: Number of data-loading workers.
-        device: Device to train on.
-    """
-    images = ImageFolder(folder, training_views(image_size))
-    loader = DataLoader(images, batch_size, shuffle=True, drop_last=True, num_workers=num_workers)
-    classes = len(images.classes)
-    teacher, student = build_pair(teacher_name, student_name, classes, image_size, device)
+def steps(task: Task) -> Iterator[None]:
+    """Train indefinitely, yielding after each step."""
+    images = ImageFolder(task.folder, training_views(task.image_size))
+    loader = DataLoader(images, task.batch_size, shuffle=True, drop_last=True, num_workers=task.num_workers)
+    teacher, student = task.networks(len(images.classes))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     while True:
         for batch, labels in loader:
-            train_step(student, optimizer, batch.to(device), labels.to(device), teacher)
+            train_step(student, optimizer, batch.to(task.device), labels.to(task.device), teacher)
             yield
 
 
@@ -101,43 +103,30 @@ def train_step(
     optimizer.step()
 
 
-def batches(folder: Path, *, image_size: int, batch_size: int) -> Iterator[None]:
+def batches(task: Task) -> Iterator[None]:
     """Load training batches indefinitely, yielding after each."""
-    views = transforms.Compose(training_views(image_size).transforms[:-1])
-    loader = DataLoader(ImageFolder(folder, views), batch_size, shuffle=True, drop_last=True)
+    views = transforms.Compose(training_views(task.image_size).transforms[:-1])
+    loader = DataLoader(ImageFolder(task.folder, views), task.batch_size, shuffle=True, drop_last=True)
     while True:
         for _ in loader:
             yield
 
 
-def compare(
-    folder: Path,
-    teacher_name: str,
-    student_name: str,
-    *,
-    image_size: int,
-    batch_size: int,
-    teacher_epochs: int,
-    epochs: int,
-    temperatures: Sequence[float],
-) -> None:
+def compare(task: Task, *, teacher_epochs: int, epochs: int, temperatures: Sequence[float]) -> None:
     """Train a teacher, a baseline, and a student per temperature, with validation after each epoch.
 
     Args:
-        folder: Folder of ``train`` and ``val``.
-        teacher_name: The teacher's network.
-        student_name: The student's network.
-        image_size: Side of the views, in pixels.
-        batch_size: Images per batch.
+        task: Images and networks; its folder contains ``train`` and ``val``.
         teacher_epochs: Training epochs of the teacher.
         epochs: Training epochs of each student.
         temperatures: Temperature of each distilled student.
     """
-    images = ImageFolder(str(folder / "train"), training_views(image_size))
+    image_size = task.image_size
+    images = ImageFolder(task.folder / "train", training_views(image_size))
     resize = [transforms.Resize(round(image_size * 8 / 7)), transforms.CenterCrop(image_size)]
-    val_images = ImageFolder(str(folder / "val"), transforms.Compose([*resize, transforms.ToTensor(), NORMALIZE]))
-    loader = DataLoader(images, batch_size, shuffle=True)
-    validation = DataLoader(val_images, batch_size)
+    val_images = ImageFolder(task.folder / "val", transforms.Compose([*resize, transforms.ToTensor(), NORMALIZE]))
+    loader = DataLoader(images, task.batch_size, shuffle=True)
+    validation = DataLoader(val_images, task.batch_size)
     classes = len(images.classes)
 
     def train(name: str, epochs: int, teacher: nn.Module | None, temperature: float) -> nn.Module:
@@ -154,7 +143,7 @@ def compare(
                     correct += float((student(batch).argmax(dim=1) == labels).sum())
         return student
 
-    teacher = train(teacher_name, teacher_epochs, None, 1.0).eval()
-    train(student_name, epochs, None, 1.0)
+    teacher = train(task.teacher_name, teacher_epochs, None, 1.0).eval()
+    train(task.student_name, epochs, None, 1.0)
     for temperature in temperatures:
-        train(student_name, epochs, teacher, temperature)
+        train(task.student_name, epochs, teacher, temperature)

@@ -4,11 +4,12 @@ import multiprocessing as mp
 import resource
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.plain import Task
 
 _EXIT_TIMEOUT_SECONDS = 10.0
 
@@ -21,15 +22,13 @@ class Method:
 
     Args:
         kind: ``plain``, ``limit``, ``torchdistill`` or ``kd``; for the input pipeline ``plain input`` and ``kd input``;
-            for a tiny network ``tiny`` and ``tiny by hand``.
-        folder: Folder of class folders.
-        image_size: Side of the views, in pixels.
-        batch_size: Images per batch.
+            for a tiny network ``tiny`` and ``tiny by hand``, which ignore the task.
+        task: Images and networks.
         options: Additional arguments of the method.
     """
 
-    def __init__(self, kind: str, folder: Path, *, image_size: int, batch_size: int, **options: Any) -> None:
-        self.arguments = (kind, str(folder), image_size, batch_size, options)
+    def __init__(self, kind: str, task: Task, **options: Any) -> None:
+        self.kind, self.task, self.options = kind, task, options
         self.peak_mb = 0.0
 
     def seconds(self, steps: int, *, warm_up: int) -> float:
@@ -37,7 +36,7 @@ class Method:
         context = mp.get_context("spawn")
         pipe, worker_end = context.Pipe()
         # Not a daemon, which could not start data-loading workers.
-        process = context.Process(target=_work, args=(*self.arguments, worker_end))
+        process = context.Process(target=_work, args=(self.kind, self.task, self.options, worker_end))
         process.start()
         worker_end.close()
         try:
@@ -73,7 +72,7 @@ def speedup(slow: list[float], fast: list[float]) -> dict[str, float]:
     return {"median": round(median, 3), "low": round(low, 3), "high": round(high, 3)}
 
 
-def _work(kind: str, folder: str, image_size: int, batch_size: int, options: dict[str, Any], pipe: Any) -> None:  # noqa: ANN401
+def _work(kind: str, task: Task, options: dict[str, Any], pipe: Any) -> None:  # noqa: ANN401
     """Train in the worker process; send duration and peak memory after each requested number of steps."""
     remaining, start = pipe.recv(), time.perf_counter()
 
@@ -90,13 +89,12 @@ def _work(kind: str, folder: str, image_size: int, batch_size: int, options: dic
                 raise SystemExit from None
             start = time.perf_counter()
 
-    sizes: dict[str, Any] = {"image_size": image_size, "batch_size": batch_size}
     from benchmarks import framework, limit, peer, plain
 
     if kind in ("tiny", "tiny by hand"):
         framework.tiny(after_step, by_hand=kind == "tiny by hand")
     if kind == "kd":
-        framework.train(Path(folder), after_step=after_step, **sizes, **options)
+        framework.train(task, after_step, **options)
     endless: dict[str, Callable[..., Any]] = {
         "plain": plain.steps,
         "limit": limit.steps,
@@ -104,5 +102,5 @@ def _work(kind: str, folder: str, image_size: int, batch_size: int, options: dic
         "plain input": plain.batches,
         "kd input": framework.batches,
     }
-    for _ in endless[kind](Path(folder), **sizes, **options):
+    for _ in endless[kind](task, **options):
         after_step()

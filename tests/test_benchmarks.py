@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks.__main__ import as_markdown, write
 from benchmarks.images import link_images, write_photos
+from benchmarks.plain import Task
 from benchmarks.processes import Method, measure_alternately, speedup
 from kd.data import read_folder
 
@@ -54,16 +55,16 @@ def test_all_lines_of_a_table_have_the_same_number_of_cells() -> None:
 def test_methods_are_measured_alternately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     folder = write_photos(tmp_path / "source", classes=2, count=4)
-    networks: dict[str, Any] = {"teacher_name": "simple", "student_name": "simple", "image_size": 32, "batch_size": 4}
+    task = Task(folder, image_size=32, batch_size=4)
     methods = {
-        "plain": Method("plain", folder, **networks),
-        "limit": Method("limit", folder, **networks, bfloat16=False, stored=False),
-        "kd": Method("kd", folder, **networks, stored=True, store=tmp_path / "logits"),
+        "plain": Method("plain", task),
+        "limit": Method("limit", task, bfloat16=False, stored=False),
+        "kd": Method("kd", task, stored=True, store=tmp_path / "logits"),
     }
     order = []
 
     def seconds(method: Method, steps: int, *, warm_up: int) -> float:
-        order.append(method.arguments[0])
+        order.append(method.kind)
         return measure(method, steps, warm_up=warm_up)
 
     measure = Method.seconds
