@@ -16,23 +16,18 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
+from kd.report.verdict import mean_and_std
+
 TOP = 5
 BINS = 15
-"""Bins of confidence, of equal width from 0 to 1; Guo et al. (2017)."""
+"""Number of confidence bins, of equal width from 0 to 1; Guo et al. (2017)."""
 
 Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's logits for the validation images.
-
-    Args:
-        logits: ``(N, C)``.
-        labels: ``(N,)``.
-        keys: Identifier of each image, ``(N,)``: its path within its folder.
-        classes: Names of the classes, ``(C,)``.
-    """
+    """A network's logits ``(N, C)`` for the validation images, their labels ``(N,)`` and their paths ``(N,)``."""
 
     logits: Floats
     labels: NDArray[np.int64]
@@ -45,7 +40,7 @@ class Predictions:
         if path is None:
             return None
         try:
-            # Without pickles, reading runs no code.
+            # Without pickles, reading a file can't run code.
             with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 logits = np.asarray(file["logits"], dtype=np.float64)
                 read = cls(logits, file["labels"], file["keys"], tuple(map(str, file["classes"])))
@@ -72,9 +67,6 @@ class Predictions:
 def measure(predictions: Predictions) -> dict[str, Any]:
     """Compute the metrics of a network's predictions.
 
-    Args:
-        predictions: The predictions.
-
     Returns:
         ``accuracy``; ``top5`` (``None`` for five classes or fewer); ``nll``, the mean negative log-likelihood of the
         labels, in nats; ``ece``, the expected calibration error over 15 bins of confidence; ``bins``, each with
@@ -88,85 +80,72 @@ def measure(predictions: Predictions) -> dict[str, Any]:
     probabilities = logits.softmax(dim=1)
     options: dict[str, Any] = {"num_classes": count, "validate_args": False}
     confusion = multiclass_confusion_matrix(probabilities, labels, **options)
-    sizes = confusion.sum(dim=1).tolist()
     top5 = multiclass_accuracy(probabilities, labels, **options, average="micro", top_k=min(TOP, count))
+    confidence = probabilities.amax(dim=1).numpy()
+    by_class = zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), strict=True)
     return {
         "accuracy": int(confusion.trace()) / len(predictions),
         "top5": float(top5) if count > TOP else None,
         "nll": float(F.cross_entropy(logits, labels)),
         "ece": float(multiclass_calibration_error(probabilities, labels, **options, n_bins=BINS)),
-        "bins": _bins(probabilities.numpy(), predictions),
+        "bins": _bins(confidence, (predictions.decisions == predictions.labels).astype(float)),
         "classes": list(predictions.classes),
-        "per_class": [
-            hits / size if size else None for hits, size in zip(confusion.diag().tolist(), sizes, strict=True)
-        ],
+        "per_class": [correct / size if size else None for correct, size in by_class],
         "confusion": confusion.tolist(),
     }
 
 
 def compare(student: Predictions, teacher: Predictions) -> dict[str, float] | None:
-    """Compare a student's predictions with its teacher's.
+    """Compare a student's predictions with its teacher's; ``None`` if they were computed on different images.
 
     Returns:
-        ``agreement``, the share of images for which both predict the same class, and ``kl_to_teacher``, the mean
-        Kullback-Leibler divergence of the student's probabilities from the teacher's, in nats; ``None`` if they were
-        computed on different images.
+        ``agreement``, the fraction of images for which both predict the same class, and ``kl_to_teacher``, the mean
+        Kullback-Leibler divergence of the student's probabilities from the teacher's, in nats.
     """
     if student.classes != teacher.classes or not np.array_equal(student.keys, teacher.keys):
         return None
-    log_student, log_teacher = (np.asarray(log_softmax(one.logits, axis=1)) for one in (student, teacher))
+    log_student, log_teacher = (log_softmax(network.logits, axis=1) for network in (student, teacher))
     divergence = (np.exp(log_teacher) * (log_teacher - log_student)).sum(axis=1)
-    return {
-        "agreement": float((student.decisions == teacher.decisions).mean()),
-        "kl_to_teacher": float(divergence.mean()),
-    }
+    agreement = float((student.decisions == teacher.decisions).mean())
+    return {"agreement": agreement, "kl_to_teacher": float(divergence.mean())}
 
 
 def aggregate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Aggregate the metrics of several runs of a phase over their seeds.
-
-    Args:
-        runs: For each run what :func:`measure` and :func:`compare` return, merged.
+    """Aggregate the merged results of :func:`measure` and :func:`compare` over the seeds of a phase.
 
     Returns:
         For each scalar its ``mean`` and ``std`` (over n - 1; ``None`` for one run); ``classes``; means of
         ``per_class``; sums of ``confusion`` and ``bins``.
     """
-    names = ("accuracy", "top5", "nll", "ece", "agreement", "kl_to_teacher")
-    facts: dict[str, Any] = {name: _mean_and_std([run.get(name) for run in runs]) for name in names}
-    by_class = [_mean_and_std(list(values)) for values in zip(*(run["per_class"] for run in runs), strict=True)]
+    facts: dict[str, Any] = {}
+    for name in ("accuracy", "top5", "nll", "ece", "agreement", "kl_to_teacher"):
+        values = [run[name] for run in runs if run.get(name) is not None]
+        facts[name] = dict(zip(("mean", "std"), mean_and_std(values), strict=True)) if values else None
     facts["classes"] = runs[0]["classes"]
-    facts["per_class"] = [None if one is None else one["mean"] for one in by_class]
+    facts["per_class"] = [
+        mean_and_std(values)[0] if (values := [value for value in by_run if value is not None]) else None
+        for by_run in zip(*(run["per_class"] for run in runs), strict=True)
+    ]
     facts["confusion"] = np.sum([run["confusion"] for run in runs], axis=0).tolist()
-    facts["bins"] = [_merged(list(bins)) for bins in zip(*(run["bins"] for run in runs), strict=True)]
+    facts["bins"] = [_merge_bins(bins) for bins in zip(*(run["bins"] for run in runs), strict=True)]
     return facts
 
 
-def _bins(probabilities: Floats, predictions: Predictions) -> list[dict[str, Any]]:
-    """Return count, accuracy and mean confidence for each bin of confidence."""
-    confidence, correct = probabilities.max(axis=1), predictions.decisions == predictions.labels
+def _bins(confidence: Floats, correct: Floats) -> list[dict[str, Any]]:
+    """Return number of images, accuracy and mean confidence of each bin of confidence."""
     index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    totals = (np.bincount(index, weights, minlength=BINS).tolist() for weights in (None, correct, confidence))
     return [
-        {
-            "count": int(members.sum()),
-            "accuracy": float(correct[members].mean()) if members.any() else None,
-            "confidence": float(confidence[members].mean()) if members.any() else None,
-        }
-        for members in (index == number for number in range(BINS))
+        {"count": count, "accuracy": hits / count if count else None, "confidence": total / count if count else None}
+        for count, hits, total in zip(*totals, strict=True)
     ]
 
 
-def _merged(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    count = sum(one["count"] for one in bins)
+def _merge_bins(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    filled = [entry for entry in bins if entry["count"]]
+    count = sum(entry["count"] for entry in filled)
     means = {
-        name: sum(one["count"] * one[name] for one in bins if one["count"]) / count if count else None
+        name: sum(entry["count"] * entry[name] for entry in filled) / count if filled else None
         for name in ("accuracy", "confidence")
     }
     return {"count": count, **means}
-
-
-def _mean_and_std(values: Sequence[float | None]) -> dict[str, float | None] | None:
-    present = [value for value in values if value is not None]
-    if not present:
-        return None
-    return {"mean": float(np.mean(present)), "std": float(np.std(present, ddof=1)) if len(present) > 1 else None}

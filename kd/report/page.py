@@ -1,40 +1,44 @@
-"""``report.html``: verdict, tables and figures on one page without external resources, and the same in Markdown."""
+"""``report.html``: verdict, tables and figures on one page without external resources; also as Markdown."""
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from kd.errors import UserError
 from kd.files import write_text
 from kd.report import figures
-from kd.report.comparison import OBJECTIVE_HEADINGS, objective_cells, objectives_caption
-from kd.report.events import write_events
 from kd.report.examples import example_pictures
 from kd.report.figures import Picture
-from kd.report.formatting import gain_in_points, mean_of, measured_with, share, sizes
 from kd.report.summary import read_summary, title_of
+from kd.report.tables import (
+    OBJECTIVE_HEADINGS,
+    gain_in_points,
+    mean_of,
+    measured_with,
+    objective_cells,
+    objectives_caption,
+    share,
+    sizes,
+)
 from kd.report.verdict import gain_of, gain_sentence, significance
 
-PAGE = "report.html"
 PICTURES = "figures"
 _MAX_CURVES = 6
-"""Largest number of objectives whose curves can be told apart."""
+"""Largest number of objectives with distinguishable curves."""
+_EVENTS = "report"
+"""Name of the report among the runs in TensorBoard."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of the page.
-
-    Args:
-        heads: Headings of the columns.
-        rows: The cells of each row; the first is a name and a second line below it.
-        note: The caption.
-    """
+class Table(NamedTuple):
+    """A table of the page; a row's first cell is a pair of a name and a second line below it."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -54,31 +58,40 @@ def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path
         The page.
 
     Raises:
-        UserError: If a summary is missing, or nothing can be written.
+        UserError: If a summary is missing, or the folder can't be written to.
     """
+    several = len(folders) > 1
     if output is None:
-        if len(folders) > 1:
+        if several:
             raise UserError("--output: missing; name a folder for the report on several experiments")
         output = folders[0]
-    experiments = [_experiment(folder, several=len(folders) > 1) for folder in folders]
+    experiments = [_experiment(folder, several=several) for folder in folders]
+    title = f"{len(folders)} experiments" if several else experiments[0]["name"]
     try:
-        (output / PICTURES).mkdir(parents=True, exist_ok=True)
-        for one in experiments:
-            one["pictures"] = [placed(picture, output) for picture in one["pictures"]]
-        title = experiments[0]["name"] if len(folders) == 1 else f"{len(folders)} experiments"
-        for name in (PAGE, "report.md"):
-            text = environment().get_template(f"{name}.j2").render(title=title, experiments=experiments)
-            write_text(output / name, text)
+        for experiment in experiments:
+            experiment["pictures"] = place(experiment["pictures"], output)
+        page = render("report", output, title=title, experiments=experiments)
         if output == folders[0]:
-            pictures = {one["name"]: output / one["png"] for one in experiments[0]["pictures"]}
-            write_events(output, (output / "report.md").read_text(encoding="utf-8"), pictures)
+            _write_events(output, experiments[0]["pictures"])
     except OSError as error:
         raise UserError(f"{output}: can't write the report: {error}") from None
-    return output / PAGE
+    return page
 
 
-def environment() -> Environment:
-    """Return the Jinja environment of the report's templates."""
+def place(pictures: Sequence[Picture], output: Path) -> list[dict[str, Any]]:
+    """Write figures as PNG beside the page, and return their values for the templates."""
+    (output / PICTURES).mkdir(parents=True, exist_ok=True)
+    placed = []
+    for picture in pictures:
+        png = f"{PICTURES}/{picture.name}.png"
+        picture.figure.savefig(output / png, dpi=150, facecolor="white")
+        svg = Markup(picture.svg())  # noqa: S704 (matplotlib escapes all text)
+        placed.append(vars(picture) | {"svg": svg, "png": png})
+    return placed
+
+
+def render(name: str, output: Path, **values: Any) -> Path:
+    """Write a page and its Markdown version from their templates; return the page."""
     jinja = Environment(
         loader=PackageLoader("kd.report"),
         # Names of classes, files and experiments are untrusted text.
@@ -87,34 +100,50 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # A text must not end a cell of a Markdown table, nor be HTML.
+    # Text must neither end a cell of a Markdown table nor be HTML.
     jinja.filters["plain"] = lambda value: str(value).replace("|", "\\|").replace("<", "&lt;")
-    return jinja
+    for suffix in ("md", "html"):
+        write_text(output / f"{name}.{suffix}", jinja.get_template(f"{name}.{suffix}.j2").render(values))
+    return output / f"{name}.html"
 
 
-def placed(picture: Picture, output: Path) -> dict[str, Any]:
-    """Write a figure as PNG beside the page, and return what the templates need of it."""
-    svg = Markup(picture.svg())  # noqa: S704 (matplotlib escapes all text)
-    png = picture.write_png(output / PICTURES).relative_to(output).as_posix()
-    return {name: getattr(picture, name) for name in ("name", "title", "alt", "note")} | {"svg": svg, "png": png}
+def _write_events(folder: Path, pictures: Sequence[Mapping[str, Any]]) -> None:
+    """Write the report for TensorBoard: its text for the TEXT tab, its figures for IMAGES."""
+    shutil.rmtree(folder / _EVENTS, ignore_errors=True)
+    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    with SummaryWriter(str(folder / _EVENTS)) as writer:
+        # TensorBoard can't show the image files that the Markdown links to.
+        writer.add_text(_EVENTS, "\n".join(line for line in lines if not line.startswith("![")))
+        for picture in pictures:
+            with Image.open(folder / picture["png"]) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            writer.add_image(f"{_EVENTS}/{picture['name']}", pixels, dataformats="HWC")
 
 
 def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
+    """Return the values of an experiment for the templates."""
     summary, name = read_summary(folder), folder.absolute().name
+    phases = dict(summary["phases"])
+    if summary["compared"]:
+        phases.setdefault("distilled", summary["compared"][0])
     config = folder / "config.yaml"
     prefix = f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-" if several else ""
     pictures = [picture for picture in _pictures(folder, summary) if picture is not None]
     for picture in pictures:
         picture.name = prefix + picture.name
+    accuracies = [
+        share(phases[phase]["val_acc_mean"], phases[phase]["val_acc_std"]) if phase in phases else ""
+        for phase in ("teacher", "baseline", "distilled")
+    ]
     return {
         "name": name,
         "anchor": f"{prefix}experiment",
         "data": summary["data"],
         "verdict": gain_sentence(summary) or f"Results of {name}",
         "outcome": {1: "gained", -1: "lost"}.get(significance(gain_of(summary)) or 0, ""),
-        "compression": _compression(summary["phases"].get("distilled", {})),
-        "overview": _overview(summary),
-        "tables": [table for table in (_accuracies(summary), _costs(summary), _objectives(summary)) if table],
+        "compression": _compression(phases.get("distilled", {})),
+        "overview": [*accuracies, gain_in_points(gain_of(summary))],
+        "tables": [table for table in (_accuracies(summary), _costs(phases), _objectives(summary)) if table],
         "pictures": pictures,
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
@@ -123,27 +152,27 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
 def _pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture | None]:
     phases, compared = summary["phases"], summary["compared"]
     networks = {title_of(phase, phases): facts for phase, facts in phases.items()}
-    curves = networks | {row["objective"]: row for row in compared[:_MAX_CURVES]}
     histories = {
         name: [run["history"] for run in facts["runs"]]
-        for name, facts in curves.items()
+        for name, facts in (networks | {row["objective"]: row for row in compared[:_MAX_CURVES]}).items()
         if all(run.get("history") for run in facts["runs"])
     }
-    if compared and "student, distilled" not in networks:
-        networks["student, distilled"] = compared[0]
     others = {row["objective"] for row in compared[1:]}
     terms = {name: runs for name, runs in histories.items() if name not in others}
-    measured = {name: facts["measured"] for name, facts in networks.items() if facts.get("measured")}
     drawn = [figures.accuracy_curves(histories), figures.loss_terms(terms)]
+    if compared:
+        networks.setdefault("student, distilled", compared[0])
+    measured = {name: facts["measured"] for name, facts in networks.items() if facts.get("measured")}
     if measured:
-        facts = next(iter(measured.values()))
+        # Phases are in the order of training: the last is the most relevant student.
+        last, facts = list(measured.items())[-1]
         # Earlier versions didn't store the names of the classes.
         classes = facts.get("classes") or [str(number) for number in range(len(facts["per_class"]))]
-        drawn.append(figures.per_class_accuracy(classes, {name: one["per_class"] for name, one in measured.items()}))
-        drawn.append(figures.calibration({name: one["bins"] for name, one in measured.items()}))
-        # Phases are in the order of training: the last is the student that is most worth looking at.
-        last = list(measured)[-1]
-        drawn.append(figures.confusion_matrix(classes, measured[last]["confusion"], last))
+        drawn += [
+            figures.per_class_accuracy(classes, {name: facts["per_class"] for name, facts in measured.items()}),
+            figures.calibration({name: facts["bins"] for name, facts in measured.items()}),
+            figures.confusion_matrix(classes, facts["confusion"], last),
+        ]
     return [*drawn, *example_pictures(folder, summary)]
 
 
@@ -169,18 +198,15 @@ def _accuracies(summary: Mapping[str, Any]) -> Table:
         )
     note = (
         "Accuracy after the last and after the best epoch; top-5 accuracy; NLL: negative log-likelihood of the labels, "
-        "in nats; ECE: expected calibration error over 15 bins of confidence; agreement: share of images for which the "
-        "student predicts its teacher's class; KL to teacher: Kullback-Leibler divergence, in nats. ± is the standard "
-        "deviation over the seeds."
+        "in nats; ECE: expected calibration error over 15 bins of confidence; agreement: fraction of images for which "
+        "the student predicts its teacher's class; KL to teacher: Kullback-Leibler divergence, in nats. ± is the "
+        "standard deviation over the seeds."
     )
     heads = ["network", "last epoch", "best epoch", "top-5", "NLL", "ECE", "agreement", "KL to teacher", "training"]
     return Table(heads, rows, note)
 
 
-def _costs(summary: Mapping[str, Any]) -> Table | None:
-    phases = dict(summary["phases"])
-    if summary["compared"]:
-        phases["distilled"] = summary["compared"][0]
+def _costs(phases: Mapping[str, Any]) -> Table | None:
     measured = {phase: facts for phase, facts in phases.items() if facts.get("cost")}
     if not measured:
         return None
@@ -193,14 +219,16 @@ def _costs(summary: Mapping[str, Any]) -> Table | None:
                 f"{cost['parameters']:,}",
                 f"{cost['multiply_adds'] / 1e6:,.1f} M",
                 sizes(cost),
-                *(f"{one['latency_ms']:.1f} ms, {one['images_per_second']:,.0f}/s" for one in cost["speed"].values()),
+                *(
+                    f"{value['latency_ms']:.1f} ms, {value['images_per_second']:,.0f}/s"
+                    for value in cost["speed"].values()
+                ),
                 *("" if kept.get(key) is None else f"{kept[key]:.1%}" for key in ("val_acc_mean", "parameters")),
             ]
         )
-    first = next(iter(measured.values()))["cost"]
-    speeds = [f"{device.upper()}: latency, throughput" for device in first["speed"]]
+    speeds = [f"{device.upper()}: latency, throughput" for device in cost["speed"]]
     heads = ["network", "parameters", "multiply-adds", "MB in float32 / 16 / int8", *speeds]
-    return Table([*heads, "of teacher's accuracy", "of its parameters"], rows, measured_with(first))
+    return Table([*heads, "of teacher's accuracy", "of its parameters"], rows, measured_with(cost))
 
 
 def _objectives(summary: Mapping[str, Any]) -> Table | None:
@@ -209,15 +237,6 @@ def _objectives(summary: Mapping[str, Any]) -> Table | None:
         return None
     cells = [objective_cells(row, is_best=rank == 0) for rank, row in enumerate(compared)]
     return Table(OBJECTIVE_HEADINGS, [[(first, ""), *others] for first, *others in cells], objectives_caption(compared))
-
-
-def _overview(summary: Mapping[str, Any]) -> list[str]:
-    phases = summary["phases"] | ({"distilled": summary["compared"][0]} if summary["compared"] else {})
-    shares = [
-        share(phases[phase]["val_acc_mean"], phases[phase]["val_acc_std"]) if phase in phases else ""
-        for phase in ("teacher", "baseline", "distilled")
-    ]
-    return [*shares, gain_in_points(gain_of(summary))]
 
 
 def _compression(distilled: Mapping[str, Any]) -> str:

@@ -1,29 +1,25 @@
-"""``summary.json``: the results of every phase, by seed and aggregated; tables and page are made from it."""
+"""``summary.json``: the results of every phase, by seed and aggregated, from which tables and page are built."""
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
 from kd.files import write_json
-from kd.report.comparison import compare_objectives
 from kd.report.measures import Predictions, aggregate, compare, measure
-from kd.report.verdict import paired_difference
+from kd.report.verdict import compare_objectives, mean_and_std, paired_difference
 
 _RUN_KEYS = (
     *("seed", "epochs", "steps", "val_acc", "best_val_acc", "val_loss", "agreement", "seconds", "images_per_second"),
     *("checkpoint", "history"),
 )
-_FILE_KEYS = ("validation", "teacher_predictions")
 _TITLES = {
     "teacher": "teacher",
     "assistant": "assistant",
     "baseline": "student, labels only",
     "distilled": "student, distilled",
 }
-_ORDER = tuple(_TITLES)
 _OLD_KEYS = {'"price":': '"cost":', '"teacher_answers":': '"teacher_predictions":'}
 
 
@@ -40,30 +36,31 @@ def summarize(
         runs: By phase, the results of each training.
         data: Name of the data set.
         folder: The experiment's folder; paths of predictions are stored relative to it.
-        costs: By phase, what :func:`kd.models.measure_cost` measured of its network.
+        costs: By phase, its network's result of :func:`kd.models.measure_cost`.
 
     Returns:
         - ``phases``: ``teacher`` (or ``teacher/NAME`` for each of several, and ``teacher`` for their ensemble),
           ``assistant/NUMBER-NAME``, ``baseline`` and ``distilled``, each with its ``runs``, ``val_acc_mean`` and
           ``val_acc_std`` (over n - 1; ``None`` for one run), ``measured`` (see
-          :func:`kd.report.measures.aggregate`; ``None`` without stored predictions), ``cost``, and ``kept``, the shares
-          of the teacher's accuracy and parameters.
+          :func:`kd.report.measures.aggregate`; ``None`` without stored predictions), ``cost``, and ``kept``, the
+          student's accuracy and parameters as fractions of the teacher's.
         - ``gain``: the gain of the distilled student over the baseline, paired by seed, see
-          :func:`kd.report.verdict.paired_difference`.
-        - ``compared``: the compared objectives, best first, see :func:`kd.report.comparison.compare_objectives`, each
-          with ``measured`` and ``cost``.
+          :func:`kd.report.paired_difference`.
+        - ``compared``: the compared objectives, best first, see :func:`kd.report.compare_objectives`, each with
+          ``measured`` and ``cost``.
     """
+    costs = costs or {}
     phases: dict[str, Any] = {}
     for phase in sorted(runs.keys() - {"compared"}, key=_position):
-        accuracies = [run["val_acc"] for run in runs[phase]]
+        mean, std = mean_and_std([run["val_acc"] for run in runs[phase]])
         phases[phase] = {
             "model": runs[phase][0]["model"],
             "parameters": runs[phase][0]["parameters"],
             "runs": [_selected(run, folder) for run in runs[phase]],
-            "val_acc_mean": statistics.fmean(accuracies),
-            "val_acc_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-            "measured": _measured(runs[phase]),
-            "cost": (costs or {}).get(phase),
+            "val_acc_mean": mean,
+            "val_acc_std": std,
+            "measured": _measure_runs(runs[phase]),
+            "cost": costs.get(phase),
         }
     if "teacher" in phases:
         for facts in phases.values():
@@ -71,12 +68,11 @@ def summarize(
                 name: facts[name] / phases["teacher"][name] if phases["teacher"][name] else None
                 for name in ("val_acc_mean", "parameters")
             }
-    baseline = runs.get("baseline", [])
-    compared = [_selected(run, folder) | {"objective": run["objective"]} for run in runs.get("compared", [])]
-    rows = compare_objectives(compared, baseline)
+    baseline, compared = runs.get("baseline", []), runs.get("compared", [])
+    rows = compare_objectives([_selected(run, folder) | {"objective": run["objective"]} for run in compared], baseline)
     for row in rows:
-        row["measured"] = _measured([run for run in runs["compared"] if run["objective"] == row["objective"]])
-        row["cost"] = (costs or {}).get("compared")
+        row["measured"] = _measure_runs([run for run in compared if run["objective"] == row["objective"]])
+        row["cost"] = costs.get("compared")
     gain = paired_difference(runs.get("distilled", []), baseline)
     return {"data": data, "phases": phases, "gain": gain, "compared": rows}
 
@@ -89,9 +85,7 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read an experiment's ``summary.json``.
-
-    Comparisons of objectives are computed anew from their runs, since earlier versions used another method.
+    """Read an experiment's ``summary.json``, and compute its comparison of objectives anew from their runs.
 
     Raises:
         UserError: If it is missing or not the summary of an experiment.
@@ -110,46 +104,44 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not the summary of an experiment")
     stored = {row["objective"]: row for row in summary["compared"]}
     baseline = summary["phases"].get("baseline", {"runs": []})["runs"]
+    # Earlier versions computed the intervals by another method.
     rows = compare_objectives([run for row in summary["compared"] for run in row["runs"]], baseline)
     return dict(summary) | {"compared": [stored[row["objective"]] | row for row in rows]}
 
 
-def title_of(phase: str, phases: Mapping[str, Any]) -> str:
-    """Return a phase's name in tables and figures.
-
-    Args:
-        phase: The phase.
-        phases: All phases of its summary.
-    """
-    kind, _, member = phase.partition("/")
-    if kind == "assistant":
-        return f"assistant {member.partition('-')[0]}"
-    has_members = any(other.startswith("teacher/") for other in phases)
-    return "teacher ensemble" if phase == "teacher" and has_members else _TITLES[kind]
-
-
 def _is_summary(summary: Any) -> bool:  # noqa: ANN401 (any JSON value)
-    if not isinstance(summary, dict) or not {"data", "phases", "gain", "compared"} <= summary.keys():
+    types = {"data": str, "phases": dict, "gain": dict | None, "compared": list}
+    if not isinstance(summary, dict) or not types.keys() <= summary.keys():
         return False
-    phases, compared = summary["phases"], summary["compared"]
-    if not isinstance(phases, dict) or not isinstance(compared, list) or not isinstance(summary["gain"], dict | None):
+    if not all(isinstance(summary[name], expected) for name, expected in types.items()):
         return False
+    groups = [*summary["phases"].values(), *summary["compared"]]
     return all(
         isinstance(facts, dict)
         and isinstance(facts.get("runs"), list)
         and all(isinstance(run, dict) for run in facts["runs"])
-        for facts in [*phases.values(), *compared]
+        for facts in groups
     )
+
+
+def title_of(phase: str, phases: Mapping[str, Any]) -> str:
+    """Return the name of one of a summary's phases in tables and figures."""
+    kind, _, member = phase.partition("/")
+    if kind == "assistant":
+        return f"assistant {member.partition('-')[0]}"
+    is_ensemble = phase == "teacher" and any(other.startswith("teacher/") for other in phases)
+    return "teacher ensemble" if is_ensemble else _TITLES[kind]
 
 
 def _position(phase: str) -> tuple[int, bool, str]:
     """Return a phase's sort key: the order of training, the members of an ensemble before the ensemble."""
     kind, slash, member = phase.partition("/")
-    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER), not slash, member
+    return list(_TITLES).index(kind), not slash, member
 
 
 def _selected(run: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    files = {key: _relative(run.get(key), folder) for key in _FILE_KEYS}
+    """Return the part of a run's results that the summary holds."""
+    files = {key: _relative(run.get(key), folder) for key in ("validation", "teacher_predictions")}
     return {key: run.get(key) for key in _RUN_KEYS} | files
 
 
@@ -161,7 +153,7 @@ def _relative(path: str | None, folder: Path | None) -> str | None:
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
 
 
-def _measured(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _measure_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Measure the stored predictions of a phase's runs; ``None`` if any run has none."""
     # All seeds usually share one teacher: each file is read once.
     teachers = {path: Predictions.read(path) for path in {run.get("teacher_predictions") for run in runs}}
