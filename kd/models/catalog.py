@@ -1,7 +1,8 @@
-"""Building a network by its name: torchvision's, timm's, our own small ones, or a person's own."""
+"""Building a network by its name: from torchvision, from timm, one of our own small ones, or from a user's file."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,16 +22,21 @@ from kd.registry import (
     suggestion,
 )
 
-Factory = Callable[..., nn.Module]
-
-SMALL: Registry[Factory] = Registry("network")
-"""Our own small networks by name: called with ``num_classes`` and ``image_size``."""
+SMALL: Registry[Callable[..., nn.Module]] = Registry("network")
+"""Our own small networks by name, called with ``num_classes`` and ``image_size``."""
 for _factory in (small.simple, small.convnet, small.mlp, small.linear):
     SMALL.register(_factory.__name__)(_factory)
 
+# These have auxiliary heads, and weights for pixels in [-1, 1].
+_INCEPTION = ("googlenet", "inception_v3")
+_IMAGENET_CLASSES = 1000
+
+_Built = tuple[nn.Module, tuple[tuple[float, ...], tuple[float, ...]] | None]
+"""A network, and the mean and standard deviation that its published weights expect, if it has them."""
+
 
 def torchvision_names() -> list[str]:
-    """List torchvision's classifiers of images, all with published weights (its quantized twins are left out)."""
+    """List torchvision's image classifiers without the quantized ones; all have published weights."""
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
@@ -46,30 +52,29 @@ def build_classifier(
     pretrained: bool = False,
     pretrained_flag: str = "--teacher_pretrained",
 ) -> Classifier:
-    """Build a classifier with a head of the right size, and try it on images of the right size.
+    """Build a classifier with a new head, and check it on images of the given size.
 
     Args:
-        architecture: A name from torchvision, ``timm/NAME``, one of :data:`SMALL`, any of them with hyperparameters as
-            ``name(key=value)``, or ``path/to/file.py:factory``, called with ``num_classes``.
+        architecture: A name from torchvision, ``timm/NAME``, ``simple``, ``convnet``, ``mlp`` or ``linear``, also
+            with hyperparameters as ``name(key=value)``; or ``path/to/file.py:factory``, called with ``num_classes``.
         classes: Names of the classes.
         image_size: Side S of the images, in pixels.
-        resize: How the images become square, for the description.
-        mean: The data's mean, for a network without published weights.
-        std: The data's standard deviation, likewise.
-        pretrained: Start from published weights, but for a head of another size; the network then normalizes as they
-            want it.
-        pretrained_flag: The flag that asked for the weights, for the messages.
+        resize: How images become square, ``crop`` or ``squash``; only recorded in the description.
+        mean: Per-channel mean of the data, in [0, 1], for a network without published weights.
+        std: Per-channel standard deviation of the data, likewise.
+        pretrained: Start from published weights and their normalization; the head is always new.
+        pretrained_flag: The flag of ``pretrained``, for error messages.
 
     Raises:
-        UserError: If the name or a hyperparameter is unknown, the weights can't be had, or the network can't take such
-            images.
+        UserError: If the name or a hyperparameter is unknown, the weights are unavailable, or the network doesn't
+            support such images.
     """
     name, hyperparameters = parse_choice(architecture)
     flag = pretrained_flag if pretrained else None
     statistics = None
     if is_own_code(name):
         if pretrained:
-            raise UserError(f"{pretrained_flag}: {name} is your own code; let it load its own weights")
+            raise UserError(f"{pretrained_flag}: {name} is your own code; load the weights there")
         factory = load_own_code(name)
         check_hyperparameters(factory, hyperparameters, choice=architecture)
         network = call_own_code(architecture, factory, num_classes=len(classes), **hyperparameters)
@@ -77,61 +82,60 @@ def build_classifier(
         try:
             network, statistics = _build_by_name(name, len(classes), image_size, hyperparameters, flag=flag)
         except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
-            what = f"there is no {architecture} for images of {image_size} px and {len(classes)} classes"
+            what = f"{architecture} can't be built for images of {image_size} px and {len(classes)} classes"
             raise UserError(f"{what}: {error}") from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{architecture!r}: the factory returned a {type(network).__name__}, not a torch.nn.Module")
     mean, std = statistics or (mean, std)
-    description = Description(architecture, classes, image_size, resize, mean, std)
-    classifier = Classifier(network, description)
-    _try_on(classifier, image_size)
+    classifier = Classifier(network, Description(architecture, classes, image_size, resize, mean, std))  # type: ignore[arg-type]
+    _check_logits(classifier, image_size)
     return classifier
 
 
-def _try_on(classifier: Classifier, size: int) -> None:
-    """Refuse a network that can't take images of this size, or that gives anything but one logit a class."""
-    description = classifier.description
+def _check_logits(classifier: Classifier, size: int) -> None:
+    """Refuse a network that doesn't map images of this size to one logit per class."""
+    architecture = classifier.description.architecture
     classifier.eval()
     try:
         with torch.no_grad():
             logits = classifier(torch.zeros(2, 3, size, size))
     except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        usual = usual_size(description.architecture)
-        made_for = "" if usual is None else f" (it was made for {usual})"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        usual = usual_size(architecture)
+        designed = "" if usual is None else f" (designed for {usual} px)"
         raise UserError(
-            f"{description.architecture} can't take images of {size} px{made_for}; --image_size changes it ({reason})"
+            f"{architecture} can't process images of {size} px{designed}; change --image_size ({reason})"
         ) from None
     finally:
         classifier.train()
-    wanted = (2, len(description.classes))
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+    expected = (2, len(classifier.description.classes))
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"{description.architecture}: for 2 images it should give logits of shape {wanted}, not {got}")
+        raise UserError(f"{architecture}: expected logits of shape {expected} for 2 images, got {got}")
 
 
 def usual_size(architecture: str) -> int | None:
-    """Return for which size of images a network was made, in pixels, where torchvision or timm knows."""
+    """Return the image size that a network was designed for, in pixels, if torchvision or timm records it."""
     name, _ = parse_choice(architecture)
     if name.startswith("timm/"):
-        import timm
-
-        configuration = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+        configuration = _import_timm().get_pretrained_cfg(name.removeprefix("timm/"))
         return int(configuration.input_size[-1]) if configuration is not None else None
     if name in torchvision_names():
         return int(torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0])
     return None
 
 
-_AUXILIARY = ("googlenet", "inception_v3")
-_IMAGENET_CLASSES = 1000
-
-Built = tuple[nn.Module, tuple[tuple[float, ...], tuple[float, ...]] | None]
+def _import_timm() -> ModuleType:
+    try:
+        import timm
+    except ImportError:
+        raise UserError("timm is not installed; install it with `pip install timm`") from None
+    return timm
 
 
 def _build_by_name(
     name: str, num_classes: int, image_size: int, hyperparameters: dict[str, Any], *, flag: str | None
-) -> Built:
+) -> _Built:
     if name.startswith("timm/"):
         return _build_timm(name.removeprefix("timm/"), num_classes, hyperparameters, flag=flag)
     if name not in SMALL:
@@ -142,54 +146,40 @@ def _build_by_name(
     return SMALL[name](num_classes, image_size, **hyperparameters), None
 
 
-def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> Built:
+def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> _Built:
     if name not in torchvision_names():
-        known = [*torchvision_names(), *SMALL]
-        raise UserError(f"there is no network {name!r}{suggestion(name, known)} (`kd models` lists them all)")
+        names = [*torchvision_names(), *SMALL]
+        raise UserError(f"there is no network {name!r}{suggestion(name, names)} (`kd models` lists them all)")
     builder = torchvision.models.get_model_builder(name)
-    # In training mode the auxiliary heads of these two would make a tuple of the logits.
-    options = {"aux_logits": False, "init_weights": flag is None} if name in _AUXILIARY else {}
+    options = {"aux_logits": False, "init_weights": flag is None} if name in _INCEPTION else {}
     network: nn.Module = builder(weights=None, num_classes=num_classes, **options | hyperparameters)
     if flag is None:
         return network, None
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    # torchvision's own loading, since some of its files hold other names than its networks.
+    # Loaded by torchvision, as some of its files name layers differently than its networks.
     published = _fetch(functools.partial(builder, weights=weights), weights.url, flag).state_dict()
-    _copy_all_but_the_head(network, published, what=f"{flag} {name}")
-    # The files of these two come from another framework, and want pixels from -1 to 1.
+    own = network.state_dict()
+    head = {
+        key
+        for key, value in own.items()
+        if key in published
+        and published[key].shape[:1] == (_IMAGENET_CLASSES,)
+        and published[key].shape[1:] == value.shape[1:]
+    }
+    matching = {key: value for key, value in published.items() if key in own and own[key].shape == value.shape}
+    if others := own.keys() - matching.keys() - head:
+        raise UserError(
+            f"{flag} {name}: the published weights don't match these hyperparameters, at {min(others)} and "
+            f"{len(others) - 1} other places"
+        )
+    network.load_state_dict(matching, strict=False)
     preset = weights.transforms()
-    statistics = ((0.5,) * 3, (0.5,) * 3) if name in _AUXILIARY else (tuple(preset.mean), tuple(preset.std))
+    statistics = ((0.5,) * 3, (0.5,) * 3) if name in _INCEPTION else (tuple(preset.mean), tuple(preset.std))
     return network, statistics
 
 
-def _copy_all_but_the_head(network: nn.Module, published: Mapping[str, Tensor], *, what: str) -> None:
-    """Copy published weights, all but those that have a number for each class.
-
-    Raises:
-        UserError: If anything else differs, since part of the network would silently stay random.
-    """
-    own = network.state_dict()
-    fitting = {key: value for key, value in published.items() if key in own and own[key].shape == value.shape}
-    strange = [
-        key for key in own.keys() - fitting.keys() if key not in published or not _is_head(own[key], published[key])
-    ]
-    if strange:
-        raise UserError(
-            f"{what}: with these hyperparameters the published weights do not fit, at {min(strange)} and "
-            f"{len(strange) - 1} other places"
-        )
-    network.load_state_dict(fitting, strict=False)
-
-
-def _is_head(own: Tensor, published: Tensor) -> bool:
-    return published.shape[:1] == (_IMAGENET_CLASSES,) and own.shape[1:] == published.shape[1:]
-
-
-def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> Built:
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"timm/{name}: timm is not installed; install it with `pip install timm`") from None
+def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> _Built:
+    timm = _import_timm()
     if not timm.is_model(name):
         raise UserError(f"there is no network 'timm/{name}'{suggestion(name, timm.list_models())} (`kd models --timm`)")
     build = functools.partial(timm.create_model, name, num_classes=num_classes, **hyperparameters)
@@ -198,54 +188,34 @@ def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *,
     configuration = timm.get_pretrained_cfg(name)
     if configuration is None:
         raise UserError(f"{flag}: timm has no published weights for {name}")
-    url = (
-        str(configuration.url or "")
-        or f"https://huggingface.co/{configuration.hf_hub_id}/resolve/main/model.safetensors"
-    )
-    network = _fetch(functools.partial(build, pretrained=True), url, flag)
+    hub = f"https://huggingface.co/{configuration.hf_hub_id}/resolve/main/model.safetensors"
+    network = _fetch(functools.partial(build, pretrained=True), str(configuration.url or hub), flag)
     return network, (tuple(configuration.mean), tuple(configuration.std))
 
 
-def _fetch(fetch: Callable[[], Any], url: str, flag: str) -> Any:  # noqa: ANN401 (a network, or its weights)
-    """Fetch weights, or say which file is missing and where it belongs."""
+def _fetch(build: Callable[[], nn.Module], url: str, flag: str) -> nn.Module:
+    """Build a network with published weights; if they can't be downloaded, name the file and where to put it."""
     try:
-        return fetch()
+        return build()
     except (OSError, RuntimeError, ValueError) as error:
-        file = url.rpartition("/")[2]
-        place = f"put that file into {torch.hub.get_dir()}/checkpoints"
+        remedy = f"put that file into {torch.hub.get_dir()}/checkpoints"
         if "huggingface.co" in url:
             repository = "/".join(url.split("/")[3:5])
-            place = f"run `hf download {repository}` on one with a network, and copy its Hugging Face cache here"
+            remedy = f"run `hf download {repository}` on a machine with access, and copy its Hugging Face cache here"
         raise UserError(
-            f"{flag}: the weights could not be fetched ({str(error).partition(chr(10))[0]}).\n"
-            f"  The missing file is {file}, from {url}.\n"
-            f"  Where there is no network, {place}, or start from random weights with "
-            f"{flag.replace('--', '--no-')}."
+            f"{flag}: the weights can't be downloaded ({str(error).partition(chr(10))[0]}).\n"
+            f"  The missing file is {url.rpartition('/')[2]}, from {url}.\n"
+            f"  Without network access, {remedy}, or start from random weights with {flag.replace('--', '--no-')}."
         ) from None
 
 
 def parameters_by_name(*, with_timm: bool = False) -> list[tuple[str, str, int | None]]:
-    """List the networks that go by name: name, where it comes from, parameters with 1,000 classes.
-
-    Args:
-        with_timm: List timm's too, without their parameters (building them all takes minutes).
-
-    Raises:
-        UserError: If timm is asked for and is not installed.
-    """
+    """List all networks: name, origin, and number of parameters with 1,000 classes (``None`` for those of timm)."""
     rows: list[tuple[str, str, int | None]] = []
     for name, factory in SMALL.items():
         with torch.device("meta"):
             network = factory(1000, 224)
         rows.append((name, "kd, at 224 px", sum(parameter.numel() for parameter in network.parameters())))
-    rows += [
-        (name, "torchvision", torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
-        for name in torchvision_names()
-    ]
-    if with_timm:
-        try:
-            import timm
-        except ImportError:
-            raise UserError("timm is not installed; install it with `pip install timm`") from None
-        rows += [(f"timm/{name}", "timm", None) for name in timm.list_models()]
-    return rows
+    weights = {name: torchvision.models.get_model_weights(name).DEFAULT for name in torchvision_names()}
+    rows += [(name, "torchvision", published.meta["num_params"]) for name, published in weights.items()]
+    return rows + ([(f"timm/{name}", "timm", None) for name in _import_timm().list_models()] if with_timm else [])

@@ -1,4 +1,4 @@
-"""Reading a classifier from a checkpoint: plain tensors and a description, and no code of whoever wrote it."""
+"""Reading a classifier from a checkpoint: plain tensors and values only, so that no code in the file is executed."""
 
 import re
 import warnings
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from kd.errors import UserError
@@ -15,42 +16,31 @@ from kd.models.classifier import Classifier, Description
 from kd.registry import is_own_code, parse_choice
 
 CLASSIFIER_KEY = "classifier"
-"""Where a checkpoint holds the description of its classifier, plain, with its accuracy."""
+"""Key in a checkpoint of the classifier's description and its accuracy."""
 
 STATE_PREFIX = "model."
-"""What the classifier's weights are called by in a checkpoint's ``state_dict``."""
-
+"""Prefix of the classifier's weights in a checkpoint's ``state_dict``."""
 
 _ZIP = b"PK\x03\x04"
 
 
 def read_plain(path: Path, *, mapped: bool = False) -> Any:  # noqa: ANN401 (what the file holds)
-    """Read a file of torch's with ``weights_only=True``: tensors and plain values, nothing that runs.
-
-    Args:
-        path: The file.
-        mapped: Whether its tensors stay on the disk, for those who look at plain values alone.
-
-    Raises:
-        UserError: If there is no such file, or it can't be read so.
-    """
+    """Read a file with ``torch.load(weights_only=True)``; ``mapped`` leaves the tensors on the disk."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     try:
         with warnings.catch_warnings():
-            # torch warns of what a foreign file holds before it refuses it.
+            # torch warns about objects in a foreign file before it refuses them.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # noqa: BLE001 (a stranger's bytes make the unpickler raise anything)
-        reason = _why_not_read(path, error)
-        raise UserError(f"{path}: this can't be read as a checkpoint of plain weights: {reason}") from None
+    except Exception as error:  # noqa: BLE001 (arbitrary bytes make the unpickler raise anything)
+        raise UserError(f"{path}: can't be read as a checkpoint: {_why_not_read(path, error)}") from None
 
 
 def _why_not_read(path: Path, error: Exception) -> str:
-    """Say what is wrong with a file in words that advise nobody to trust it, as torch's own do."""
-    foreign = re.search(r"GLOBAL (\S+)", str(error))
-    if foreign is not None:
-        return f"besides weights it holds {foreign[1]}, and what is not a plain value is not read, as it may run code"
+    """Return the reason; torch's own messages recommend loading the file without ``weights_only``."""
+    if (foreign := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+        return f"it contains {foreign[1]}; only tensors and plain values are read, as other objects may execute code"
     try:
         with path.open("rb") as file:
             head = file.read(len(_ZIP))
@@ -58,58 +48,43 @@ def _why_not_read(path: Path, error: Exception) -> str:
         return str(failure.strerror)
     if not head:
         return "it is empty"
-    return "it is cut short or damaged" if head == _ZIP else "it is no file of weights that torch wrote, or damaged"
+    return "it is truncated or damaged" if head == _ZIP else "it was not written by torch.save, or is damaged"
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a classifier's checkpoint.
-
-    Raises:
-        UserError: If there is no such file, or it is no checkpoint of this tool.
-    """
-    checkpoint: dict[str, Any] = read_plain(path)
-    parts = [checkpoint.get(key) for key in (CLASSIFIER_KEY, "state_dict")] if isinstance(checkpoint, dict) else [None]
-    if not all(isinstance(one, dict) for one in parts):
-        raise UserError(f"{path}: this is no checkpoint of a classifier that this tool trained")
-    try:
-        Description.from_plain(checkpoint[CLASSIFIER_KEY])
-    except ValueError as error:
-        raise UserError(f"{path}: the description of its classifier is not whole: {error}") from None
-    return checkpoint
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the classifier's description and the state dict of a checkpoint."""
+    checkpoint = read_plain(path)
+    match [checkpoint.get(key) for key in (CLASSIFIER_KEY, "state_dict")] if isinstance(checkpoint, dict) else []:
+        case dict(description), dict(state):
+            return description, state
+    raise UserError(f"{path}: not a checkpoint of a classifier that kd trained")
 
 
-def read_description(path: Path) -> Description:
-    """Read what a checkpoint's classifier is, without building it; errors as of :func:`read_checkpoint`."""
-    return Description.from_plain(read_checkpoint(path)[CLASSIFIER_KEY])
-
-
-def accuracy_in(path: Path) -> float | None:
-    """Return the accuracy on validation images that a checkpoint says, a fraction of 1; errors as above."""
-    accuracy = read_checkpoint(path)[CLASSIFIER_KEY].get("val_acc")
+def read_accuracy(path: Path) -> float | None:
+    """Return the validation accuracy that a checkpoint records, in [0, 1]."""
+    accuracy = _read_checkpoint(path)[0].get("val_acc")
     return accuracy if isinstance(accuracy, float) else None
 
 
 def load_classifier(path: str | Path, *, architecture: str | None = None, flag: str = "--model") -> Classifier:
-    """Build the classifier that a checkpoint holds, in evaluation mode.
+    """Load a classifier from a checkpoint, in evaluation mode.
 
     Args:
-        path: The checkpoint, of a teacher or a student.
-        architecture: The network that it must be, as a person named it. It must be given where the checkpoint names a
-            Python file, whose code runs only if a person asked for it.
-        flag: The flag that gives the architecture, for the messages.
+        path: The checkpoint of a teacher or a student.
+        architecture: The expected network; required if the checkpoint names a Python file, whose code then runs.
+        flag: The flag of the architecture, for error messages.
 
     Raises:
         UserError: If the checkpoint can't be read, or holds another network.
     """
     path = Path(path).expanduser()
-    checkpoint = read_checkpoint(path)
-    description = Description.from_plain(checkpoint[CLASSIFIER_KEY])
-    state = {
+    metadata, state = _read_checkpoint(path)
+    weights = {
         key.removeprefix(STATE_PREFIX): value
-        for key, value in checkpoint["state_dict"].items()
+        for key, value in state.items()
         if isinstance(key, str) and key.startswith(STATE_PREFIX)
     }
-    return build_from_state(description.plain(), state, path=path, architecture=architecture, flag=flag)
+    return build_from_state(metadata, weights, path=path, architecture=architecture, flag=flag)
 
 
 def build_from_state(
@@ -120,47 +95,31 @@ def build_from_state(
     architecture: str | None = None,
     flag: str = "--model",
 ) -> Classifier:
-    """Build a classifier from its description and its weights, in evaluation mode.
-
-    Args:
-        metadata: As :meth:`Description.plain` returned it; other keys are ignored.
-        state: Its state dict.
-        path: The file that they were read from, for error messages.
-        architecture: As of :func:`load_classifier`.
-        flag: As of :func:`load_classifier`.
-
-    Raises:
-        UserError: If the file holds another network, or its weights do not fit.
-    """
+    """Build a classifier in evaluation mode from its description and its weights, read from ``path``."""
     try:
-        description = Description.from_plain(dict(metadata))
-    except ValueError as error:
-        raise UserError(f"{path}: the description of its classifier is not whole: {error}") from None
+        description = Description.from_plain(metadata)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{path}: the description of its classifier is invalid: {reason}") from None
     if architecture is None and is_own_code(parse_choice(description.architecture)[0]):
         raise UserError(
-            f"{path} holds a network from {description.architecture}, a Python file; say {flag} "
-            f"'{description.architecture}' if that code may run"
+            f"{path}: its network is from a Python file; to run that code, add {flag} '{description.architecture}'"
         )
     if architecture is not None and not _same_network(architecture, description.architecture):
-        raise UserError(f"{path} holds {description.architecture}, and {flag} says {architecture}")
-    classifier = build_classifier(
-        architecture or description.architecture,
-        classes=description.classes,
-        image_size=description.image_size,
-        resize=description.resize,
-        mean=description.mean,
-        std=description.std,
-    )
+        raise UserError(f"{flag} {architecture}: {path} holds {description.architecture}")
+    arguments = vars(description) | {"architecture": architecture or description.architecture}
+    classifier = build_classifier(**arguments)
     try:
         classifier.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: its weights do not fit {description.architecture}: {error}") from None
+        raise UserError(f"{path}: its weights don't match {description.architecture}: {error}") from None
     return classifier.eval()
 
 
-def _same_network(one: str, other: str) -> bool:
-    """Compare two names of networks; a person's file may have moved, its function's name may not."""
-    (one_name, one_parameters), (other_name, other_parameters) = parse_choice(one), parse_choice(other)
-    if is_own_code(one_name) and is_own_code(other_name):
-        one_name, other_name = (name.rpartition("/")[2] for name in (one_name, other_name))
-    return (one_name, one_parameters) == (other_name, other_parameters)
+def _same_network(first: str, second: str) -> bool:
+    """Compare two networks; a Python file may be in another folder."""
+    (name, hyperparameters), (other_name, other_hyperparameters) = parse_choice(first), parse_choice(second)
+    if is_own_code(name) and is_own_code(other_name):
+        name, other_name = (own.rpartition("/")[2] for own in (name, other_name))
+    return (name, hyperparameters) == (other_name, other_hyperparameters)

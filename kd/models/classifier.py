@@ -1,91 +1,49 @@
-"""A classifier as it is trained, saved and shipped: a network with the normalization that it wants in front."""
+"""Classifiers as they are trained, saved and shipped: a network behind its input normalization, or an ensemble."""
 
-import math
-import types
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter
 from torch import Tensor, nn
 
+AVERAGES = ("probabilities", "logits")
 
-@dataclass(frozen=True)
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("class names must differ")
+    return names
+
+
+@dataclasses.dataclass(frozen=True)
 class Description:
-    """What it takes to build a classifier again, and to use it.
+    """What is needed to rebuild a classifier and to use it; ``mean`` and ``std`` are per channel, for pixels in [0, 1].
 
-    Args:
-        architecture: The network as a person names it, such as ``resnet18`` or ``convnet(widths=[16, 32])``.
-        classes: Names of the classes, in the order of the logits.
-        image_size: Side of the images that it was made for, in pixels.
-        resize: How plain views of them become square, ``crop`` or ``squash``.
-        mean: Mean of red, green and blue that it subtracts, pixels in [0, 1].
-        std: Standard deviation that it divides by.
+    The annotations are checked by :meth:`from_plain`, as a file may hold anything.
     """
 
     architecture: str
-    classes: tuple[str, ...]
-    image_size: int
-    resize: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_different)]
+    image_size: Annotated[int, Field(ge=1, le=8192, strict=True)]
+    resize: Literal["crop", "squash"]
+    mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=3)]
+    std: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=3)]
 
     def plain(self) -> dict[str, Any]:
-        """Return strings, numbers and lists alone, as a checkpoint that is read with ``weights_only=True`` needs."""
+        """Return strings, numbers and lists only, as a checkpoint that is read with ``weights_only=True`` needs."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "Description":
-        """Read what :meth:`plain` returned; other keys are passed over.
-
-        Raises:
-            ValueError: If something is missing, or is not what it should be.
-        """
-        missing = [name for name in cls.__dataclass_fields__ if name not in values]
-        if missing:
-            raise ValueError(f"{missing[0]!r} is missing")
-        for name, (is_right, words) in _RIGHT.items():
-            if not is_right(values[name]):
-                raise ValueError(f"{name} is {words}, not {str(values[name])[:80]!r}")
-        known: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
-        return cls(**known | {name: tuple(known[name]) for name in ("classes", "mean", "std")})
-
-
-_LARGEST_SIZE = 8192
-
-
-def _are(kind: type | types.UnionType, value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, kind) for one in value)
-
-
-def _are_channels(value: Any) -> bool:  # noqa: ANN401 (whatever a file holds)
-    return _are(int | float, value) and len(value) in (1, 3) and all(math.isfinite(one) for one in value)
-
-
-# What a description that was read from a file must be like: nobody else looks.
-_RIGHT: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "architecture": (lambda value: isinstance(value, str), "the name of a network"),
-    "classes": (lambda value: _are(str, value) and len(set(value)) == len(value) > 1, "a list of different names"),
-    "image_size": (
-        lambda value: type(value) is int and 0 < value <= _LARGEST_SIZE,
-        f"a whole number from 1 to {_LARGEST_SIZE}",
-    ),
-    "resize": (lambda value: value in ("crop", "squash"), "crop or squash"),
-    "mean": (_are_channels, "a number for each channel"),
-    "std": (lambda value: _are_channels(value) and all(one > 0 for one in value), "a number above 0 for each channel"),
-}
+    def from_plain(cls, values: Mapping[str, Any]) -> "Description":
+        """Validate what :meth:`plain` returned, ignoring other keys; raises ``pydantic.ValidationError``."""
+        return TypeAdapter(cls).validate_python(dict(values))
 
 
 class Normalization(nn.Module):
-    """Subtract the mean of each channel and divide by its standard deviation.
-
-    Args:
-        mean: Of red, green and blue, pixels in [0, 1].
-        std: Of red, green and blue.
-
-    Shape:
-        ``(B, 3, H, W)`` in [0, 1] to ``(B, 3, H, W)``, in the precision of the module.
-    """
+    """Subtract the mean of each channel of images ``(B, 3, H, W)`` and divide by its standard deviation."""
 
     mean: Tensor
     std: Tensor
@@ -96,17 +54,17 @@ class Normalization(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalize a batch."""
+        """Normalize a batch, in the precision of this module."""
         normalized: Tensor = (images.to(self.mean.dtype) - self.mean) / self.std
         return normalized
 
 
 class Classifier(nn.Module):
-    """A network behind its own normalization.
+    """A network behind its own input normalization.
 
     Args:
-        network: Takes normalized images ``(B, 3, S, S)``, gives logits ``(B, C)``.
-        description: What it is.
+        network: Maps normalized images ``(B, 3, S, S)`` to logits ``(B, C)``.
+        description: Architecture, class names, image size and normalization.
 
     Shape:
         ``(B, 3, S, S)`` in [0, 1] to logits ``(B, C)``.
@@ -124,5 +82,70 @@ class Classifier(nn.Module):
         return logits
 
     def count_parameters(self) -> int:
-        """Count the numbers that training sets."""
+        """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+
+class Ensemble(nn.Module):
+    r"""Classifiers with the same classes whose predictions are averaged, each at its own image size.
+
+    Averaged probabilities, :math:`\log \sum_k w_k \sigma(v_k)`, are logits again: their softmax is the weighted mean of
+    the members' probabilities. Averaged logits, :math:`\sum_k w_k v_k`, give the geometric mean. The logits of a single
+    member are unchanged.
+
+    Args:
+        members: The classifiers.
+        weights: Their nonnegative weights, of any positive sum; ``None``: equal weights.
+        average: ``probabilities`` or ``logits``.
+
+    Raises:
+        ValueError: If weights and members don't match, or the members' classes differ.
+
+    Source: Hinton, Vinyals & Dean (2015), section 2, https://arxiv.org/abs/1503.02531 (both means)
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self, members: Sequence[Classifier], *, weights: Sequence[float] | None = None, average: str = "probabilities"
+    ) -> None:
+        super().__init__()
+        weights = [1.0] * len(members) if not weights else list(weights)
+        if not members or len(weights) != len(members):
+            raise ValueError(f"an ensemble needs one weight per member, not {len(weights)} for {len(members)} members")
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(f"the weights of an ensemble must be nonnegative and not all 0: {weights}")
+        if average not in AVERAGES:
+            raise ValueError(f"an ensemble averages {' or '.join(AVERAGES)}, not {average}")
+        if len({member.description.classes for member in members}) > 1:
+            raise ValueError("the members of an ensemble must have the same classes in the same order")
+        self.members: Sequence[Classifier] = nn.ModuleList(members)  # type: ignore[assignment]  # not generic
+        self.average = average
+        self.register_buffer("weights", torch.tensor(weights) / sum(weights))
+        self.description = dataclasses.replace(
+            members[0].description, architecture=" + ".join(member.description.architecture for member in members)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
+        each: list[Tensor] = [member(resized(images, member.description.image_size)) for member in self.members]
+        if len(each) == 1:
+            return each[0]
+        # In float32, whatever the precision of the members.
+        logits = torch.stack([member.float() for member in each])
+        weights = self.weights.float()[:, None, None]
+        if self.average == "logits":
+            return torch.sum(weights * logits, dim=0)
+        mixture: Tensor = (F.log_softmax(logits, dim=2) + weights.log()).logsumexp(dim=0)
+        return mixture
+
+    def count_parameters(self) -> int:
+        """Return the number of parameters of all members."""
+        return sum(member.count_parameters() for member in self.members)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Resize square images ``(B, 3, S, S)`` to ``(B, 3, size, size)``, with antialiasing."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

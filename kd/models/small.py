@@ -1,6 +1,6 @@
-"""Small networks for images of any size: ``simple``, ``convnet``, ``mlp`` and ``linear``.
+"""Small networks for images ``(B, 3, S, S)`` of any size: ``simple``, ``convnet``, ``mlp`` and ``linear``.
 
-Max pooling stands before ReLU. As ReLU is monotonic, they commute: outputs and gradients are bit-identical to the usual
+Max pooling precedes ReLU. As ReLU is monotonic, they commute: outputs and gradients are bit-identical to the usual
 order, with a quarter of the work for ReLU.
 """
 
@@ -15,19 +15,8 @@ _SIMPLE_MIN_SIZE = 2**3
 def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: int = 512) -> nn.Sequential:
     """Build three 3x3 convolutions of 16, 32, 64 channels, each with 2x2 max pooling and ReLU, and one hidden layer.
 
-    Most of its weights are in the hidden layer: 25.7 million at 224 px, 8.4 million at 128 px.
-
-    Args:
-        num_classes: Number of classes C.
-        image_size: Side of the images in pixels, at least 8.
-        dropout: Dropout probability of the hidden units.
-        hidden: Number of hidden units.
-
-    Shape:
-        ``(B, 3, image_size, image_size)`` to ``(B, C)``.
-
-    Raises:
-        ValueError: If the images are smaller than 8 px.
+    Most of its weights are in the hidden layer: 25.7 million at 224 px, 8.4 million at 128 px. The minimum
+    size is 8 px.
     """
     if image_size < _SIMPLE_MIN_SIZE:
         raise ValueError(f"three poolings need images of at least {_SIMPLE_MIN_SIZE} px")
@@ -42,16 +31,8 @@ def simple(num_classes: int, image_size: int, *, dropout: float = 0.25, hidden: 
 def convnet(num_classes: int, image_size: int, *, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequential:  # noqa: ARG001
     """Build 3x3 convolutions with batch normalization, 2x2 max pooling and ReLU, global average pooling, and a head.
 
-    Args:
-        num_classes: Number of classes C.
-        image_size: Side of the images in pixels; each convolution but the last is followed by pooling, which halves it.
-        widths: Output channels of each convolution.
-
-    Shape:
-        ``(B, 3, image_size, image_size)`` to ``(B, C)``.
-
-    Raises:
-        ValueError: If ``widths`` is not a list of positive integers.
+    ``widths`` are the output channels of the convolutions; each but the last is followed by pooling, which halves the
+    image.
     """
     _check_sizes(widths=widths)
     layers: list[nn.Module] = []
@@ -64,20 +45,7 @@ def convnet(num_classes: int, image_size: int, *, widths: Sequence[int] = (16, 3
 
 
 def mlp(num_classes: int, image_size: int, *, hidden: Sequence[int] = (256,), dropout: float = 0.0) -> nn.Sequential:
-    """Build a multilayer perceptron with ReLU and dropout on the flattened image.
-
-    Args:
-        num_classes: Number of classes C.
-        image_size: Side of the images in pixels.
-        hidden: Units of each hidden layer.
-        dropout: Dropout probability of the hidden units.
-
-    Shape:
-        ``(B, 3, image_size, image_size)`` to ``(B, C)``.
-
-    Raises:
-        ValueError: If ``hidden`` is not a list of positive integers.
-    """
+    """Build a multilayer perceptron on the flattened image: layers of ``hidden`` units, each with ReLU and dropout."""
     if hidden:
         _check_sizes(hidden=hidden)
     sizes = (3 * image_size**2, *hidden)
@@ -88,15 +56,7 @@ def mlp(num_classes: int, image_size: int, *, hidden: Sequence[int] = (256,), dr
 
 
 def linear(num_classes: int, image_size: int) -> nn.Sequential:
-    """Build softmax regression: one linear layer on the flattened image.
-
-    Args:
-        num_classes: Number of classes C.
-        image_size: Side of the images in pixels.
-
-    Shape:
-        ``(B, 3, image_size, image_size)`` to ``(B, C)``.
-    """
+    """Build softmax regression: one linear layer on the flattened image."""
     return mlp(num_classes, image_size, hidden=())
 
 

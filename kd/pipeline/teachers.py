@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from kd.errors import UserError
-from kd.models import Classifier, Ensemble, accuracy_in
+from kd.models import Classifier, Ensemble, read_accuracy
 from kd.pipeline.components import Components, build_network, student_data
 from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, short_digest, slug
 from kd.preflight import Finding, check_accuracy, refuse
@@ -184,7 +184,7 @@ def _measure(
     )
     findings: list[Finding] = []
     if len(checkpoints) == 1 and components.writes_files:
-        recorded = accuracy_in(Path(checkpoints[0]))
+        recorded = read_accuracy(Path(checkpoints[0]))
         findings = check_accuracy(said=recorded, measured=accuracy, images=images, whose=f"the {role} {name}")
     for finding in findings:
         console.print(str(finding))

@@ -11,7 +11,7 @@ from torch import Tensor
 from kd.errors import UserError
 from kd.losses import Outputs
 from kd.models import Classifier, Compute, Ensemble, FeatureReader, Survey, survey
-from kd.models.ensemble import resized
+from kd.models.classifier import resized
 
 
 class FrozenTeacher:

@@ -73,7 +73,7 @@ class Hardware:
         hardware, _ = self.resolved()
         compute = fastest(network, accelerator=hardware.accelerator, trains=trains)
         if self.precision != "auto":
-            compute = replace(compute, precision=self.precision, why="set by --precision")
+            compute = replace(compute, precision=self.precision, reason="set by --precision")
         if self.channels_last != "auto":
             compute = replace(compute, channels_last=self.channels_last == "true")
         return compute

@@ -296,7 +296,7 @@ ERRORS: dict[str, tuple[Change, str]] = {
         teacher(damage=lambda _: b"version https://git-lfs"),
         "plain weights: it is no file of weights",
     ),
-    "foreign checkpoint": (foreign_checkpoint, "teacher.ckpt: this is no checkpoint of a classifier"),
+    "foreign checkpoint": (foreign_checkpoint, "teacher.ckpt: not a checkpoint of a classifier"),
     # Flags
     "wrong number of classes": (flags("--num_classes 4"), "--num_classes 4: photos has 3"),
     "invalid name": (flags("--name ../x"), "--name ../x: not a valid folder name"),

@@ -32,28 +32,30 @@ def build(architecture: str, **options: Any) -> Classifier:
         ("timm/mobilenetv3_small_050", 32),
     ],
 )
-def test_any_network_by_name_gets_a_head_of_the_right_size(architecture: str, size: int) -> None:
+def test_a_network_has_one_logit_per_class(architecture: str, size: int) -> None:
     classifier = build(architecture, image_size=size)
     assert classifier.training
-    # The logits of a classifier in training mode are a tensor, too: no auxiliary heads.
+    # No auxiliary heads in training mode.
     assert classifier(torch.rand(2, 3, size, size)).shape == (2, 3)
     assert classifier.description.architecture == architecture
 
 
-def test_normalization_is_the_first_thing_that_a_network_does() -> None:
+def test_a_classifier_normalizes_its_input() -> None:
     classifier = build("linear", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     images = torch.rand(2, 3, 32, 32)
-    by_hand = torch.stack([(images[:, c] - m) / s for c, (m, s) in enumerate([(0.1, 0.5), (0.2, 0.6), (0.3, 0.7)])], 1)
-    torch.testing.assert_close(classifier(images), classifier.network(by_hand))
+    normalized = torch.stack(
+        [(images[:, c] - m) / s for c, (m, s) in enumerate([(0.1, 0.5), (0.2, 0.6), (0.3, 0.7)])], 1
+    )
+    torch.testing.assert_close(classifier(images), classifier.network(normalized))
     assert {"normalization.mean", "normalization.std"} <= classifier.state_dict().keys()
 
 
-def test_normalization_follows_the_precision_of_its_module() -> None:
+def test_normalization_uses_the_precision_of_its_module() -> None:
     normalization = Normalization((0.5,) * 3, (0.5,) * 3).to(torch.bfloat16)
     assert normalization(torch.rand(1, 3, 2, 2)).dtype == torch.bfloat16
 
 
-def test_parameters_are_counted_without_the_normalization() -> None:
+def test_the_normalization_is_not_counted_as_parameters() -> None:
     assert build("linear").count_parameters() == 3 * 32 * 32 * 3 + 3
 
 
@@ -66,12 +68,12 @@ def test_parameters_are_counted_without_the_normalization() -> None:
         ("convnet(widths=8)", r"widths must be a list of positive integers, such as \[16, 32\], not 8"),
         ("mlp(hidden=[2.5])", "hidden must be a list of positive integers"),
         ("convnet(widths=[])", "widths must be a list of positive integers"),
-        ("convnet(widths=[-4])", r"there is no convnet\(widths=\[-4\]\) for images of 32 px"),
-        ("resnet18(nonsense=3)", r"there is no resnet18\(nonsense=3\) for .*nonsense"),
+        ("convnet(widths=[-4])", r"convnet\(widths=\[-4\]\) can't be built for images of 32 px"),
+        ("resnet18(nonsense=3)", r"resnet18\(nonsense=3\) can't be built for .*nonsense"),
         ("absent.py:factory", "there is no file"),
     ],
 )
-def test_a_network_that_is_not_there_is_a_clean_error(architecture: str, words: str) -> None:
+def test_an_unknown_network_or_hyperparameter_is_an_error(architecture: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build(architecture)
 
@@ -82,15 +84,15 @@ def test_a_network_that_is_not_there_is_a_clean_error(architecture: str, words: 
         (
             "inception_v3",
             64,
-            r"inception_v3 can't take images of 64 px \(it was made for 299\); --image_size changes it",
+            r"inception_v3 can't process images of 64 px \(designed for 299 px\); change --image_size",
         ),
-        ("vit_b_16", 32, r"vit_b_16 can't take images of 32 px \(it was made for 224\)"),
-        ("timm/vit_tiny_patch16_224", 32, r"can't take images of 32 px \(it was made for 224\)"),
-        ("simple", 4, "there is no simple for images of 4 px and 3 classes: three poolings"),
-        ("convnet", 2, r"convnet can't take images of 2 px"),
+        ("vit_b_16", 32, r"vit_b_16 can't process images of 32 px \(designed for 224 px\)"),
+        ("timm/vit_tiny_patch16_224", 32, r"can't process images of 32 px \(designed for 224 px\)"),
+        ("simple", 4, "simple can't be built for images of 4 px and 3 classes: three poolings"),
+        ("convnet", 2, r"convnet can't process images of 2 px"),
     ],
 )
-def test_a_size_that_a_network_cannot_take_is_refused(architecture: str, size: int, words: str) -> None:
+def test_an_unsupported_image_size_is_refused(architecture: str, size: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build(architecture, image_size=size)
 
@@ -101,11 +103,11 @@ def own(tmp_path: Path, body: str) -> str:
     return f"{file}:net"
 
 
-def test_a_persons_own_network_is_called_with_the_number_of_classes(tmp_path: Path) -> None:
+def test_a_users_factory_is_called_with_the_number_of_classes(tmp_path: Path) -> None:
     name = own(tmp_path, "return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, num_classes))")
     assert build(name).network[2].out_features == 3  # type: ignore[index]
     assert build(f"{name}(width=7)").network[2].in_features == 7  # type: ignore[index]
-    with pytest.raises(UserError, match="let it load its own weights"):
+    with pytest.raises(UserError, match="is your own code; load the weights there"):
         build(name, pretrained=True)
 
 
@@ -113,19 +115,22 @@ def test_a_persons_own_network_is_called_with_the_number_of_classes(tmp_path: Pa
     ("body", "words"),
     [
         ("return 3", "the factory returned a int, not a torch.nn.Module"),
-        ("return nn.Sequential(nn.Flatten(), nn.LazyLinear(5))", r"logits of shape \(2, 3\), not shape \(2, 5\)"),
-        ("return nn.Conv2d(3, 3, 3)", r"logits of shape \(2, 3\), not shape \(2, 3, 30, 30\)"),
-        ("return nn.LSTM(32, 3)", "can't take images|not a tuple"),
-        ("return nn.Linear(7, 3)", "can't take images of 32 px"),
+        (
+            "return nn.Sequential(nn.Flatten(), nn.LazyLinear(5))",
+            r"logits of shape \(2, 3\) for 2 images, got shape \(2, 5\)",
+        ),
+        ("return nn.Conv2d(3, 3, 3)", r"logits of shape \(2, 3\) for 2 images, got shape \(2, 3, 30, 30\)"),
+        ("return nn.LSTM(32, 3)", "can't process images|got a tuple"),
+        ("return nn.Linear(7, 3)", "can't process images of 32 px"),
     ],
 )
-def test_a_persons_own_network_that_is_none_is_refused(tmp_path: Path, body: str, words: str) -> None:
+def test_a_users_factory_that_returns_no_classifier_is_refused(tmp_path: Path, body: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build(own(tmp_path, body))
 
 
 def publish(name: str, state: dict[str, torch.Tensor], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let a network's published weights be a local file, which the real code downloads and checks."""
+    """Replace a network's published weights by a local file, which the real code downloads and checks."""
     plain = folder / "plain.pth"
     torch.save(state, plain)
     checksum = hashlib.sha256(plain.read_bytes()).hexdigest()[:8]
@@ -134,11 +139,11 @@ def publish(name: str, state: dict[str, torch.Tensor], folder: Path, monkeypatch
     return file
 
 
-def test_densenets_file_is_read_though_it_has_other_names_for_its_layers(
+def test_the_layer_names_in_the_published_densenet_file_are_converted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     published = torchvision.models.densenet121().state_dict()
-    # As the hosted file has them: denselayer1.norm.1.weight for denselayer1.norm1.weight.
+    # The names in the hosted file: denselayer1.norm.1.weight for denselayer1.norm1.weight.
     old = {
         re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): value
         for name, value in published.items()
@@ -152,7 +157,7 @@ def test_densenets_file_is_read_though_it_has_other_names_for_its_layers(
 
 
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 32), ("inception_v3", 75)])
-def test_a_pretrained_network_with_its_own_range_of_pixels_is_rebuilt_alike(
+def test_a_pretrained_network_with_another_pixel_range_is_rebuilt_from_its_description(
     name: str, size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     network = torchvision.models.get_model(name, weights=None, init_weights=True)
@@ -163,23 +168,19 @@ def test_a_pretrained_network_with_its_own_range_of_pixels_is_rebuilt_alike(
     again.load_state_dict(classifier.state_dict())
     images = torch.rand(2, 3, size, size)
     torch.testing.assert_close(again(images), classifier(images), rtol=0, atol=0)
-    # What torchvision does with pixels normalized as ImageNet's is done by the normalization itself.
+    # The normalization includes the input transform that torchvision applies after ImageNet's normalization.
     theirs = torchvision.models.get_model(name, weights=None, init_weights=False, transform_input=True)
     normalize = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     torch.testing.assert_close(theirs._transform_input(normalize(images)), classifier.normalization(images))
 
 
-def test_published_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_published_weights_that_do_not_match_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     publish("mobilenet_v3_small", torchvision.models.mobilenet_v3_small().state_dict(), tmp_path, monkeypatch)
-    with pytest.raises(
-        UserError, match=r"--teacher_pretrained mobilenet_v3_small: with these hyperparameters .* do not fit"
-    ):
+    with pytest.raises(UserError, match="--teacher_pretrained mobilenet_v3_small: the published weights don't match"):
         build("mobilenet_v3_small(width_mult=0.5)", pretrained=True)
 
 
-def test_published_weights_are_fetched_and_all_but_the_head_is_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_published_weights_are_used_except_for_the_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     published = torchvision.models.resnet18()
     file = publish("resnet18", published.state_dict(), tmp_path, monkeypatch)
     classifier = build("resnet18", pretrained=True)
@@ -191,9 +192,7 @@ def test_published_weights_are_fetched_and_all_but_the_head_is_kept(
     assert (tmp_path / "torch" / "hub" / "checkpoints" / file.name).is_file()
 
 
-def test_weights_that_cannot_be_fetched_say_which_file_is_missing_and_where_it_belongs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failed_download_names_the_file_and_where_to_put_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = publish("resnet18", torchvision.models.resnet18().state_dict(), tmp_path, monkeypatch)
     file.unlink()
     with pytest.raises(UserError) as error:
@@ -204,12 +203,12 @@ def test_weights_that_cannot_be_fetched_say_which_file_is_missing_and_where_it_b
     assert "--no-teacher_pretrained" in message
 
 
-def test_our_own_small_networks_have_no_published_weights() -> None:
+def test_the_small_networks_have_no_published_weights() -> None:
     with pytest.raises(UserError, match="--student_pretrained: there are no published weights for simple"):
         build("simple", pretrained=True, pretrained_flag="--student_pretrained")
 
 
-def test_the_list_of_networks_has_their_parameters() -> None:
+def test_networks_are_listed_with_their_number_of_parameters() -> None:
     rows = {name: (origin, parameters) for name, origin, parameters in parameters_by_name()}
     assert rows["resnet18"] == ("torchvision", 11689512)
     assert rows["linear"] == ("kd, at 224 px", 3 * 224 * 224 * 1000 + 1000)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd.errors import UserError
-from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, build_classifier, load_classifier, read_description
+from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, build_classifier, load_classifier
 
 
 def save(classifier: Classifier, path: Path, **more: Any) -> Path:
@@ -21,28 +21,28 @@ def convnet(architecture: str = "convnet(widths=[4, 6])") -> Classifier:
     )
 
 
-def test_a_classifier_comes_back_as_it_was_in_evaluation_mode(tmp_path: Path) -> None:
+def test_a_loaded_classifier_is_identical_and_in_evaluation_mode(tmp_path: Path) -> None:
     classifier = convnet()
-    classifier(torch.rand(8, 3, 16, 16))  # moves the statistics of batch normalization
+    classifier(torch.rand(8, 3, 16, 16))  # updates the batch normalization statistics
     path = save(classifier, tmp_path / "c.ckpt")
-    again = load_classifier(path)
+    loaded = load_classifier(path)
     images = torch.rand(2, 3, 16, 16)
-    torch.testing.assert_close(again(images), classifier.eval()(images), rtol=0, atol=0)
-    assert again.description == classifier.description == read_description(path)
-    assert not again.training
+    torch.testing.assert_close(loaded(images), classifier.eval()(images), rtol=0, atol=0)
+    assert loaded.description == classifier.description
+    assert not loaded.training
 
 
-class Evil:
+class Payload:
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path("evil_was_here"),))
+        return (Path.touch, (Path("payload_was_executed"),))
 
 
 @pytest.mark.parametrize(
     "kind", ["absent", "text", "empty", "pickle", "code", "foreign", "partial", "weights", "network"]
 )
-def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, kind: str) -> None:
+def test_an_invalid_checkpoint_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "c.ckpt"
-    words = "can't be read as a checkpoint of plain weights"
+    words = "can't be read as a checkpoint"
     match kind:
         case "absent":
             words = "there is no such checkpoint"
@@ -51,37 +51,36 @@ def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, kind: s
         case "empty":
             path.write_bytes(b"")
         case "pickle":
-            path.write_bytes(pickle.dumps(Evil()))
+            path.write_bytes(pickle.dumps(Payload()))
         case "code":
-            save(convnet(), path, surprise=Evil())
+            save(convnet(), path, surprise=Payload())
         case "foreign":
             torch.save({"state_dict": {}}, path)
-            words = "no checkpoint of a classifier that this tool trained"
+            words = "not a checkpoint of a classifier that kd trained"
         case "partial":
             torch.save({"state_dict": {}, CLASSIFIER_KEY: {"architecture": "linear"}}, path)
-            words = "the description of its classifier is not whole: 'classes' is missing"
+            words = "the description of its classifier is invalid: classes: Field required"
         case "weights":
             save(convnet(), path)
             checkpoint = torch.load(path, weights_only=True)
             checkpoint["state_dict"].popitem()
             torch.save(checkpoint, path)
-            words = r"its weights do not fit convnet\(widths"
+            words = r"its weights don't match convnet\(widths"
         case "network":
             save(convnet(), path)
-            words = r"holds convnet\(widths=\[4, 6\]\), and --teacher_model says resnet18"
+            words = r"--teacher_model resnet18: .* holds convnet\(widths=\[4, 6\]\)"
     with pytest.raises(UserError, match=words):
         load_classifier(path, architecture="resnet18" if kind == "network" else None, flag="--teacher_model")
-    assert not Path("evil_was_here").exists()
+    assert not Path("payload_was_executed").exists()
 
 
-def test_the_same_network_may_be_spelled_with_other_spaces(tmp_path: Path) -> None:
+def test_spaces_in_an_architecture_do_not_matter(tmp_path: Path) -> None:
     path = save(convnet(), tmp_path / "c.ckpt")
-    assert (
-        load_classifier(path, architecture="convnet(widths=[4,6])").count_parameters() == convnet().count_parameters()
-    )
+    loaded = load_classifier(path, architecture="convnet(widths=[4,6])")
+    assert loaded.count_parameters() == convnet().count_parameters()
 
 
-def test_a_network_from_a_python_file_runs_only_when_a_person_says_so(tmp_path: Path) -> None:
+def test_a_python_file_named_in_a_checkpoint_runs_only_on_request(tmp_path: Path) -> None:
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(
@@ -89,7 +88,7 @@ def test_a_network_from_a_python_file_runs_only_when_a_person_says_so(tmp_path: 
             "def net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, num_classes))\n"
         )
     path = save(convnet(f"{tmp_path}/here/mine.py:net"), tmp_path / "c.ckpt")
-    with pytest.raises(UserError, match=r"say --model '.*/here/mine.py:net' if that code may run"):
+    with pytest.raises(UserError, match=r"to run that code, add --model '.*/here/mine.py:net'"):
         load_classifier(path)
     moved = f"{tmp_path}/there/mine.py:net"
     assert load_classifier(path, architecture=moved).description.classes == ("a", "b")

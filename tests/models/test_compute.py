@@ -1,4 +1,4 @@
-"""Which precision and layout is chosen, and the memory that is kept."""
+"""Precision and memory layout."""
 
 import platform
 
@@ -22,8 +22,8 @@ def network(architecture: str, size: int = 64) -> Classifier:
     return build_classifier(architecture, classes=("a", "b"), image_size=size, mean=(0.4,) * 3, std=(0.2,) * 3)
 
 
-def test_multiply_adds_are_counted_by_hand() -> None:
-    # 8x8 pixels, 3 to 4 channels by 3x3; then the mean of the map, and 4 to 2.
+def test_multiply_adds_are_those_counted_by_hand() -> None:
+    # 8x8 pixels, a 3x3 convolution of 3 to 4 channels, and a head of 4 to 2.
     assert multiply_adds(network("convnet(widths=[4])", 8)) == 8 * 8 * 4 * 3 * 9 + 4 * 2
     assert multiply_adds(network("linear", 8)) == 3 * 8 * 8 * 2
 
@@ -31,7 +31,7 @@ def test_multiply_adds_are_counted_by_hand() -> None:
 @pytest.mark.parametrize(
     ("architecture", "depthwise"), [("mobilenet_v3_small", True), ("resnet18", False), ("resnext50_32x4d", False)]
 )
-def test_depthwise_networks_are_told_from_dense_and_grouped_ones(architecture: str, depthwise: bool) -> None:
+def test_depthwise_convolutions_are_detected(architecture: str, depthwise: bool) -> None:
     assert is_depthwise(network(architecture)) is depthwise
 
 
@@ -45,17 +45,19 @@ def test_depthwise_networks_are_told_from_dense_and_grouped_ones(architecture: s
         ("convnet(widths=[4])", True, True, ("32-true", False)),
     ],
 )
-def test_a_cpu_computes_each_network_in_what_suits_it(
+def test_the_precision_on_a_cpu_depends_on_the_network(
     architecture: str, trains: bool, bfloat16: bool, expected: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kd.models.compute.multiplies_bfloat16", lambda: bfloat16)
     chosen = fastest(network(architecture, 96), accelerator="cpu", trains=trains)
     assert (chosen.precision, chosen.channels_last) == expected
-    assert chosen.why in str(chosen)
+    assert chosen.reason in str(chosen)
 
 
 @pytest.mark.parametrize(("bfloat16", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])
-def test_a_gpu_computes_in_its_best_precision(monkeypatch: pytest.MonkeyPatch, bfloat16: bool, precision: str) -> None:
+def test_the_precision_on_a_gpu_depends_on_bfloat16_support(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: bool, precision: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
     hardware = Hardware()
@@ -63,14 +65,14 @@ def test_a_gpu_computes_in_its_best_precision(monkeypatch: pytest.MonkeyPatch, b
     assert hardware.compute_for(network("linear"), trains=True).precision == precision
 
 
-def test_what_is_asked_for_is_what_is_computed_in() -> None:
+def test_explicit_settings_override_the_automatic_choice() -> None:
     hardware = Hardware(accelerator="cpu", precision="32-true", channels_last="false")
     chosen = hardware.compute_for(network("resnet18", 96), trains=False)
     assert (chosen.precision, chosen.channels_last, chosen.autocast) == ("32-true", False, None)
     assert Hardware(accelerator="cpu", channels_last="true").compute_for(network("linear"), trains=True).channels_last
 
 
-def test_a_teacher_predictions_in_its_own_precision_whatever_the_student_is_in() -> None:
+def test_a_teacher_computes_in_its_own_precision() -> None:
     classifier = network("resnet18").eval()
     images = torch.rand(2, 3, 64, 64)
     half = Hardware(accelerator="cpu", precision="bf16-mixed").compute_for(classifier, trains=False)
@@ -92,15 +94,15 @@ def test_glibc_keeps_large_blocks() -> None:
     assert keep_large_blocks()
 
 
-def test_a_compiled_network_answers_as_one_that_is_not() -> None:
+def test_a_compiled_network_computes_the_same_logits() -> None:
     plain = network("convnet(widths=[4])", 8).eval()
-    teacher, compiled = (FrozenTeacher(plain, compiled=one) for one in (False, True))
+    teacher, compiled = (FrozenTeacher(plain, compiled=compiled) for compiled in (False, True))
     images = torch.rand(3, 3, 8, 8)
     torch.testing.assert_close(compiled(images).logits, teacher(images).logits)
     assert compiled.state().keys() == teacher.state().keys()
 
 
-def test_a_machine_without_a_compiler_is_told_from_one_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not_compiled("cpu") is None
 
     def fails(*_: object, **__: object) -> None:

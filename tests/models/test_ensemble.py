@@ -1,4 +1,4 @@
-"""Several classifiers that answer as one."""
+"""Ensembles of classifiers."""
 
 import dataclasses
 
@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.models import Classifier, Description, Ensemble, build_classifier
-from kd.models.ensemble import resized
+from kd.models.classifier import resized
 
 CLASSES = ("ant", "bee", "cat")
 
 
-class Says(nn.Module):
-    """Gives the same logits for every image, and notes the size of the images."""
+class Constant(nn.Module):
+    """Returns the same logits for every image, and records the image sizes."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class Says(nn.Module):
         return self.logits.expand(len(images), -1)
 
 
-def saying(logits: list[float], *, size: int = 8, name: str = "says") -> Classifier:
-    return Classifier(Says(torch.tensor(logits)), Description(name, CLASSES, size, "crop", (0.5,) * 3, (0.5,) * 3))
+def constant(logits: list[float], *, size: int = 8, name: str = "constant") -> Classifier:
+    return Classifier(Constant(torch.tensor(logits)), Description(name, CLASSES, size, "crop", (0.5,) * 3, (0.5,) * 3))
 
 
 ONE, OTHER = [2.0, 0.0, -1.0], [-1.0, 3.0, 0.5]
@@ -35,41 +35,41 @@ IMAGES = torch.rand(4, 3, 8, 8)
 
 
 def test_probabilities_are_averaged() -> None:
-    ensemble = Ensemble([saying(ONE), saying(OTHER)], weights=[3, 1])
+    ensemble = Ensemble([constant(ONE), constant(OTHER)], weights=[3, 1])
     expected = 0.75 * F.softmax(torch.tensor(ONE), 0) + 0.25 * F.softmax(torch.tensor(OTHER), 0)
     torch.testing.assert_close(F.softmax(ensemble(IMAGES), dim=1), expected.expand(4, -1))
 
 
 def test_logits_are_averaged() -> None:
-    ensemble = Ensemble([saying(ONE), saying(OTHER)], average="logits")
+    ensemble = Ensemble([constant(ONE), constant(OTHER)], average="logits")
     torch.testing.assert_close(ensemble(IMAGES), (torch.tensor(ONE) + torch.tensor(OTHER)).expand(4, -1) / 2)
 
 
 def test_averaged_logits_are_the_geometric_mean_of_the_probabilities() -> None:
-    ensemble = Ensemble([saying(ONE), saying(OTHER)], average="logits")
+    ensemble = Ensemble([constant(ONE), constant(OTHER)], average="logits")
     geometric = (F.softmax(torch.tensor(ONE), 0) * F.softmax(torch.tensor(OTHER), 0)).sqrt()
     torch.testing.assert_close(F.softmax(ensemble(IMAGES), dim=1)[0], geometric / geometric.sum())
 
 
-def test_a_single_members_logits_stay_as_they_are() -> None:
-    torch.testing.assert_close(Ensemble([saying(ONE)])(IMAGES)[0], torch.tensor(ONE), rtol=0, atol=0)
+def test_the_logits_of_a_single_member_are_unchanged() -> None:
+    torch.testing.assert_close(Ensemble([constant(ONE)])(IMAGES)[0], torch.tensor(ONE), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
-def test_a_member_of_weight_zero_has_no_say_and_extremes_stay_finite(average: str) -> None:
-    ensemble = Ensemble([saying(ONE), saying([1e4, -1e4, 0.0])], weights=[1, 0], average=average)
+def test_a_member_with_weight_zero_has_no_effect_and_extreme_logits_are_finite(average: str) -> None:
+    ensemble = Ensemble([constant(ONE), constant([1e4, -1e4, 0.0])], weights=[1, 0], average=average)
     torch.testing.assert_close(F.softmax(ensemble(IMAGES), 1)[0], F.softmax(torch.tensor(ONE), 0))
-    extreme = Ensemble([saying([-1e4, 1e4, 0.0]), saying([1e4, -1e4, 0.0])], average=average)(IMAGES)
+    extreme = Ensemble([constant([-1e4, 1e4, 0.0]), constant([1e4, -1e4, 0.0])], average=average)(IMAGES)
     assert torch.isfinite(extreme).all()
 
 
-def test_each_member_sees_the_images_at_its_own_size() -> None:
-    members = [saying(ONE, size=8), saying(OTHER, size=12)]
+def test_images_are_resized_for_each_member() -> None:
+    members = [constant(ONE, size=8), constant(OTHER, size=12)]
     Ensemble(members)(IMAGES)
     assert [member.network.sizes for member in members] == [[8], [12]]
 
 
-def test_images_are_resized_as_a_photograph_is() -> None:
+def test_resizing_keeps_the_mean_and_constant_images() -> None:
     assert resized(IMAGES, 8) is IMAGES
     smaller = resized(IMAGES, 4)
     torch.testing.assert_close(smaller.mean(), IMAGES.mean(), rtol=0.02, atol=0)
@@ -77,7 +77,7 @@ def test_images_are_resized_as_a_photograph_is() -> None:
     torch.testing.assert_close(resized(gray, 5), torch.full((1, 3, 5, 5), 0.25))
 
 
-def test_it_describes_itself() -> None:
+def test_the_description_and_the_parameters_are_those_of_all_members() -> None:
     members = [
         build_classifier(name, classes=CLASSES, image_size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
         for name in ("linear", "mlp(hidden=[4])")
@@ -90,23 +90,23 @@ def test_it_describes_itself() -> None:
 @pytest.mark.parametrize(
     ("count", "weights", "average", "words"),
     [
-        (0, None, "logits", "one weight a member: 0 members, 0 weights"),
-        (2, [1.0], "logits", "one weight a member: 2 members, 1 weights"),
-        (2, [1.0, -1.0], "logits", "weights are 0 or more"),
+        (0, None, "logits", "one weight per member, not 0 for 0 members"),
+        (2, [1.0], "logits", "one weight per member, not 1 for 2 members"),
+        (2, [1.0, -1.0], "logits", "weights of an ensemble must be nonnegative"),
         (2, [0.0, 0.0], "logits", "not all 0"),
         (2, None, "votes", "averages probabilities or logits, not votes"),
     ],
 )
-def test_an_ensemble_that_makes_no_sense_is_refused(
+def test_invalid_arguments_of_an_ensemble_are_refused(
     count: int, weights: list[float] | None, average: str, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        Ensemble([saying(ONE)] * count, weights=weights, average=average)
+        Ensemble([constant(ONE)] * count, weights=weights, average=average)
 
 
-def test_members_of_other_classes_are_refused() -> None:
+def test_members_with_different_classes_are_refused() -> None:
     other = Classifier(
-        Says(torch.zeros(3)), dataclasses.replace(saying(ONE).description, classes=("ant", "cat", "bee"))
+        Constant(torch.zeros(3)), dataclasses.replace(constant(ONE).description, classes=("ant", "cat", "bee"))
     )
     with pytest.raises(ValueError, match="the same classes in the same order"):
-        Ensemble([saying(ONE), other])
+        Ensemble([constant(ONE), other])

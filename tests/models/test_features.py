@@ -1,4 +1,4 @@
-"""Reading features: which nodes there are, which are found, and that reading changes nothing."""
+"""Finding nodes and reading their features."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def network(architecture: str, size: int = 64) -> Classifier:
     return build_classifier(architecture, classes=CLASSES, image_size=size, mean=(0.4,) * 3, std=(0.2,) * 3)
 
 
-def around(module: nn.Module, size: int = 8) -> Classifier:
+def wrap(module: nn.Module, size: int = 8) -> Classifier:
     name = f"{type(module).__name__}-{id(module)}"
     return Classifier(module, Description(name, CLASSES, size, "crop", (0.4,) * 3, (0.2,) * 3))
 
@@ -37,10 +37,10 @@ def around(module: nn.Module, size: int = 8) -> Classifier:
             ("features.0", "features.2.block.0", "features.4.block.0", "features.9.block.0", "features.12"),
             (576, 2, 2),
         ),
-        # Channels last, within; and a class token before the map.
+        # Channels last inside; a class token before the map.
         ("swin_t", 64, ("features.1.1.add_1", "features.3.1.add_1", "features.5.5.add_1", "permute"), (768, 2, 2)),
         ("vit_b_32(image_size=64)", 64, ("encoder.ln",), (768, 2, 2)),
-        # Branches are no part of the way that all takes.
+        # Parallel branches are excluded.
         (
             "googlenet",
             64,
@@ -60,7 +60,7 @@ def test_the_last_map_of_each_stage_is_found(
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("architecture", ["resnet18", "simple", "googlenet"])
-def test_to_read_features_changes_nothing_about_the_logits(architecture: str, training: bool) -> None:
+def test_reading_features_does_not_change_the_logits(architecture: str, training: bool) -> None:
     classifier = network(architecture)
     reader = FeatureReader(classifier, [survey(classifier).last()])
     classifier.train(training)
@@ -75,31 +75,33 @@ def test_to_read_features_changes_nothing_about_the_logits(architecture: str, tr
     assert classifier.training is training
 
 
-def test_features_are_what_the_layer_gave() -> None:
+def test_features_are_the_outputs_of_the_layer() -> None:
     classifier = network("resnet18")
-    caught: list[Tensor] = []
-    classifier.network.get_submodule("layer3").register_forward_hook(lambda *given: caught.append(given[2]))
+    captured: list[Tensor] = []
+    classifier.network.get_submodule("layer3").register_forward_hook(lambda *arguments: captured.append(arguments[2]))
     classifier.eval()
     images = torch.rand(2, 3, 64, 64)
     classifier(images)
     _, features = FeatureReader(classifier, [survey(classifier).find("layer3")])(images)
-    torch.testing.assert_close(features["layer3.1.relu_1"], caught[0])
+    torch.testing.assert_close(features["layer3.1.relu_1"], captured[0])
 
 
-def test_what_a_node_gave_is_not_written_over_by_the_next() -> None:
+def test_features_are_not_overwritten_by_inplace_operations() -> None:
     classifier = network("resnet18").eval()
-    caught: list[Tensor] = []
-    hook = classifier.network.get_submodule("bn1").register_forward_hook(lambda *given: caught.append(given[2].clone()))
+    captured: list[Tensor] = []
+    hook = classifier.network.get_submodule("bn1").register_forward_hook(
+        lambda *arguments: captured.append(arguments[2].clone())
+    )
     images = torch.rand(2, 3, 64, 64)
     logits = classifier(images)
     hook.remove()
-    again, features = FeatureReader(classifier, ["bn1"])(images)
-    torch.testing.assert_close(features["bn1"], caught[0])
+    logits_with_features, features = FeatureReader(classifier, ["bn1"])(images)
+    torch.testing.assert_close(features["bn1"], captured[0])
     assert features["bn1"].min() < 0
-    torch.testing.assert_close(again, logits, rtol=0, atol=0)
+    torch.testing.assert_close(logits_with_features, logits, rtol=0, atol=0)
 
 
-def test_a_gradient_through_features_reaches_the_weights_that_are_trained() -> None:
+def test_gradients_through_features_reach_the_weights() -> None:
     classifier = network("simple", 16)
     _, features = FeatureReader(classifier, ["8"])(torch.rand(2, 3, 16, 16))
     features["8"].sum().backward()
@@ -109,7 +111,7 @@ def test_a_gradient_through_features_reaches_the_weights_that_are_trained() -> N
     assert weights.grad.any()
 
 
-def test_the_name_of_a_module_means_its_last_node() -> None:
+def test_a_module_name_stands_for_its_last_node() -> None:
     found = survey(network("resnet18"))
     assert found.find("layer4") == "layer4.1.relu_1"
     assert found.find("layer4.0.conv1") == "layer4.0.conv1"
@@ -125,26 +127,26 @@ def test_the_name_of_a_module_means_its_last_node() -> None:
         ("", "has no node ''"),
     ],
 )
-def test_an_unknown_node_is_refused_with_the_nearest(name: str, words: str) -> None:
+def test_an_unknown_node_is_refused_with_a_suggestion(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         survey(network("resnet18")).find(name)
 
 
-def test_a_node_that_holds_no_features_is_refused() -> None:
+def test_a_node_without_a_feature_map_is_refused() -> None:
     found = survey(network("swin_t"))
-    with pytest.raises(UserError, match=r"node 'features.1.0.attn._get_relative_position_bias' gives shape \(1, 3, 49"):
+    with pytest.raises(UserError, match=r"the output of node 'features.1.0.attn._get_rel.*' is not a feature map"):
         found.find("features.1.0.attn._get_relative_position_bias")
 
 
-def test_a_network_without_maps_says_so() -> None:
+def test_a_network_without_feature_maps_is_refused() -> None:
     found = survey(network("mlp(hidden=[5])", 8))
-    with pytest.raises(UserError, match=r"mlp\(hidden=\[5\]\) has no map that all goes through; name a node \(0, 1, 2"):
+    with pytest.raises(UserError, match=r"mlp\(hidden=\[5\]\) has no last feature map; name a node \(0, 1, 2"):
         found.last()
     assert found.shapes[found.find("2")] == (5, 1, 1)
 
 
 class Branching(nn.Module):
-    """Takes a way that hangs on the pixels, so that it can't be traced."""
+    """Branches on pixel values, so that it can't be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +157,7 @@ class Branching(nn.Module):
         return logits if images.sum() > 0 else -logits
 
 
-class Wordy(Branching):
+class ComputesMore(Branching):
     """Computes something after its logits."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -164,8 +166,8 @@ class Wordy(Branching):
         return logits
 
 
-class Moody(Branching):
-    """Has a node that is not there when it is trained."""
+class OtherInTraining(Branching):
+    """Has a node that is missing in training mode."""
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.flatten(1)
@@ -173,39 +175,37 @@ class Moody(Branching):
         return logits
 
 
-def test_a_network_that_can_not_be_traced_is_refused() -> None:
+def test_a_network_that_cannot_be_traced_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"its features can't be read, as torch\.fx can't trace it: symbolically traced"
     ):
-        survey(around(Branching()))
-    with pytest.raises(
-        UserError, match="its features can't be read, as the last node that was traced is not its logits"
-    ):
-        survey(around(Wordy()))
+        survey(wrap(Branching()))
+    with pytest.raises(UserError, match="its features can't be read, as its last node is not its logits"):
+        survey(wrap(ComputesMore()))
 
 
-def test_a_network_that_fails_when_it_was_traced_is_refused_without_a_word_of_its_insides(
+def test_a_network_that_fails_after_tracing_is_refused_without_output_of_torch_fx(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Stumbling(Branching):
+    class FailsAfterTracing(Branching):
         def forward(self, images: Tensor) -> Tensor:
             logits: Tensor = self.layer(images.flatten(1))
-            # A tracer takes everything for a tensor.
+            # A tracer's proxies are not tensors.
             return logits.view(len(logits.shape), -1) if isinstance(logits, Tensor) else logits.absent()
 
     with pytest.raises(UserError, match=r"as torch\.fx can't trace it: 'Tensor' object has no attribute 'absent'"):
-        survey(around(Stumbling()))
+        survey(wrap(FailsAfterTracing()))
     assert capsys.readouterr().err == ""
 
 
-def test_a_node_must_be_there_in_training() -> None:
-    classifier = around(Moody())
+def test_a_node_must_exist_in_training_mode() -> None:
+    classifier = wrap(OtherInTraining())
     assert survey(classifier).find("relu") == "relu"
-    with pytest.raises(UserError, match="has no node 'relu' in training, only in evaluation"):
+    with pytest.raises(UserError, match="has node 'relu' in evaluation mode only, not in training"):
         FeatureReader(classifier, ["relu"])
 
 
-def test_tokens_become_the_map_that_they_were_cut_from() -> None:
+def test_tokens_are_reshaped_to_their_map() -> None:
     pixels = torch.rand(2, 5, 4, 4)
     tokens = pixels.flatten(2).transpose(1, 2)
     for prefix in (0, 1, 2, 5):
@@ -217,13 +217,13 @@ def test_tokens_become_the_map_that_they_were_cut_from() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4), (2, 501, 35), (2, 2, 3, 4, 4), (2,)])
-def test_what_is_no_map_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="are no map"):
+def test_features_that_are_not_a_map_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="are not a feature map"):
         as_map(torch.zeros(shape))
 
 
-def test_a_reader_follows_its_network_to_another_precision() -> None:
-    # swin's bias of the positions is used outside of a module.
+def test_a_reader_moves_to_another_precision() -> None:
+    # Swin uses its position bias outside of a module.
     classifier = network("swin_t").eval()
     reader = FeatureReader(classifier, ["permute"])
     classifier.to(torch.float64)

@@ -222,7 +222,7 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
     done, _ = run(make_folder(train=12), "--train_teacher", "--distill", *flags)
     checkpoint = done.runs["distilled"][0]["checkpoint"]
     folder = str(make_folder("again"))
-    with pytest.raises(UserError, match=r"say --model 'mine.py:net' if that code may run"):
+    with pytest.raises(UserError, match=r"to run that code, add --model 'mine.py:net'"):
         evaluate_checkpoint(checkpoint, data_dir=folder)
     assert evaluate_checkpoint(checkpoint, data_dir=folder, model="mine.py:net")["images"] == 15
 
@@ -249,7 +249,7 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--distill --teacher_checkpoint absent.ckpt", "absent.ckpt: there is no such checkpoint"),
         ("--loss hint(student_node=layr)=1 --train_teacher --distill", r"--loss hint: convnet.* has no node 'layr'"),
         ("--loss hint(layer=3)=1", "there is no hyperparameter 'layer'"),
-        ("--loss at --train_teacher --distill --student_model mlp", "--loss at: mlp has no map that all goes through"),
+        ("--loss at --train_teacher --distill --student_model mlp", "--loss at: mlp has no last feature map"),
         ("--loss kl=-1", "the weight of kl must be 0 or more"),
         ("--loss dkd --mixup 0.2", r"--loss: dkd: dkd needs integer labels; it can't be combined with mixup or CutMix"),
         ("--unlabeled_data absent", "--unlabeled_data absent: there is no such folder"),
