@@ -168,5 +168,5 @@ def _try_objectives(components: Components, console: Console, chain: Sequence[Cl
     for objective, teacher, student in trials:
         assert isinstance(student, Classifier)  # noqa: S101 (for the type checker: only the first may be an ensemble)
         if objective.feature_terms or objective.needs_gradients:
-            with seeded("rehearsal"):
-                DistillationModule(teacher=FrozenTeacher(teacher), student=student, objective=objective).rehearse()
+            with seeded("dry run"):
+                DistillationModule(teacher=FrozenTeacher(teacher), student=student, objective=objective).dry_run()

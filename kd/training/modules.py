@@ -121,7 +121,7 @@ class ClassifierModule(LightningModule):
         # The mean gradient over the processes then equals that of one process with all images.
         return total if weight == 1 else total * weight
 
-    def rehearse(self) -> None:
+    def dry_run(self) -> None:
         """Compute the objective and its gradient on two random images with label 0, and discard them.
 
         Raises:

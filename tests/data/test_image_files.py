@@ -285,17 +285,14 @@ ERRORS: dict[str, tuple[Change, str]] = {
     ),
     "teacher of more classes": (teacher((*CLASSES, "dog")), "it has 4 classes (ant, bee, cat, dog), photos has 3"),
     "teacher of another size": (teacher(size=20), "trained on images of 20 px, but --image_size is 16"),
-    "teacher of another architecture": (teacher(architecture="mlp"), "holds mlp, and --teacher_model says linear"),
+    "teacher of another architecture": (teacher(architecture="mlp"), "--teacher_model linear: "),
     "missing teacher": (flags("--distill --teacher_checkpoint absent.ckpt"), "absent.ckpt: there is no such"),
     "truncated checkpoint": (
         teacher(damage=lambda data: data[: len(data) // 2]),
-        "of plain weights: it is cut short or damaged",
+        "can't be read as a checkpoint: it is truncated or damaged",
     ),
-    "empty checkpoint": (teacher(damage=lambda _: b""), "of plain weights: it is empty"),
-    "text as a checkpoint": (
-        teacher(damage=lambda _: b"version https://git-lfs"),
-        "plain weights: it is no file of weights",
-    ),
+    "empty checkpoint": (teacher(damage=lambda _: b""), "can't be read as a checkpoint: it is empty"),
+    "text as a checkpoint": (teacher(damage=lambda _: b"version https://git-lfs"), "it was not written by torch.save"),
     "foreign checkpoint": (foreign_checkpoint, "teacher.ckpt: not a checkpoint of a classifier"),
     # Flags
     "wrong number of classes": (flags("--num_classes 4"), "--num_classes 4: photos has 3"),

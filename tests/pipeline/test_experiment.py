@@ -290,7 +290,7 @@ def test_a_teacher_of_other_classes_or_another_size_is_refused(make_folder: Make
         UserError, match=r"trained on images of 16 px, but --image_size is 24; add --teacher_image_size 16"
     ):
         run(make_folder("more"), *given, "--image_size", "24")
-    with pytest.raises(UserError, match=r"holds convnet\(widths=\[6\]\), and --teacher_model says linear"):
+    with pytest.raises(UserError, match=r"--teacher_model linear: .* holds convnet\(widths=\[6\]\)"):
         run(make_folder("other"), *given, "--teacher_model", "linear")
 
 

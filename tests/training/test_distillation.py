@@ -160,7 +160,7 @@ def test_attention_can_be_differentiated_twice() -> None:
         student=network("vit_b_32(image_size=32)", seed=1, size=32),
         objective=build_objective("jacobian=1 kl=1"),
     )
-    distiller.rehearse()
+    distiller.dry_run()
 
 
 def test_a_network_that_is_not_twice_differentiable_is_refused() -> None:
@@ -172,7 +172,7 @@ def test_a_network_that_is_not_twice_differentiable_is_refused() -> None:
     with pytest.raises(
         UserError, match="--loss ce jacobian: can't train mobilenet_v3_small with this objective: derivative"
     ):
-        distiller.rehearse()
+        distiller.dry_run()
 
 
 def test_teacher_and_student_see_the_same_mixed_images(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_an_ensemble_has_logits_but_no_features() -> None:
     )
     images = torch.rand(2, 3, SIZE, SIZE)
     torch.testing.assert_close(distiller.teacher_outputs(images).logits, ensemble.eval()(images))
-    distiller.rehearse()
+    distiller.dry_run()
     with pytest.raises(UserError, match=r"features are compared with those of one teacher, not of 2: convnet"):
         DistillationModule(teacher=FrozenTeacher(ensemble), student=network(STUDENT), objective=build_objective("hint"))
 
@@ -299,7 +299,7 @@ def test_a_teacher_of_another_image_size_computes_features_of_the_students_image
     )
     images = torch.rand(2, 3, SIZE, SIZE)
     assert distiller.teacher_outputs(images).features["6"].shape == (2, 6, 12, 12)
-    distiller.rehearse()
+    distiller.dry_run()
 
 
 @pytest.mark.parametrize(
