@@ -1,7 +1,4 @@
-"""What can be known to be wrong before the first step, in words for somebody who meets it for the first time.
-
-Each check takes plain values and returns findings; it changes nothing, and it is :func:`refuse` that refuses.
-"""
+"""Checks before training. Each takes plain values and returns findings; :func:`refuse` raises."""
 
 import math
 import re
@@ -20,199 +17,148 @@ from kd.models import Classifier, Ensemble, free_memory, training_bytes, usual_s
 Level = Literal["error", "warning", "note"]
 
 _SHOWN = 3
-_FEW = 10
+_FEW_IMAGES = 10
 _FEW_STEPS = 20
-_OFTEN = 4.0
+_STANDARD_ERRORS = 4.0
 
-# What each oddity is called where there are several, how bad that is, and what is done about it.
 _ODDITIES: dict[str, tuple[Level, str]] = {
     "cmyk": ("warning", "in printing colors (CMYK)"),
-    "16-bit": ("note", "of 16 bits a pixel"),
+    "16-bit": ("note", "16-bit"),
     "transparent": ("note", "partly transparent"),
     "animated": ("warning", "animated"),
-    "turned": ("note", "turned by the camera"),
-    "large": ("warning", "enormous, and slow to decode"),
+    "turned": ("note", "rotated by the camera"),
+    "large": ("warning", "very large and slow to decode"),
     "tiny": ("note", "tiny"),
-    "long": ("warning", "very long and thin"),
+    "long": ("warning", "very long and narrow"),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a person should know before the first step.
-
-    Args:
-        level: ``error`` (it can't work, or would mislead), ``warning`` (it will hardly be what was meant), ``note``.
-        text: What it is, and what to do.
-    """
+    """A problem: an ``error`` (it can't work, or would mislead), a ``warning`` (probably unintended) or a ``note``."""
 
     level: Level
     text: str
 
     def __str__(self) -> str:
-        """Return it as a line."""
+        """Return the finding as a line."""
         return f"{self.level.capitalize()}: {self.text}"
 
 
 def check_files(oddities: Sequence[FileFinding], *, skips_broken: bool) -> list[Finding]:
-    """Say what was found in the image files.
-
-    Args:
-        oddities: As :func:`kd.data.image_check.check_images` returned them.
-        skips_broken: Whether broken files are left out.
-    """
-    found: list[Finding] = []
-    broken = [one for one in oddities if one.kind == BROKEN]
+    """Report broken and unusual image files, as found by :func:`kd.data.image_check.check_images`."""
+    findings: list[Finding] = []
+    broken = [file for file in oddities if file.kind == BROKEN]
     if broken:
-        is_one = len(broken) == 1
-        words = f"{broken[0].path}: this image can't be decoded: {broken[0].detail}"
-        if not is_one:
-            some = _some([f"{one.path} ({one.detail})" for one in broken])
-            words = f"{len(broken):,} images can't be decoded: {some}"
-        them = "it" if is_one else "them"
-        remedy = "left out" if skips_broken else f"mend or remove {them}, or leave {them} out with --on_bad_image skip"
-        found.append(Finding("warning" if skips_broken else "error", f"{words}; {remedy}"))
-    for kind, (level, words) in _ODDITIES.items():
-        of_kind = [one for one in oddities if one.kind == kind]
-        if of_kind:
-            some = _some([f"{one.path}: {one.detail}" for one in of_kind])
-            found.append(Finding(level, f"{_images(len(of_kind))} {_are(len(of_kind))} {words} ({some})"))
-    return found
+        text, them = f"{broken[0].path}: this image can't be decoded: {broken[0].detail}", "it"
+        if len(broken) > 1:
+            listed = _shorten([f"{file.path} ({file.detail})" for file in broken])
+            text, them = f"{len(broken):,} images can't be decoded: {listed}", "them"
+        remedy = "left out" if skips_broken else f"repair or remove {them}, or add --on_bad_image skip"
+        findings.append(Finding("warning" if skips_broken else "error", f"{text}; {remedy}"))
+    for kind, (level, description) in _ODDITIES.items():
+        if files := [f"{file.path}: {file.detail}" for file in oddities if file.kind == kind]:
+            findings.append(Finding(level, f"images that are {description}: {len(files):,} ({_shorten(files)})"))
+    return findings
 
 
 def check_splits(splits: Splits, *, batch_size: int) -> list[Finding]:
-    """Look for validation images that were trained on, and for classes with very few images."""
-    found: list[Finding] = []
-    pairs = find_duplicates(splits.train, splits.val)
-    if pairs:
-        some = _some([f"{val} is {train}" for train, val in pairs])
-        stand = "stands" if len(pairs) == 1 else "stand"
-        found.append(
-            Finding(
-                "warning",
-                f"{len(pairs):,} of {len(splits.val):,} validation images {stand} in the training images, too, so that "
-                f"accuracies will be too high: {some}",
-            )
+    """Find validation images that are also training images, classes with few images, and epochs of a single step."""
+    findings: list[Finding] = []
+    if pairs := find_duplicates(splits.train, splits.val):
+        listed = _shorten([f"{val} is {train}" for train, val in pairs])
+        text = (
+            f"{len(pairs):,} of {len(splits.val):,} validation images are also training images, which inflates accuracy"
         )
-    of_val = Counter(splits.val.labels)
-    val_counts = [of_val[label] for label in range(len(splits.classes))]
-    for name, counts in (("training", splits.train_counts), ("validation", val_counts)):
-        # Where the images of each class are not counted, nothing is said of them.
-        few = [f"{one} ({count})" for one, count in zip(splits.classes, counts or (), strict=False) if count < _FEW]
-        if few:
-            found.append(Finding("warning", f"classes with fewer than {_FEW} {name} images: {_some(few)}"))
+        findings.append(Finding("warning", f"{text}: {listed}"))
+    val_counts = Counter(splits.val.labels)
+    counts = {"training": splits.train_counts, "validation": [val_counts[i] for i in range(len(splits.classes))]}
+    for name, of_class in counts.items():
+        # Streams may not count the images of each class.
+        pairs_of_class = zip(splits.classes, of_class or (), strict=False)
+        if few := [f"{name} ({count})" for name, count in pairs_of_class if count < _FEW_IMAGES]:
+            findings.append(Finding("warning", f"classes with fewer than {_FEW_IMAGES} {name} images: {_shorten(few)}"))
     if splits.train_size < batch_size:
-        found.append(
-            Finding(
-                "note",
-                f"--batch_size {batch_size}: there are {splits.train_size} training images: an epoch is a single step",
-            )
-        )
-    return found
+        text = f"--batch_size {batch_size}: an epoch is a single step, as there are {splits.train_size} training images"
+        findings.append(Finding("note", text))
+    return findings
 
 
 def check_schedule(
     *, batches: int, accumulate: int, epochs: int, max_steps: int | None, warmup: float
 ) -> list[Finding]:
-    """Look whether there are steps enough for the learning rate's way up and down.
-
-    Args:
-        batches: Batches of an epoch.
-        accumulate: Batches of a step.
-        epochs: Epochs.
-        max_steps: The most steps, or ``None``.
-        warmup: Epochs of warm-up.
-    """
-    in_epoch = max(1, math.ceil(batches / accumulate))
-    steps = min(in_epoch * epochs, max_steps or math.inf)
-    rising = warmup * in_epoch
-    if rising >= steps:
-        return [
-            Finding(
-                "warning",
-                f"--warmup_epochs {warmup:g}: these are {rising:.0f} steps, and the training has {steps:.0f}: the "
-                "learning rate never arrives",
-            )
-        ]
-    if steps < _FEW_STEPS:
-        return [Finding("warning", f"the training has {steps:.0f} steps, too few to learn much in")]
-    return []
+    """Check that the training has enough steps, and more than the warm-up of ``warmup`` epochs of ``batches`` each."""
+    steps_per_epoch = max(1, math.ceil(batches / accumulate))
+    steps = min(steps_per_epoch * epochs, max_steps or math.inf)
+    warmup_steps = warmup * steps_per_epoch
+    if warmup_steps >= steps:
+        text = f"--warmup_epochs {warmup:g}: {warmup_steps:.0f} warm-up steps, but the training has {steps:.0f} steps"
+        return [Finding("warning", f"{text}; the learning rate doesn't reach its maximum")]
+    return [Finding("warning", f"the training has only {steps:.0f} steps")] if steps < _FEW_STEPS else []
 
 
 def check_temperature(objectives: Sequence[Objective], temperature: float | None) -> list[Finding]:
-    """Look for a temperature that nothing asks for."""
-    if temperature is None or not objectives:
-        return []
+    """Warn about a temperature that no term uses."""
     terms = [term for objective in objectives for term in objective.terms]
-    if any(hasattr(term.loss, "temperature") for term in terms):
+    if temperature is None or not objectives or any(hasattr(term.loss, "temperature") for term in terms):
         return []
     names = " ".join(dict.fromkeys(term.name for term in terms))
-    return [Finding("warning", f"--temperature {temperature:g}: no term of the objective has one ({names})")]
+    return [Finding("warning", f"--temperature {temperature:g}: no term of the objective has a temperature ({names})")]
 
 
 def check_sizes(student: Classifier, teacher: Classifier | Ensemble) -> list[Finding]:
-    """Look for a student that is larger than its teacher."""
-    ours, theirs = student.count_parameters(), teacher.count_parameters()
-    if ours <= theirs:
+    """Note a student that is larger than its teacher."""
+    sizes = student.count_parameters(), teacher.count_parameters()
+    if sizes[0] <= sizes[1]:
         return []
     names = student.description.architecture, teacher.description.architecture
-    return [
-        Finding(
-            "note", f"the student {names[0]} has more parameters than the teacher {names[1]}: {ours:,} and {theirs:,}"
-        )
-    ]
+    text = f"the student {names[0]} has more parameters than the teacher {names[1]}: {sizes[0]:,} and {sizes[1]:,}"
+    return [Finding("note", text)]
 
 
 def check_published(splits: Splits, *, flags: Sequence[str], networks: Sequence[Classifier]) -> list[Finding]:
-    """Look whether published weights have seen the validation images, and at which size they were made.
+    """Check whether published weights were trained on the validation images, and at another image size.
 
     Args:
         splits: The images.
-        flags: The flags that start networks from published weights.
-        networks: Those networks.
+        flags: The flags that select published weights.
+        networks: The networks with published weights.
     """
-    found: list[Finding] = []
-    # ImageNet names its classes by WordNet's numbers, and so do its parts.
-    of_imagenet = [name for name in splits.classes if re.fullmatch(r"n\d{8}", name)]
-    if flags and len(of_imagenet) == len(splits.classes):
-        found.append(
-            Finding(
-                "warning",
-                f"{' '.join(flags)}: weights that were trained on ImageNet have seen images of these classes, and of "
-                "Imagenette nearly all validation images, too: accuracies will be too high",
-            )
-        )
+    findings: list[Finding] = []
+    # ImageNet and its subsets name classes by WordNet identifiers.
+    if flags and all(re.fullmatch(r"n\d{8}", name) for name in splits.classes):
+        text = "weights trained on ImageNet have seen images of these classes, including most validation images of"
+        findings.append(Finding("warning", f"{' '.join(flags)}: {text} Imagenette, which inflates accuracy"))
     for network in networks:
-        usual, size = usual_size(network.description.architecture), network.description.image_size
-        if usual is not None and usual != size:
-            name = network.description.architecture
-            found.append(
-                Finding("warning", f"--image_size {size}: the published weights of {name} were made for {usual} px")
-            )
-    return found
+        name, size = network.description.architecture, network.description.image_size
+        usual = usual_size(name)
+        if usual not in (None, size):
+            text = f"--image_size {size}: the published weights of {name} were trained at {usual} px"
+            findings.append(Finding("warning", text))
+    return findings
 
 
-def check_accuracy(*, said: float | None, measured: float, images: int, whose: str) -> list[Finding]:
-    """Compare a teacher's accuracy with what its checkpoint says.
+def check_accuracy(recorded: float | None, measured: float, *, images: int, teacher: str) -> list[Finding]:
+    """Warn about a teacher less accurate on these validation images than its checkpoint records, beyond chance.
 
     Args:
-        said: What the checkpoint says, a fraction of 1.
-        measured: On the validation images here.
-        images: How many these are.
-        whose: Whose it is.
+        recorded: The accuracy in the checkpoint, in [0, 1], or ``None``.
+        measured: The accuracy on the validation images.
+        images: Number of these images.
+        teacher: The teacher's name in the message.
     """
-    if said is None or measured >= said - _OFTEN * math.sqrt(max(said * (1 - said), 0.01) / images):
+    if recorded is None:
         return []
-    return [
-        Finding(
-            "warning",
-            f"{whose}'s checkpoint says {said:.1%}, and on these {images:,} validation images it is right on "
-            f"{measured:.1%}: are they other images, or prepared in another way?",
-        )
-    ]
+    standard_error = math.sqrt(max(recorded * (1 - recorded), 0.01) / images)
+    if measured >= recorded - _STANDARD_ERRORS * standard_error:
+        return []
+    text = (
+        f"{teacher} has an accuracy of {measured:.1%} on these {images:,} validation images, but its checkpoint records"
+    )
+    return [Finding("warning", f"{text} {recorded:.1%}; are images or preprocessing different?")]
 
 
-def check_room(
+def check_resources(
     student: Classifier | None,
     teachers: Sequence[Classifier],
     *,
@@ -222,76 +168,50 @@ def check_room(
     trainings: int,
     on_cpu: bool,
 ) -> list[Finding]:
-    """Estimate what the trainings need of disk and memory, and compare it with what is free.
+    """Compare the estimated disk space and memory with what is free.
 
     Args:
-        student: The student.
+        student: The student, if one is trained.
         teachers: The teachers.
-        folder: Where checkpoints are written.
-        batch_size: Images in a batch.
-        trains_teacher: Whether the teachers are trained, too.
-        trainings: How many trainings of students there are.
-        on_cpu: Whether the networks are in this machine's memory.
+        folder: Folder of the checkpoints.
+        batch_size: Images per batch.
+        trains_teacher: Whether the teachers are trained.
+        trainings: Number of trainings of students.
+        on_cpu: Whether the networks are in main memory.
     """
-    found: list[Finding] = []
-    # Each leaves its weights, and the weights with two numbers each of the optimizer.
-    bytes_of = {id(one): 4 * one.count_parameters() for one in (*teachers, *([student] if student else []))}
-    disk = sum(4 * bytes_of[id(one)] for one in teachers) if trains_teacher else 0
-    disk += 4 * trainings * bytes_of[id(student)] if student is not None else 0
-    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    free = shutil.disk_usage(there).free
+    findings: list[Finding] = []
+    teachers_bytes = sum(4 * teacher.count_parameters() for teacher in teachers)
+    student_bytes = 0 if student is None else 4 * student.count_parameters()
+    # Each training leaves the best weights, and the last ones with the two moments of the optimizer.
+    disk = 4 * (teachers_bytes * trains_teacher + student_bytes * trainings)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if disk > free:
-        found.append(
-            Finding(
-                "error",
-                f"the checkpoints will take {disk / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB free; "
-                "--default_root_dir names another place",
-            )
-        )
-    if not on_cpu:
-        return found
+        text = f"the checkpoints need {disk / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in {existing}"
+        findings.append(Finding("error", f"{text}; choose another folder with --default_root_dir"))
     memory = free_memory()
-    learners = {training_bytes(one, batch_size): one for one in (*(teachers if trains_teacher else []), student) if one}
-    if memory is None or not learners:
-        return found
-    needed = max(learners)
-    learner = learners[needed]
-    needed += sum(bytes_of[id(one)] for one in teachers)
-    if needed > memory:
-        found.append(
-            Finding(
-                "warning",
-                f"--batch_size {batch_size}: to train {learner.description.architecture} takes about "
-                f"{needed / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free; --batch_size auto takes what "
-                "fits",
-            )
+    trained = [*(teachers if trains_teacher else ()), *([] if student is None else [student])]
+    if on_cpu and memory is not None and trained:
+        needed, name = max(
+            (training_bytes(network, batch_size), network.description.architecture) for network in trained
         )
-    return found
+        needed += teachers_bytes
+        if needed > memory:
+            text = f"--batch_size {batch_size}: training {name} needs about {needed / 1e9:.1f} GB of memory, but only"
+            remedy = "use --batch_size auto"
+            findings.append(Finding("warning", f"{text} {memory / 1e9:.1f} GB are free; {remedy}"))
+    return findings
 
 
-def refuse(found: Sequence[Finding], *, strict: bool) -> None:
-    """Refuse to go on with an error and, where that is asked for, with a warning.
-
-    Raises:
-        UserError: If there is one.
-    """
-    errors = [one.text for one in found if one.level == "error"]
-    if errors:
+def refuse(findings: Sequence[Finding], *, strict: bool) -> None:
+    """Raise a ``UserError`` if there are errors or, with ``--strict``, warnings."""
+    if errors := [finding.text for finding in findings if finding.level == "error"]:
         raise UserError("\n  ".join(errors))
-    warnings = [one.text for one in found if one.level == "warning"]
+    warnings = [finding.text for finding in findings if finding.level == "warning"]
     if warnings and strict:
-        count = "a warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
-        raise UserError("\n  ".join([f"--strict: {count}, and nothing was begun:", *warnings]))
+        raise UserError("\n  ".join(["--strict: nothing was started because of warnings:", *warnings]))
 
 
-def _some(words: Sequence[str]) -> str:
-    more = f", and {len(words) - _SHOWN:,} more" if len(words) > _SHOWN else ""
-    return ", ".join(words[:_SHOWN]) + more
-
-
-def _images(count: int) -> str:
-    return "one image" if count == 1 else f"{count:,} images"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+def _shorten(items: Sequence[str]) -> str:
+    more = f", and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more

@@ -102,7 +102,7 @@ def test_a_truncated_image_is_named_by_whichever_process_reads_it(
     flags = f"--data_dir {folder} --max_epochs 1 --image_cache none {TINY}".split()
     assert experiment(flags) == 2
     _, err = printed(capsys)
-    assert err.startswith(f"error: {broken}: this image can't be decoded: image file is truncated; mend or remove it")
+    assert err.startswith(f"error: {broken}: this image can't be decoded: image file is truncated; repair or remove it")
     assert main(["check", *flags, "--on_bad_image", "skip"]) == 0
     out, _ = printed(capsys)
     assert f"Warning: {broken}: this image can't be decoded: image file is truncated; left out" in out

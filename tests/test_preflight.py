@@ -1,4 +1,4 @@
-"""What is known to be wrong before the first step."""
+"""Checks before training."""
 
 import json
 from pathlib import Path
@@ -27,25 +27,26 @@ def _splits(classes: tuple[str, ...], count: int = 20) -> Splits:
     labels = [index % len(classes) for index in range(count)]
     keys = [str(index) for index in range(count)]
     images = LabeledImages(classes, labels, keys, lambda _: torch.zeros(3, 8, 8, dtype=torch.uint8))
-    return Splits("made", images, images)
+    return Splits("images", images, images)
 
 
 def _texts(found: list[Finding], level: str) -> list[str]:
-    return [one.text for one in found if one.level == level]
+    return [finding.text for finding in found if finding.level == level]
 
 
-def test_the_same_image_in_both_is_found_by_its_content(make_folder: MakeFolder) -> None:
+def test_validation_images_that_are_also_training_images_are_found(make_folder: MakeFolder) -> None:
     folder = make_folder()
-    twin = folder / "val" / "bee" / "twin.png"
-    twin.write_bytes((folder / "train" / "ant" / "3.png").read_bytes())
+    copy = folder / "val" / "bee" / "copy.png"
+    copy.write_bytes((folder / "train" / "ant" / "3.png").read_bytes())
     splits = read_splits(folder)
-    assert find_duplicates(splits.train, splits.val) == [(folder / "train" / "ant" / "3.png", twin)]
-    (told,) = [text for text in _texts(preflight.check_splits(splits, batch_size=8), "warning") if "stands in" in text]
-    assert told.startswith("1 of 16 validation images stands in the training images, too")
-    assert str(twin) in told
+    assert find_duplicates(splits.train, splits.val) == [(folder / "train" / "ant" / "3.png", copy)]
+    warnings = _texts(preflight.check_splits(splits, batch_size=8), "warning")
+    (duplicates,) = [text for text in warnings if "also training images" in text]
+    assert duplicates.startswith("1 of 16 validation images are also training images")
+    assert str(copy) in duplicates
 
 
-def test_classes_with_very_few_images_are_named() -> None:
+def test_classes_with_few_images_are_reported() -> None:
     found = _texts(preflight.check_splits(_splits(("many", "few"), 19), batch_size=8), "warning")
     assert found == [
         "classes with fewer than 10 training images: few (9)",
@@ -58,20 +59,22 @@ def test_classes_with_very_few_images_are_named() -> None:
     ("warmup", "epochs", "max_steps", "words"),
     [
         (0.0, 3, None, None),
-        (3.0, 3, None, "these are 30 steps, and the training has 30: the learning rate never arrives"),
-        (1.0, 3, 8, "these are 10 steps, and the training has 8"),
-        (0.0, 1, None, "the training has 10 steps, too few to learn much in"),
+        (3.0, 3, None, "30 warm-up steps, but the training has 30 steps; the learning rate doesn't reach"),
+        (1.0, 3, 8, "10 warm-up steps, but the training has 8 steps"),
+        (0.0, 1, None, "the training has only 10 steps"),
     ],
 )
-def test_a_schedule_needs_steps(warmup: float, epochs: int, max_steps: int | None, words: str | None) -> None:
+def test_schedules_with_too_few_steps_are_reported(
+    warmup: float, epochs: int, max_steps: int | None, words: str | None
+) -> None:
     found = preflight.check_schedule(batches=20, accumulate=2, epochs=epochs, max_steps=max_steps, warmup=warmup)
-    assert [one.level for one in found] == ([] if words is None else ["warning"])
+    assert [finding.level for finding in found] == ([] if words is None else ["warning"])
     assert words is None or words in found[0].text
 
 
-def test_a_temperature_that_no_term_has_is_a_warning() -> None:
-    (told,) = preflight.check_temperature([build_objective("mse ce")], 3.0)
-    assert told.text == "--temperature 3: no term of the objective has one (mse ce)"
+def test_an_unused_temperature_is_a_warning() -> None:
+    (warning,) = preflight.check_temperature([build_objective("mse ce")], 3.0)
+    assert warning.text == "--temperature 3: no term of the objective has a temperature (mse ce)"
     assert preflight.check_temperature([build_objective("mse"), build_objective("kl")], 3.0) == []
     assert preflight.check_temperature([build_objective("mse")], None) == []
 
@@ -82,50 +85,51 @@ def test_a_student_larger_than_its_teacher_is_noted() -> None:
     assert preflight.check_sizes(small, large) == []
 
 
-def test_weights_from_imagenet_have_seen_imagenette() -> None:
+def test_imagenet_weights_for_imagenet_classes_are_reported() -> None:
     imagenette = _splits(("n01440764", "n02102040"))
     resnet = _network("resnet18", imagenette.classes, 64)
     found = preflight.check_published(imagenette, flags=["--teacher_pretrained"], networks=[resnet])
-    assert _texts(found, "warning")[0].startswith(
-        "--teacher_pretrained: weights that were trained on ImageNet have seen"
-    )
-    assert _texts(found, "warning")[1] == "--image_size 64: the published weights of resnet18 were made for 224 px"
+    seen, size = _texts(found, "warning")
+    assert seen.startswith("--teacher_pretrained: weights trained on ImageNet have seen images of these classes")
+    assert size == "--image_size 64: the published weights of resnet18 were trained at 224 px"
     assert preflight.check_published(imagenette, flags=[], networks=[]) == []
     assert preflight.check_published(_splits(("n01440764", "dog")), flags=["--teacher_pretrained"], networks=[]) == []
 
 
-def test_an_accuracy_is_compared_with_what_the_checkpoint_says() -> None:
-    (told,) = preflight.check_accuracy(said=0.9, measured=0.5, images=100, whose="the teacher")
-    assert told.text.startswith(
-        "the teacher's checkpoint says 90.0%, and on these 100 validation images it is right on"
+def test_an_accuracy_below_that_of_the_checkpoint_is_reported() -> None:
+    (warning,) = preflight.check_accuracy(0.9, 0.5, images=100, teacher="the teacher")
+    assert warning.text.startswith(
+        "the teacher has an accuracy of 50.0% on these 100 validation images, but its checkpoint records 90.0%"
     )
-    # What chance may do to a hundred images is no finding.
-    assert preflight.check_accuracy(said=0.9, measured=0.85, images=100, whose="the teacher") == []
-    assert preflight.check_accuracy(said=None, measured=0.1, images=100, whose="the teacher") == []
+    # Within the sampling error of 100 images.
+    assert preflight.check_accuracy(0.9, 0.85, images=100, teacher="the teacher") == []
+    assert preflight.check_accuracy(None, 0.1, images=100, teacher="the teacher") == []
 
 
-def test_disk_and_memory_that_will_not_suffice_are_found(tmp_path: Path) -> None:
+def test_insufficient_disk_space_and_memory_are_reported(tmp_path: Path) -> None:
     student, teacher = _network("linear"), _network("mlp")
-    known: dict[str, Any] = {"folder": tmp_path / "logs", "trains_teacher": True, "on_cpu": True}
-    assert preflight.check_room(student, [teacher], batch_size=8, trainings=3, **known) == []
-    assert _texts(preflight.check_room(student, [teacher], batch_size=8, trainings=10**12, **known), "error")
-    (told,) = _texts(preflight.check_room(student, [teacher], batch_size=10**9, trainings=1, **known), "warning")
-    assert "to train mlp takes about" in told
+    options: dict[str, Any] = {"folder": tmp_path / "logs", "trains_teacher": True, "on_cpu": True}
+    assert preflight.check_resources(student, [teacher], batch_size=8, trainings=3, **options) == []
+    assert _texts(preflight.check_resources(student, [teacher], batch_size=8, trainings=10**12, **options), "error")
+    (warning,) = _texts(
+        preflight.check_resources(student, [teacher], batch_size=10**9, trainings=1, **options), "warning"
+    )
+    assert "training mlp needs about" in warning
 
 
-def test_files_are_examined_and_remembered(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_results_of_file_checks_are_cached(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder()
     broken = folder / "train" / "ant" / "2.png"
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[: len(whole) // 2])
-    inks = folder / "train" / "bee" / "inks.jpg"
-    Image.new("CMYK", (20, 16)).save(inks)
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    cmyk = folder / "train" / "bee" / "cmyk.jpg"
+    Image.new("CMYK", (20, 16)).save(cmyk)
     train = read_splits(folder).train
     found = check_images(train, cache=tmp_path / "examined")
-    assert [(one.kind, one.path) for one in found] == [(BROKEN, str(broken)), ("cmyk", str(inks))]
+    assert [(finding.kind, finding.path) for finding in found] == [(BROKEN, str(broken)), ("cmyk", str(cmyk))]
     assert check_images(train, cache=tmp_path / "examined") == found
-    (kept,) = (tmp_path / "examined").iterdir()
-    kept.write_text("[[1]]")
+    (cached,) = (tmp_path / "examined").iterdir()
+    cached.write_text("[[1]]")
     assert check_images(train, cache=tmp_path / "examined") == found
     fewer = drop_broken(train, found[:1])
     assert len(fewer) == len(train) - 1
@@ -135,39 +139,39 @@ def test_files_are_examined_and_remembered(make_folder: MakeFolder, tmp_path: Pa
         drop_broken(train, [FileFinding(BROKEN, str(path), "") for path in train.files if "ant" in str(path)])
 
 
-def test_errors_stop_and_warnings_stop_where_that_is_asked_for() -> None:
+def test_errors_and_with_strict_warnings_stop_the_run() -> None:
     note, warning, error = (Finding(level, f"a {level}") for level in ("note", "warning", "error"))
     refuse([note, warning], strict=False)
     refuse([note], strict=True)
-    with pytest.raises(UserError, match=r"^--strict: a warning, and nothing was begun:\n  a warning$"):
+    with pytest.raises(UserError, match=r"^--strict: nothing was started because of warnings:\n  a warning$"):
         refuse([note, warning], strict=True)
     with pytest.raises(UserError, match=r"^a error$"):
         refuse([note, warning, error], strict=False)
 
 
-def test_a_batch_is_the_largest_that_fits(tmp_path: Path) -> None:
-    class Crowded(nn.Module):
-        """Has room for so many images, as a GPU has."""
+def test_the_largest_batch_that_fits_in_memory_is_chosen(tmp_path: Path) -> None:
+    class Limited(nn.Module):
+        """Runs out of memory above a number of images, like a GPU."""
 
-        def __init__(self, room: int) -> None:
+        def __init__(self, limit: int) -> None:
             super().__init__()
-            self.room, self.layer = room, nn.Linear(3 * 16 * 16, 2)
+            self.limit, self.layer = limit, nn.Linear(3 * 16 * 16, 2)
 
         def forward(self, images: Tensor) -> Tensor:
-            if len(images) > self.room:
+            if len(images) > self.limit:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             logits: Tensor = self.layer(images.flatten(1))
             return logits
 
     device = torch.device("cpu")
     description = _network("linear").description
-    crowded = Classifier(Crowded(20), description)
-    assert can_step(crowded, 20, device)
-    assert not can_step(crowded, 21, device)
+    limited = Classifier(Limited(20), description)
+    assert can_step(limited, 20, device)
+    assert not can_step(limited, 21, device)
     small = _network("linear")
     assert largest_batch([small], device=device, most=100) == 64
     assert largest_batch([small], device=device, most=1) == 1
-    # Half of the free memory is what the estimate may come to.
+    # The estimate may be half of the free memory.
     free = free_memory()
     assert free is not None
     large = _network("convnet(widths=[64, 64])", size=224)
@@ -176,7 +180,9 @@ def test_a_batch_is_the_largest_that_fits(tmp_path: Path) -> None:
     assert training_bytes(large, 4 * fits) > free * 0.4
 
 
-def test_an_automatic_batch_size_is_said_and_used(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_automatic_batch_size_is_printed_and_used(
+    make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = "--image_size 16 --student_model linear --accelerator cpu --max_epochs 1 --batch_size auto --name it"
     assert experiment(f"--data_dir {make_folder()} {flags}".split()) == 0
     assert "--batch_size auto: 8\n" in capsys.readouterr().out

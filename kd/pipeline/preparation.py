@@ -138,7 +138,7 @@ def _find_problems(
         max_steps=optimization.max_steps,
         warmup=optimization.warmup_epochs,
     )
-    return findings + preflight.check_room(
+    return findings + preflight.check_resources(
         student,
         teachers,
         folder=components.folder,

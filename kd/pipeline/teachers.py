@@ -185,7 +185,7 @@ def _measure(
     findings: list[Finding] = []
     if len(checkpoints) == 1 and components.writes_files:
         recorded = read_accuracy(Path(checkpoints[0]))
-        findings = check_accuracy(said=recorded, measured=accuracy, images=images, whose=f"the {role} {name}")
+        findings = check_accuracy(recorded, accuracy, images=images, teacher=f"the {role} {name}")
     for finding in findings:
         console.print(str(finding))
     refuse(findings, strict=settings.phases.strict)

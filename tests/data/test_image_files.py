@@ -309,7 +309,7 @@ WARNINGS: dict[str, tuple[Change, str]] = {
     "CMYK": (add_file("x.jpg", encoded(RGB.convert("CMYK"), "JPEG")), "(CMYK)"),
     "animated PNG": (
         add_file("x.png", encoded(RGB, "PNG", **TWO_FRAMES)),
-        "one image is animated ({root}/train/ant/x.png: only the first of its 2 frames is used)",
+        "images that are animated: 1 ({root}/train/ant/x.png: only the first of its 2 frames is used)",
     ),
     "animated WebP": (add_file("x.webp", encoded(RGB, "WEBP", **TWO_FRAMES)), "only the first of its 2 frames is used"),
     "TIFF of two pages": (
@@ -320,10 +320,10 @@ WARNINGS: dict[str, tuple[Change, str]] = {
     "untrained teacher": (teacher(), "the teacher's accuracy of "),
     "unused temperature": (
         teacher(more_flags="--allow_weak_teacher --temperature 4 --loss ce=1 mse=1"),
-        "--temperature 4: no term of the objective has one (ce mse)",
+        "--temperature 4: no term of the objective has a temperature (ce mse)",
     ),
     "long warm-up": (flags("--warmup_epochs 30"), "--warmup_epochs 30: "),
-    "few steps": (flags("--max_epochs 2"), "the training has 10 steps, too few"),
+    "few steps": (flags("--max_epochs 2"), "the training has only 10 steps"),
 }
 
 NOTES: dict[str, tuple[Change, str]] = {
@@ -331,15 +331,18 @@ NOTES: dict[str, tuple[Change, str]] = {
         add_file("x.png", encoded(Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)), "PNG")),
         "({root}/train/ant/x.png: only the upper 8 of its 16 bits are used)",
     ),
-    "RGBA": (add_file("x.png", encoded(noise(8, 8, 4), "PNG")), "one image is partly transparent"),
-    "palette": (add_file("x.png", encoded(RGB.quantize(4), "PNG", transparency=0)), "one image is partly transparent"),
+    "RGBA": (add_file("x.png", encoded(noise(8, 8, 4), "PNG")), "images that are partly transparent: 1 ("),
+    "palette": (
+        add_file("x.png", encoded(RGB.quantize(4), "PNG", transparency=0)),
+        "images that are partly transparent: 1 (",
+    ),
     "EXIF orientation": (add_file("x.jpg", rotated_jpeg()), "x.jpg: rotated upright by its EXIF orientation)"),
-    "one pixel": (add_file("x.png", encoded(noise(1, 1, 3), "PNG")), "one image is tiny"),
+    "one pixel": (add_file("x.png", encoded(noise(1, 1, 3), "PNG")), "images that are tiny: 1 ("),
     "student larger than its teacher": (
         teacher(more_flags="--allow_weak_teacher --student_model mlp"),
         "more parameters than the teacher linear",
     ),
-    "large batch": (flags("--batch_size 64"), "there are 36 training images: an epoch is a single step"),
+    "large batch": (flags("--batch_size 64"), "an epoch is a single step, as there are 36 training images"),
 }
 
 ACCEPTED: dict[str, Change] = {
