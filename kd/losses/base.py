@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kd.registry import Registry
@@ -98,6 +99,15 @@ class SoftenedLoss(LogitLoss):
     """
 
     temperature: float = bounded(4.0, *POSITIVE)
+
+
+def unit_vectors(vectors: Tensor, *, floor: float | Tensor = 0.01) -> Tensor:
+    """Scale vectors ``(..., N)`` to norm 1; divide those shorter than ``floor`` by it, which bounds the gradient."""
+    # Divided by the largest magnitude first, so that no square overflows or vanishes.
+    largest = vectors.detach().abs().amax(dim=-1, keepdim=True).clamp(min=torch.as_tensor(floor, device=vectors.device))
+    scaled = vectors / largest
+    normalized: Tensor = scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=1.0)
+    return normalized
 
 
 LOSSES: Registry[type[BaseLoss]] = Registry("loss")

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.losses.base import LOSSES, BaseLoss, bounded
+from kd.losses.base import LOSSES, BaseLoss, bounded, unit_vectors
 
 Shape = tuple[int, int, int]
-_EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class AttentionTransfer(FeatureLoss):
 
     def _attention(self, features: Tensor) -> Tensor:
         # Divided by the largest magnitude, which cancels in the normalization, so that no power overflows.
-        largest = features.detach().abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_EPSILON)
+        largest = features.detach().abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=0.01)
         return unit_vectors((features / largest).abs().pow(self.p).sum(dim=1).flatten(1))
 
 
@@ -226,14 +225,6 @@ class Gaussian(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the variance."""
         return self.mean(features), F.softplus(self.spread.to(features.dtype)) + _MIN_VARIANCE
-
-
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Scale vectors ``(..., N)`` to norm 1; zero vectors stay zero, and their gradient is zero rather than infinite."""
-    norms = vectors.norm(dim=-1, keepdim=True)
-    is_zero = norms < _EPSILON
-    scaled: Tensor = vectors / norms.masked_fill(is_zero, 1.0)
-    return scaled.masked_fill(is_zero, 0.0)
 
 
 def match_sizes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

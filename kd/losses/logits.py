@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.base import LOSSES, LogitLoss, SoftenedLoss, bounded
+from kd.losses.base import LOSSES, LogitLoss, SoftenedLoss, bounded, unit_vectors
 
 
 @LOSSES.register("ce")
@@ -184,6 +184,7 @@ class TransformedTeacherMatching(SoftenedLoss):
 
     formula = "mean over b of w_b · KL(softmax(v_b/T) ‖ softmax(z_b))"
     source = "Zheng & Yang 2024 (TTM; weighted: WTTM)"
+    published = "ce=1 'ttm(temperature=10)=45'"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the divergence."""
@@ -232,7 +233,7 @@ class JensenShannon(SoftenedLoss):
 class CosineDistance(LogitLoss):
     r"""Cosine distance between the student's and the teacher's logits, whatever their norms.
 
-    $$ 1 - \frac{1}{B} \sum_{b=1}^{B} \frac{\langle z_b, v_b \rangle}{\|z_b\| \, \|v_b\|} $$
+    $$ 1 - \frac{1}{B} \sum_{b=1}^{B} \frac{\langle z_b, v_b \rangle}{\max(\|z_b\|, \sqrt{C} / 10) \, \|v_b\|} $$
 
     Shape: as `LogitLoss`; returns a scalar, from 0 to 2.
 
@@ -244,4 +245,6 @@ class CosineDistance(LogitLoss):
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the distance."""
-        return 1 - F.cosine_similarity(student, teacher, dim=1).mean()
+        # The gradient is largest where the student's logits are zero, as those of a zero-initialized head.
+        student = unit_vectors(student, floor=0.1 * math.sqrt(student.shape[1]))
+        return 1 - (student * unit_vectors(teacher, floor=1e-6)).sum(dim=1).mean()

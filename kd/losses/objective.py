@@ -1,5 +1,6 @@
 """The training objective: a weighted sum of losses."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.losses.base import Outputs
+from kd.losses.base import Outputs, unit_vectors
 from kd.losses.derivatives import JacobianMatching
 from kd.losses.features import FeatureLoss, Shape
 from kd.losses.schedules import Schedule
@@ -76,6 +77,10 @@ class Term:
                 raise UserError(f"--loss {self.name}: {maps} can't be compared: {error}") from None
         return replace(self, pairs=tuple(pairs), adapters=tuple(adapters))
 
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all adapters."""
+        return [weight for adapter in self.adapters if adapter is not None for weight in adapter.parameters()]
+
     def __call__(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the unweighted loss, a scalar."""
         if isinstance(self.loss, FeatureLoss):
@@ -91,7 +96,7 @@ class Term:
                 raise ValueError(f"{self.name} needs the gradients with respect to the images")
             return self.loss.compare(student.gradients.float(), teacher.gradients.float())
         z, v = student.logits, teacher.logits
-        return self.loss(*((standardized(z), standardized(v)) if self.standardize else (z, v)), labels)
+        return self.loss(*((standardized(z, floor=0.1), standardized(v)) if self.standardize else (z, v)), labels)
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,8 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term with a weight above 0 depends on the teacher."""
-        return any(term.needs_teacher and (isinstance(term.weight, Schedule) or term.weight > 0) for term in self.terms)
+        """Whether any term depends on the teacher."""
+        return any(term.needs_teacher for term in self.terms)
 
     @property
     def needs_labels(self) -> bool:
@@ -184,31 +189,35 @@ class Objective:
         values: dict[str, Tensor] = {}
         with torch.autocast(student.logits.device.type, enabled=False):
             for term in self.terms:
-                if rows is None or not term.needs_labels:
-                    values[term.name] = term(student, teacher, labels)
-                elif len(rows):
-                    chosen = Outputs(student.logits[rows]), Outputs(teacher.logits[rows])
-                    values[term.name] = term(*chosen, labels[rows])
-            # DDP would wait for the gradient of the last layer if no term depended on the logits.
-            uses_logits = any(term.uses_logits for term in self.terms if term.name in values)
-            weighted = [] if uses_logits else [student.logits.sum() * 0.0]
-        weighted += [float(term.weight) * values[term.name] for term in self.terms if term.name in values]  # type: ignore[arg-type]
+                # A term that a schedule has at weight 0 is logged only: 0 times an infinite gradient would be NaN.
+                with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight != 0):
+                    if rows is None or not term.needs_labels:
+                        values[term.name] = term(student, teacher, labels)
+                    elif len(rows):
+                        chosen = Outputs(student.logits[rows]), Outputs(teacher.logits[rows])
+                        values[term.name] = term(*chosen, labels[rows])
+            active = [term for term in self.terms if term.weight != 0 and term.name in values]
+            weighted = [float(term.weight) * values[term.name] for term in active]  # type: ignore[arg-type]
+            # DDP would wait for gradients of the last layer and of adapters that no active term depends on.
+            idle = [] if any(term.uses_logits for term in active) else [student.logits]
+            idle += [weight for term in self.terms if term not in active for weight in term.adapter_parameters()]
+            weighted += [tensor.sum() * 0.0 for tensor in idle]
         return torch.stack(weighted).sum(), {name: value.detach() for name, value in values.items()}
 
 
-def standardized(logits: Tensor) -> Tensor:
+def standardized(logits: Tensor, *, floor: float = 1e-6) -> Tensor:
     r"""Standardize the logits of each image to mean 0 and standard deviation 1.
 
-    $$ \frac{z_{bc} - \bar z_b}{\mathrm{std}(z_b)} $$
+    $$ \frac{z_{bc} - \bar z_b}{\max(\mathrm{std}(z_b), \epsilon)} $$
 
     A loss on standardized logits is invariant to the scale and shift of the teacher's, so that a small student need not
     reach their magnitude.
 
     Args:
         logits: ``(B, C)``.
+        floor: $\epsilon > 0$, which bounds the gradient where all logits are equal, as with a zero-initialized head.
 
     Source: Sun et al. (2024), section 4, https://arxiv.org/abs/2403.01427
     """
-    centered = logits - logits.mean(dim=1, keepdim=True)
-    # The small constant keeps the gradient finite where all logits are equal.
-    return centered * (centered.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1) + 1e-14).rsqrt()
+    norm = math.sqrt(logits.shape[1] - 1)
+    return norm * unit_vectors(logits - logits.mean(dim=1, keepdim=True), floor=floor * norm)

@@ -17,6 +17,7 @@ from kd.losses.schedules import Schedule
 from kd.registry import Call, check_hyperparameters, is_own_code, load_own_code, parse_choice, parse_value
 
 _RESERVED = ("loss", "acc")
+_BINARY = 2
 
 
 def build_objective(
@@ -30,9 +31,9 @@ def build_objective(
 
     Args:
         terms: Such as ``"ce=0.1 kl(temperature=2)=0.9"``, a sequence of such strings, or a mapping from losses to
-            weights. The default weight is 1; a loss of your own is written ``path/to/file.py:function``. Every loss on
-            the teacher's logits takes ``standardize=True``. A weight or a hyperparameter may be a schedule, such as
-            ``warmup(0.9, 20)``.
+            weights. The default weight is 1, and 0 removes the term; a loss of your own is written
+            ``path/to/file.py:function``. Every loss on the teacher's logits takes ``standardize=True``. A weight or a
+            hyperparameter may be a schedule, such as ``warmup(0.9, 20)``.
         num_classes: Number of classes C, for the trial of a loss of your own.
         soft_labels: Whether the labels will be probabilities ``(B, C)``, which not all losses take.
         defaults: Values for hyperparameters of that name (``temperature``, ``label_smoothing``), used by all losses
@@ -58,9 +59,12 @@ def build_objective(
         raise UserError(f"--loss: {max(names, key=names.count)} occurs twice")
     build = partial(_build_term, num_classes=num_classes, soft_labels=soft_labels, defaults=defaults)
     try:
-        return Objective(tuple(build(name, loss, weight) for name, (loss, weight) in zip(names, parsed, strict=True)))
+        built = [build(name, loss, weight) for name, (loss, weight) in zip(names, parsed, strict=True)]
     except UserError as error:
         raise UserError(f"--loss: {error}") from error.__cause__
+    if not (used := tuple(term for term in built if term.weight != 0)):
+        raise UserError("--loss: all weights are 0; give one term a weight above 0")
+    return Objective(used)
 
 
 def _try_loss(function: LossFunction, loss: str, *, num_classes: int, soft_labels: bool) -> bool:
@@ -129,6 +133,14 @@ def _name(loss: str) -> str:
     return function if is_own_code(name) and function not in _RESERVED else name
 
 
+def _check_binary(loss: str, *, standardize: bool, gamma: object) -> None:
+    """Refuse losses whose gradient is zero for two classes."""
+    if standardize:
+        raise UserError(f"{loss}: two standardized logits are always 0.71 and -0.71; remove standardize")
+    if loss.startswith("dist(") and gamma == 0:
+        raise UserError(f"{loss}: the correlation of two probabilities is always 1 or -1; set gamma above 0")
+
+
 def _build_term(
     name: str,
     loss: str,
@@ -142,6 +154,8 @@ def _build_term(
     standardize = hyperparameters.pop("standardize", False)
     if not isinstance(standardize, bool):
         raise UserError(f"{loss}: standardize must be True or False, not {standardize!r}")
+    if num_classes == _BINARY:
+        _check_binary(loss, standardize=standardize, gamma=hyperparameters.get("gamma"))
     scheduled = {key: Schedule.from_call(value) for key, value in hyperparameters.items() if isinstance(value, Call)}
     if is_own_code(choice):
         if scheduled:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.base import LOSSES, POSITIVE, SoftenedLoss, bounded
+from kd.losses.base import LOSSES, POSITIVE, SoftenedLoss, bounded, unit_vectors
 
 
 @LOSSES.register("dist")
@@ -39,7 +39,7 @@ class Correlation(SoftenedLoss):
 
     formula = "T² · (beta · (1 - mean over b of ρ(p_b, q_b)) + gamma · (1 - mean over c of ρ(p_c, q_c)))"
     source = "Huang et al. 2022 (DIST)"
-    published = "ce=1 dist=1"
+    published = "ce=1 dist=2"
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the weighted distance."""
@@ -74,6 +74,7 @@ class MultiLevel(SoftenedLoss):
 
     batch: float = 1.0
     classes: float = 1.0
+    temperature: float = bounded(1.0, *POSITIVE)
 
     formula = "batch/B · ‖p pᵀ - q qᵀ‖² + classes/C · ‖pᵀp - qᵀq‖²"
     source = "Jin, Wang & Lin 2023, batch and class level"
@@ -86,9 +87,15 @@ class MultiLevel(SoftenedLoss):
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return the Pearson correlation between corresponding rows of two matrices, averaged over the rows."""
-    centered = [matrix - matrix.mean(dim=1, keepdim=True) for matrix in (first, second)]
-    return F.cosine_similarity(centered[0], centered[1], dim=1).mean()
+    """Return the Pearson correlation between corresponding rows of two matrices, averaged over the rows.
+
+    The standard deviation of a row of ``first`` counts as at least 5 % of the row's root mean square, which bounds the
+    gradient where the row is constant.
+    """
+    floor = 0.05 * first.detach().norm(dim=1, keepdim=True).clamp(min=1e-6)
+    first = unit_vectors(first - first.mean(dim=1, keepdim=True), floor=floor)
+    second = unit_vectors(second - second.mean(dim=1, keepdim=True), floor=1e-12)
+    return (first * second).sum(dim=1).mean()
 
 
 @LOSSES.register("dkd")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.losses.base import LOSSES, POSITIVE, bounded
-from kd.losses.features import FeatureLoss, Projection, Shape, unit_vectors
+from kd.losses.base import LOSSES, POSITIVE, bounded, unit_vectors
+from kd.losses.features import FeatureLoss, Projection, Shape
 
 _EPSILON = 1e-7
 
@@ -73,12 +73,11 @@ class RelationalKD(FeatureLoss):
 
 
 def _distances(rows: Tensor) -> Tensor:
-    """Return the pairwise distances ``(B, B)`` relative to their mean; all zero where all rows are equal."""
+    """Return the pairwise distances ``(B, B)`` relative to their mean."""
     # Computing distances by matrix multiplication is inexact for similar rows.
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     mean = distances.sum() / max(1, len(rows) * (len(rows) - 1))
-    is_zero = mean < _EPSILON
-    return (distances / mean.masked_fill(is_zero, 1.0)).masked_fill(is_zero, 0.0)
+    return distances / mean.clamp(min=0.01)
 
 
 def _angles(rows: Tensor) -> Tensor:

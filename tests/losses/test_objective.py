@@ -1,6 +1,7 @@
 import inspect
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from scipy import stats
 
 from kd.errors import UserError
-from kd.losses import LOSSES, CrossEntropy, LogitMSE, NormalizedKD, Outputs, SoftenedKL, build_objective
+from kd.losses import LOSSES, CrossEntropy, LogitMSE, NormalizedKD, Outputs, Pair, SoftenedKL, build_objective
 from kd.losses.objective import standardized
 
 
@@ -174,13 +175,36 @@ def test_standardized_logits_equal_scipys_zscore() -> None:
     torch.testing.assert_close(standardized(logits), torch.from_numpy(expected))
 
 
-def test_the_gradient_of_standardized_equal_logits_is_finite() -> None:
-    logits = torch.ones(2, 5, requires_grad=True)
-    value = standardized(logits)
-    value.sum().backward()
-    assert not value.any()
-    assert logits.grad is not None
-    assert torch.isfinite(logits.grad).all()
+@pytest.mark.parametrize("terms", ["kl(standardize=True)=1", "ce=1 dist(gamma=0)=1"])
+def test_losses_without_a_gradient_for_two_classes_are_refused(terms: str) -> None:
+    with pytest.raises(UserError, match=r"--loss: (kl|dist)\(.*\): .* always"):
+        build_objective(terms, num_classes=2)
+    build_objective(terms, num_classes=3)
+
+
+def test_a_weight_of_zero_removes_a_term() -> None:
+    assert [term.name for term in build_objective("ce=1 kl=0 hint=0").terms] == ["ce"]
+    with pytest.raises(UserError, match="--loss: all weights are 0"):
+        build_objective("ce=0")
+
+
+def test_a_term_whose_schedule_is_at_zero_is_logged_but_has_no_gradient() -> None:
+    pair = Pair("f", "g", (2, 1, 1), (3, 1, 1))
+    objective = build_objective("ce=1 hint=linear(0, 1) mse=stop(1, 1)").bind({"hint": [pair]})
+    logits = torch.tensor([[1.0, torch.inf, 0.0]], requires_grad=True)
+    first, last = objective.at(0, 2), objective.at(1, 2)
+    features = {"f": torch.ones(1, 2, 1, 1)}, {"g": torch.ones(1, 3, 1, 1)}
+    student, teacher = Outputs(torch.zeros(1, 3, requires_grad=True), features[0]), Outputs(logits, features[1])
+    total, terms = last(student, teacher, LABELS[:1])
+    assert terms["mse"] == torch.inf
+    assert torch.isfinite(total)
+    total, terms = first(replace(student), replace(teacher, logits=torch.zeros(1, 3)), LABELS[:1])
+    assert set(terms) == {"ce", "hint", "mse"}
+    total.backward()
+    (adapter,) = first.feature_terms[0].adapters
+    assert adapter is not None
+    # Distributed training waits for a gradient of every parameter.
+    assert all(weight.grad is not None for weight in adapter.parameters())
 
 
 def write_loss(tmp_path: Path, body: str, *, arguments: str = "student_logits, teacher_logits, labels, power=2") -> str:
