@@ -284,7 +284,7 @@ def _export(
         val_data: Folder of the validation images in data_dir; None: as in training.
         model: Network; required if the checkpoint names a Python file.
     """
-    from kd.deploy.card import read_run_metrics, write_card
+    from kd.deploy.card import write_card
     from kd.deploy.export import export_student, load_checkpoint_splits
 
     path = Path(checkpoint).expanduser()
@@ -293,10 +293,10 @@ def _export(
         output,
         file_format=format,
         splits=load_checkpoint_splits(path, dataset=dataset, data_dir=data_dir, val_data=val_data),
-        quantize=None if quantize == "none" else quantize,
+        quantize=quantize == "int8",
         model=model,
     )
-    card = write_card(exported, read_run_metrics(path))
+    card = write_card(exported, path)
     table = Table(title=f"{checkpoint}, verified on {exported[0].images:,} validation images", title_justify="left")
     for heading in ("file", "MB", "accuracy", "agreement", "max logit difference"):
         table.add_column(heading, justify="left" if heading == "file" else "right", overflow="fold")

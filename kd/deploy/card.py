@@ -12,25 +12,10 @@ _MAX_CLASSES = 20
 _TRAINING = {"distilled": "distilled", "compared": "distilled", "baseline": "on the labels alone"}
 
 
-def read_run_metrics(checkpoint: Path) -> Mapping[str, Any]:
-    """Read the metrics.json of the run that wrote a checkpoint; empty if it is missing or damaged."""
-    try:
-        metrics = json.loads((checkpoint.parent.parent / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return metrics if isinstance(metrics, dict) else {}
-
-
-def write_card(exported: Sequence[Exported], metrics: Mapping[str, Any]) -> Path:
-    """Write a model card in Markdown beside the exported file; return its path.
-
-    Args:
-        exported: The exported files, the float32 file first.
-        metrics: As :func:`read_run_metrics` returned them.
-    """
-    first = exported[0]
-    metadata, recipe = first.metadata, metrics.get("recipe") or {}
-    phase = str(metrics.get("phase", "unknown"))
+def write_card(exported: Sequence[Exported], checkpoint: Path) -> Path:
+    """Write a model card in Markdown beside the exported files, the float32 file first, and return its path."""
+    first, metrics = exported[0], _read_run_metrics(checkpoint)
+    metadata, recipe, phase = first.metadata, metrics.get("recipe") or {}, str(metrics.get("phase", "unknown"))
     classes = metadata["classes"]
     names = ", ".join(classes[:_MAX_CLASSES]).replace("|", "\\|")
     if len(classes) > _MAX_CLASSES:
@@ -46,29 +31,39 @@ def write_card(exported: Sequence[Exported], metrics: Mapping[str, Any]) -> Path
         ("epochs", _as_text(metrics.get("epochs"))),
         ("seed", _as_text(metrics.get("seed"))),
     ]
-    lines = [
-        f"# {first.path.stem}: {metadata['architecture']} for {metadata['data']}",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {text} |" for name, text in rows if text),
-        "",
-        f"{first.images:,} validation images of {metadata['data']}; checkpoint accuracy {metadata['val_acc']:.2%}.",
-        "",
-        "| file | size | accuracy | agreement with the checkpoint |",
-        "|---|---|---|---|",
-        *(
-            f"| `{file.path.name}` | {file.megabytes:.2f} MB | {file.accuracy:.2%} | {file.agreement:.2%} |"
-            for file in exported
-        ),
-        "",
-        "## Usage",
-        "",
-        *_usage(first),
-    ]
+    facts = "\n".join(f"| {name} | {text} |" for name, text in rows if text)
+    results = "\n".join(
+        f"| `{file.path.name}` | {file.megabytes:.2f} MB | {file.accuracy:.2%} | {file.agreement:.2%} |"
+        for file in exported
+    )
+    card = f"""# {first.path.stem}: {metadata["architecture"]} for {metadata["data"]}
+
+| | |
+|---|---|
+{facts}
+
+{first.images:,} validation images of {metadata["data"]}; checkpoint accuracy {metadata["val_acc"]:.2%}.
+
+| file | size | accuracy | agreement with the checkpoint |
+|---|---|---|---|
+{results}
+
+## Usage
+
+{_usage(first)}
+"""
     path = first.path.with_suffix(".md")
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, card)
     return path
+
+
+def _read_run_metrics(checkpoint: Path) -> Mapping[str, Any]:
+    """Read the metrics.json of the run that wrote a checkpoint; empty if it is missing or damaged."""
+    try:
+        metrics = json.loads((checkpoint.parent.parent / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _as_text(value: Any) -> str:  # noqa: ANN401 (whatever JSON can hold)
@@ -77,25 +72,19 @@ def _as_text(value: Any) -> str:  # noqa: ANN401 (whatever JSON can hold)
     return "" if value is None else str(value)
 
 
-def _usage(exported: Exported) -> list[str]:
-    name, size = exported.path.name, exported.metadata["image_size"]
+def _usage(exported: Exported) -> str:
+    name, size, suffix = exported.path.name, exported.metadata["image_size"], exported.path.suffix
+    command = "" if suffix == ".pt2" else f"```bash\nkd predict {name} IMAGE_OR_FOLDER\n```\n\n"
     images = f"images: float32 (B, 3, {size}, {size}) in [0, 1]"
-    command = ["```bash", f"kd predict {name} IMAGE_OR_FOLDER", "```", ""]
     code = {
-        ".onnx": [
-            "import onnxruntime",
-            f'session = onnxruntime.InferenceSession("{name}")',
-            f'logits = session.run(None, {{"images": images}})[0]  # {images}',
-        ],
-        ".pt2": [
-            "import torch",
-            f'student = torch.export.load("{name}").module()  # load only files that you trust: they can run code',
-            f"logits = student(images)  # {images}",
-        ],
-        ".safetensors": [
-            "from kd import load_student",
-            f'student, transform = load_student("{name}")',
-            "logits = student(transform(image)[None])  # image: a Pillow image or the path of an image file",
-        ],
-    }[exported.path.suffix]
-    return [*([] if exported.path.suffix == ".pt2" else command), "```python", *code, "```"]
+        ".onnx": f"""import onnxruntime
+session = onnxruntime.InferenceSession("{name}")
+logits = session.run(None, {{"images": images}})[0]  # {images}""",
+        ".pt2": f"""import torch
+student = torch.export.load("{name}").module()  # load only files that you trust: they can run code
+logits = student(images)  # {images}""",
+        ".safetensors": f"""from kd import load_student
+student, transform = load_student("{name}")
+logits = student(transform(image)[None])  # image: a Pillow image or the path of an image file""",
+    }
+    return f"{command}```python\n{code[suffix]}\n```"

@@ -35,7 +35,7 @@ _PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "safetensors": ("saf
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, with its verification against the checkpoint on all validation images.
+    """An exported file, with its verification against the checkpoint on all validation images.
 
     Args:
         path: The file.
@@ -43,7 +43,7 @@ class Exported:
         images: Number of validation images.
         difference: Largest absolute difference between its logits and the checkpoint's.
         agreement: Fraction of images on which both predict the same class.
-        accuracy: Its accuracy, a fraction of 1.
+        accuracy: Its accuracy, in [0, 1].
         metadata: Its metadata; ``val_acc`` is the checkpoint's accuracy on the same images.
     """
 
@@ -56,47 +56,36 @@ class Exported:
     metadata: dict[str, Any] = field(repr=False)
 
 
-def load_checkpoint_splits(
-    checkpoint: Path, *, dataset: str | None = None, data_dir: str | None = None, val_data: str | None = None
-) -> Splits:
-    """Load the images that a checkpoint was trained and validated on, as the config.yaml of its run names them.
+def load_checkpoint_splits(checkpoint: Path, **replacements: str | None) -> Splits:
+    """Load the images that a checkpoint was trained and validated on, as recorded in the config.yaml of its run.
 
     Args:
         checkpoint: The checkpoint.
-        dataset: Data set to use instead, or ``None``.
-        data_dir: Image folder to use instead, or ``None``.
-        val_data: Folder of the validation images to use instead, or ``None``.
-
-    Raises:
-        UserError: If there is no readable config.yaml and no replacement is given, or the images can't be read.
+        replacements: ``dataset``, ``data_dir`` and ``val_data`` to use instead, unless ``None``.
     """
     config, settings = checkpoint.parent.parent / "config.yaml", dict[str, Any]()
+    replacements = {name: value for name, value in replacements.items() if value is not None}
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
         settings = content if isinstance(content, dict) else settings
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        if dataset is None and data_dir is None:
+        if not replacements.keys() & {"dataset", "data_dir"}:
             reason = "does not exist" if isinstance(error, FileNotFoundError) else "can't be read"
             raise UserError(
                 f"{checkpoint}: its training images are unknown, as {config} {reason}; name them with --data_dir"
             ) from None
-    given = {"dataset": dataset, "data_dir": data_dir, "val_data": val_data}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    return load_splits(
-        settings.get("dataset", "imagefolder"),
-        settings.get("data_dir"),
-        train_data=settings.get("train_data", "train"),
-        val_data=settings.get("val_data", "val"),
-    )
+    settings = {"dataset": "imagefolder", "train_data": "train", "val_data": "val"} | settings | replacements
+    folders = {name: settings[name] for name in ("train_data", "val_data")}
+    return load_splits(settings["dataset"], settings.get("data_dir"), **folders)
 
 
 def export_student(
-    checkpoint: str | Path,
+    checkpoint: Path,
     output: str | Path,
     *,
     file_format: str,
     splits: Splits,
-    quantize: str | None = None,
+    quantize: bool = False,
     model: str | None = None,
 ) -> list[Exported]:
     """Export a student, and verify the file against its checkpoint on the validation images.
@@ -108,18 +97,14 @@ def export_student(
         output: The file to write, with the suffix of its format.
         file_format: ``onnx``, ``torch`` (torch.export) or ``safetensors``.
         splits: The images; quantization is calibrated on training images.
-        quantize: ``int8`` also writes a quantized ONNX file, ``NAME.int8.onnx``.
+        quantize: Also write an 8-bit ONNX file, ``NAME.int8.onnx``.
         model: Architecture; required if the checkpoint names a Python file, whose code then runs.
 
     Returns:
         The float32 file and, if requested, the quantized one.
-
-    Raises:
-        UserError: If a package is missing, the suffix is not the format's, checkpoint and images have different
-            classes, or the file's logits are not the checkpoint's.
     """
     output = Path(output).expanduser()
-    _check_request(output, file_format, quantize)
+    _check_request(output, file_format, quantize=quantize)
     classifier = load_classifier(checkpoint, architecture=model)
     if classifier.description.classes != splits.classes:
         raise UserError(f"{checkpoint}: its classes are not those of {splits.name}; name its images with --data_dir")
@@ -147,12 +132,12 @@ def export_student(
                 f"{LARGEST_DIFFERENCE:g}); try another --format"
             )
         files = {output: file}
-        if quantize is not None:
-            small, target = (path.with_suffix(f".{quantize}{path.suffix}") for path in (file, output))
-            metadata = metadata | {"quantized": quantize}
-            _quantize(file, small, splits.train, metadata)
-            files[target] = small
-            exported.append(_verify(open_student(small), small, target, splits.val, expected, metadata))
+        if quantize:
+            quantized, target = (path.with_suffix(f".int8{path.suffix}") for path in (file, output))
+            metadata = metadata | {"quantized": "int8"}
+            _quantize(file, quantized, splits.train, metadata)
+            files[target] = quantized
+            exported.append(_verify(open_student(quantized), quantized, target, splits.val, expected, metadata))
         for target, source in files.items():
             with source.open("rb") as content, write_atomically(target) as written:
                 shutil.copyfileobj(content, written)
@@ -160,31 +145,17 @@ def export_student(
 
 
 def predict_labeled_images(path: str | Path, images: LabeledImages, *, output: Path, model: str | None = None) -> None:
-    """Write a student's logits for labeled images, for evaluation.
-
-    Args:
-        path: The student's file.
-        images: The images; classes are matched by name.
-        output: File to write, as by :func:`kd.training.predictions.write_predictions`.
-        model: Architecture; required if the file names a Python file, whose code then runs.
-
-    Raises:
-        UserError: If the file can't be read, or the student lacks a class of the images.
-    """
+    """Write the logits of a student's file for labeled images, matched by class names, as a predictions file."""
     student = open_student(path, model=model)
     images = match_classes(images, student.metadata["classes"], network=str(path))
     write_predictions(prediction_arrays(images, _compute_logits(student, images), np.arange(len(images))), output)
 
 
-def _check_request(output: Path, file_format: str, quantize: str | None) -> None:
-    if file_format not in FORMATS:
-        raise UserError(f"--format {file_format}: unknown format; choose {', '.join(FORMATS)}")
+def _check_request(output: Path, file_format: str, *, quantize: bool) -> None:
     if output.suffix != FORMATS[file_format]:
         raise UserError(f"--output {output}: the suffix must be {FORMATS[file_format]} for --format {file_format}")
-    if quantize not in (None, "int8"):
-        raise UserError(f"--quantize {quantize}: unknown type; choose int8")
-    if quantize is not None and file_format != "onnx":
-        raise UserError(f"--quantize {quantize}: not available for --format {file_format}; use --format onnx")
+    if quantize and file_format != "onnx":
+        raise UserError(f"--quantize int8: not available for --format {file_format}; use --format onnx")
     missing = [package for package in _PACKAGES.get(file_format, ()) if find_spec(package) is None]
     if missing:
         raise UserError(f"--format {file_format}: needs {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -208,7 +179,6 @@ def _verify(
 
 
 def _compute_logits(student: Student, images: LabeledImages) -> Array:
-    """Return the logits ``(N, C)`` of all images."""
     return np.concatenate([student.logits(batch) for batch in _batches(images, range(len(images)), student.metadata)])
 
 

@@ -33,7 +33,7 @@ class Student:
     Args:
         metadata: Architecture, class names in the order of the logits, image size, resize, mean, standard deviation
             and validation accuracy.
-        logits: Function of images ``(B, 3, S, S)``, float32 in [0, 1], that returns logits ``(B, C)``.
+        logits: Function from images ``(B, 3, S, S)``, float32 in [0, 1], to logits ``(B, C)``.
     """
 
     metadata: Mapping[str, Any]
@@ -57,15 +57,7 @@ def open_student(path: str | Path, *, model: str | None = None) -> Student:
 
 
 def read_network(path: str | Path, *, model: str | None = None) -> "tuple[nn.Module, Mapping[str, Any]]":
-    """Read a network in evaluation mode, and its metadata, from a safetensors file or a checkpoint.
-
-    Args:
-        path: The file; its suffix gives the format.
-        model: As of :func:`open_student`.
-
-    Raises:
-        UserError: As of :func:`open_student`, and if it is an ONNX file.
-    """
+    """Read a network in evaluation mode, and its metadata, from a safetensors file or a checkpoint."""
     path = _existing(path)
     if path.suffix == FORMATS["onnx"]:
         raise UserError(f"{path}: an ONNX file can't be read as a torch.nn.Module; run it with kd.open_student")

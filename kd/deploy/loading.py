@@ -14,14 +14,7 @@ from kd.pixels import decode, square
 
 
 class Transform:
-    """The view of an image that the student was validated on.
-
-    Args:
-        metadata: The student's ``image_size``, ``resize`` and ``classes``.
-
-    Attributes:
-        classes: Class names, in the order of the logits.
-    """
+    """The view of an image that the student was validated on; ``classes`` are the class names."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.size = int(metadata["image_size"])
@@ -29,11 +22,7 @@ class Transform:
         self.classes = tuple(metadata["classes"])
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
-        """Return the view ``(3, S, S)``, float32 in [0, 1], of a Pillow image or an image file.
-
-        Raises:
-            UserError: If the file can't be decoded.
-        """
+        """Return the view ``(3, S, S)``, float32 in [0, 1], of a Pillow image or an image file."""
         decoded = image.convert("RGB") if isinstance(image, Image.Image) else decode(Path(image))
         return torch.from_numpy(np.ascontiguousarray(square(decoded, self.size, self.resize)))
 

@@ -25,7 +25,6 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "kd predict") ->
         student = open_student(options.student, model=options.model)
         files = find_images(options.images)
         rows = predict(student, files, batch_size=options.batch_size, top=options.top, unreadable=unreadable)
-        rows = _with_progress(rows, len(files))
         if options.json:
             json.dump(list(rows), sys.stdout, indent=1)
             print()  # noqa: T201
@@ -42,17 +41,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "kd predict") ->
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """List image files: the given files, and all images in the given folders and their subfolders.
-
-    Raises:
-        UserError: If a path doesn't exist, or there are no images.
-    """
+    """List image files: the given files, and all images in the given folders and their subfolders."""
     files: list[Path] = []
     for path in (Path(text).expanduser() for text in paths):
         if path.is_dir():
-            files += [
-                file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            ]
+            found = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+            files += sorted(found)
         elif path.is_file():
             files.append(path)
         else:
@@ -63,19 +57,11 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
 
 def predict(
-    student: Student, files: Sequence[Path], *, batch_size: int = 32, top: int = _TOP, unreadable: list[str]
+    student: Student, files: Sequence[Path], *, batch_size: int, top: int, unreadable: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Predict class probabilities, image by image.
+    """Yield the ``image``, ``class``, ``probability`` and ``top`` (probabilities by class name) of each image file.
 
-    Args:
-        student: The student.
-        files: The image files.
-        batch_size: Images per forward pass.
-        top: Number of classes per image, most probable first.
-        unreadable: Receives an error message for each image that can't be decoded; these images are skipped.
-
-    Yields:
-        For each image its path ``image``, ``class``, ``probability``, and ``top``: probabilities by class name.
+    Images that can't be decoded are skipped; ``unreadable`` receives their error messages.
     """
     classes = student.metadata["classes"]
     size, resize = int(student.metadata["image_size"]), student.metadata["resize"]
@@ -101,19 +87,6 @@ def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     exponentials = np.exp(exact - exact.max(axis=1, keepdims=True))
     probabilities: np.ndarray[Any, Any] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
-
-
-def _with_progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """Show a progress bar on a terminal, if rich is installed and there are more than a few images."""
-    if not sys.stderr.isatty() or total < 2 * _TOP:
-        return rows
-    try:
-        from rich.console import Console
-        from rich.progress import track
-    except ModuleNotFoundError:
-        return rows
-    # Complete before anything is printed: the bar and the table would mix.
-    return iter(list(track(rows, "Predicting", total=total, console=Console(stderr=True), transient=True)))
 
 
 def _write_csv(rows: Iterator[dict[str, Any]], top: int, stream: TextIO) -> None:

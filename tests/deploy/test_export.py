@@ -1,4 +1,4 @@
-"""A student in a file: the same answers as its checkpoint, in every format, and where nothing but onnxruntime is."""
+"""Exported students: the predictions of the checkpoint in every format, and with onnxruntime only."""
 
 import csv
 import io
@@ -30,32 +30,36 @@ READABLE = ("onnx", "safetensors")
 
 @pytest.fixture
 def checkpoint(make_folder: MakeFolder) -> Path:
-    done, _ = run(make_folder(train=12), "--train_teacher", "--distill", "--name", "shipped")
-    return Path(done.runs["distilled"][0]["checkpoint"])
+    results, _ = run(make_folder(train=12), "--train_teacher", "--distill", "--name", "shipped")
+    return Path(results.runs["distilled"][0]["checkpoint"])
 
 
-def exported(checkpoint: Path, output: str, *flags: str) -> int:
+def export(checkpoint: Path, output: str, *flags: str) -> int:
     return main(["export", str(checkpoint), "--output", output, *flags])
 
 
 @pytest.mark.parametrize("file_format", list(FORMATS))
-def test_an_exported_file_answers_as_its_checkpoint(checkpoint: Path, tmp_path: Path, file_format: str) -> None:
+def test_an_exported_file_computes_the_logits_of_its_checkpoint(
+    checkpoint: Path, tmp_path: Path, file_format: str
+) -> None:
     file = tmp_path / "ship" / f"student{FORMATS[file_format]}"
-    (done,) = export_student(checkpoint, file, file_format=file_format, splits=load_checkpoint_splits(checkpoint))
-    assert done.difference <= 1e-4
-    assert (done.agreement, done.accuracy) == (1.0, done.metadata["val_acc"])
+    (exported_file,) = export_student(
+        checkpoint, file, file_format=file_format, splits=load_checkpoint_splits(checkpoint)
+    )
+    assert exported_file.difference <= 1e-4
+    assert (exported_file.agreement, exported_file.accuracy) == (1.0, exported_file.metadata["val_acc"])
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     if file_format == "torch":
         program = torch.export.load(file)
         with torch.no_grad():
-            images = torch.rand(5, 3, *2 * [done.metadata["image_size"]])
+            images = torch.rand(5, 3, *2 * [exported_file.metadata["image_size"]])
             torch.testing.assert_close(program.module()(images), load_classifier(checkpoint)(images))
         return
     student = open_student(file)
     classifier = load_classifier(checkpoint)
     assert student.metadata["classes"] == list(classifier.description.classes)
     assert student.metadata["mean"] == pytest.approx(classifier.description.mean)
-    # Any number of images at once.
+    # Any batch size.
     for count in (1, 2, 5):
         images = torch.rand(count, 3, *2 * [classifier.description.image_size])
         with torch.no_grad():
@@ -63,8 +67,10 @@ def test_an_exported_file_answers_as_its_checkpoint(checkpoint: Path, tmp_path: 
         np.testing.assert_allclose(student.logits(images.numpy()), expected, atol=1e-5)
 
 
-def test_a_card_says_what_the_file_is(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exported(checkpoint, str(tmp_path / "student.onnx"), "--quantize", "int8") == 0
+def test_a_model_card_describes_the_exported_files(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(checkpoint, str(tmp_path / "student.onnx"), "--quantize", "int8") == 0
     out = capsys.readouterr().out
     assert "student.int8.onnx" in out
     card = (tmp_path / "student.md").read_text(encoding="utf-8")
@@ -73,22 +79,22 @@ def test_a_card_says_what_the_file_is(checkpoint: Path, tmp_path: Path, capsys: 
     assert f"{len(onnx.load(tmp_path / 'student.onnx').SerializeToString()) / 1e6:.2f} MB" in card
 
 
-def test_a_quantized_file_decides_nearly_alike(checkpoint: Path, tmp_path: Path) -> None:
-    whole, small = export_student(
+def test_a_quantized_file_mostly_agrees_with_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    full, quantized = export_student(
         checkpoint,
         tmp_path / "student.onnx",
         file_format="onnx",
         splits=load_checkpoint_splits(checkpoint),
-        quantize="int8",
+        quantize=True,
     )
-    assert small.path == tmp_path / "student.int8.onnx"
-    assert ("quantized" in whole.metadata, small.metadata["quantized"]) == (False, "int8")
-    assert small.agreement >= 0.8
-    kinds = {one.op_type for one in onnx.load(small.path).graph.node}
-    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    assert quantized.path == tmp_path / "student.int8.onnx"
+    assert ("quantized" in full.metadata, quantized.metadata["quantized"]) == (False, "int8")
+    assert quantized.agreement >= 0.8
+    operators = {node.op_type for node in onnx.load(quantized.path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
 
 
-def test_a_file_that_differs_is_refused_and_not_kept(
+def test_a_file_with_different_logits_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kd.deploy.export.LARGEST_DIFFERENCE", -1.0)
@@ -114,7 +120,7 @@ def test_a_file_that_differs_is_refused_and_not_kept(
         ("student.onnx", ("--dataset", "digits"), "its classes are not those of digits"),
     ],
 )
-def test_a_mistake_is_said_before_anything_is_written(
+def test_a_mistake_is_reported_before_anything_is_written(
     checkpoint: Path,
     tmp_path: Path,
     output: str,
@@ -122,57 +128,57 @@ def test_a_mistake_is_said_before_anything_is_written(
     words: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert exported(checkpoint, str(tmp_path / output), *flags) == 2
+    assert export(checkpoint, str(tmp_path / output), *flags) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / output).exists()
 
 
-def test_a_checkpoint_without_its_folder_needs_images(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_outside_its_run_needs_data_dir(checkpoint: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copy(checkpoint, tmp_path / "alone.ckpt"))
     with pytest.raises(UserError, match=r"config\.yaml does not exist; name them with --data_dir"):
         load_checkpoint_splits(alone)
     assert len(load_checkpoint_splits(alone, data_dir=str(tmp_path / "photos")).val) > 0
 
 
-def test_squares_are_those_that_students_are_validated_on(tmp_path: Path) -> None:
+def test_images_are_resized_as_for_validation(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for width, height in ((60, 40), (40, 61), (33, 33), (20, 90)):
         file = tmp_path / f"{width}.png"
         coarse = Image.fromarray(generator.integers(0, 255, (6, 9, 3), dtype=np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(file)
         for resize in ("crop", "squash"):
-            seen = plain_view(28, resize)(load_image(file)).float() / 255
-            assert np.abs(square(decode(file), 28, resize) - seen.numpy()).max() <= 2.01 / 255
+            view = plain_view(28, resize)(load_image(file)).float() / 255
+            assert np.abs(square(decode(file), 28, resize) - view.numpy()).max() <= 2.01 / 255
 
 
 def test_predictions_are_those_of_the_checkpoint(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exported(checkpoint, str(tmp_path / "student.onnx"))
+    export(checkpoint, str(tmp_path / "student.onnx"))
     capsys.readouterr()
     photos = str(tmp_path / "photos" / "val")
-    answers = []
+    outputs = []
     for student in (str(checkpoint), str(tmp_path / "student.onnx")):
         assert main(["predict", student, photos, "--json", "--top", "2"]) == 0
-        answers.append(json.loads(capsys.readouterr().out))
-    assert [row["class"] for row in answers[0]] == [row["class"] for row in answers[1]]
+        outputs.append(json.loads(capsys.readouterr().out))
+    assert [row["class"] for row in outputs[0]] == [row["class"] for row in outputs[1]]
     files = sorted((tmp_path / "photos" / "val").rglob("*.png"))
-    assert [row["image"] for row in answers[0]] == list(map(str, files))
+    assert [row["image"] for row in outputs[0]] == list(map(str, files))
     network, transform = load_student(checkpoint)
     with torch.no_grad():
         probabilities = network(transform(files[0])[None]).softmax(dim=1)[0]
-    first = answers[0][0]
+    first = outputs[0][0]
     assert list(first["top"].values()) == pytest.approx(probabilities.topk(2).values.tolist(), abs=1e-5)
     assert first["class"] == transform.classes[int(probabilities.argmax())]
     assert not network.training
 
 
 @pytest.mark.parametrize("file_format", READABLE)
-def test_an_exported_file_is_measured_as_its_checkpoint(
+def test_an_exported_file_is_evaluated_like_its_checkpoint(
     checkpoint: Path, tmp_path: Path, file_format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(tmp_path / f"student{FORMATS[file_format]}")
-    exported(checkpoint, file, "--format", file_format)
+    export(checkpoint, file, "--format", file_format)
     capsys.readouterr()
     tables = []
     for student in (str(checkpoint), file):
@@ -183,7 +189,7 @@ def test_an_exported_file_is_measured_as_its_checkpoint(
     assert [row.split() for row in rows[0]] == [row.split() for row in rows[1]]
 
 
-def test_a_broken_image_is_named_and_the_others_are_answered(
+def test_a_broken_image_is_reported_and_the_others_are_predicted(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "mixed"
@@ -210,15 +216,17 @@ def test_a_broken_image_is_named_and_the_others_are_answered(
         (["foreign.onnx", "."], "not a file of `kd export`"),
     ],
 )
-def test_a_mistake_in_predicting_is_said(
+def test_a_mistake_in_predicting_is_reported(
     checkpoint: Path, line: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty").mkdir()
     for name in ("broken.onnx", "broken.safetensors"):
-        Path(name).write_bytes(b"not what its name says")
+        Path(name).write_bytes(b"another format")
     node = onnx.helper.make_node("Identity", ["images"], ["logits"])
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 3]) for name in ("images", "logits")]
-    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:])
+    tensors = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 3]) for name in ("images", "logits")
+    ]
+    graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
     onnx.save(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), "foreign.onnx"
     )
@@ -226,23 +234,23 @@ def test_a_mistake_in_predicting_is_said(
     assert words in capsys.readouterr().err
 
 
-def test_an_onnx_file_is_no_module(checkpoint: Path, tmp_path: Path) -> None:
-    exported(checkpoint, str(tmp_path / "student.onnx"))
+def test_an_onnx_file_cannot_be_loaded_as_a_module(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, str(tmp_path / "student.onnx"))
     with pytest.raises(UserError, match=r"an ONNX file can't be read as a torch\.nn\.Module"):
         load_student(tmp_path / "student.onnx")
 
 
-def test_an_onnx_file_is_run_without_the_packages_of_training(checkpoint: Path, tmp_path: Path) -> None:
-    exported(checkpoint, str(tmp_path / "student.onnx"))
+def test_an_onnx_file_is_run_without_training_packages(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, str(tmp_path / "student.onnx"))
     hidden = "import sys\nfor name in ('torch', 'torchvision', 'pytorch_lightning', 'rich', 'tyro', 'cv2', 'yaml'):\n"
     hidden += "    sys.modules[name] = None\nfrom kd.__main__ import main\nsys.exit(main())"
     line = [sys.executable, "-c", hidden, "predict", "student.onnx", str(tmp_path / "photos" / "val"), "--json"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(json.loads(done.stdout)) == 15
+    completed = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert len(json.loads(completed.stdout)) == 15
 
 
-def test_a_wrong_number_is_refused_by_the_parser(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_number_is_refused_by_the_parser(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(checkpoint), ".", "--top", "0"])
     assert stop.value.code == 2
