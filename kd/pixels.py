@@ -15,40 +15,28 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 
 def decode(file: Path | BinaryIO, name: str = "") -> Image.Image:
-    """Decode an image file: RGB, upright, 8 bits; gray images get three equal channels.
-
-    Args:
-        file: The file, or its content.
-        name: The file's name in the error message; by default its path.
-
-    Raises:
-        UserError: If the file can't be decoded.
-    """
+    """Decode an image file, called ``name`` in error messages: RGB, upright, 8 bits."""
     try:
         with Image.open(file) as image:
-            return ImageOps.exif_transpose(_eight_bit(image)).convert("RGB")
+            # Pillow would clip 16-bit gray to white.
+            is_deep = image.mode.startswith("I;16")
+            eight_bit = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if is_deep else image
+            return ImageOps.exif_transpose(eight_bit).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         shown = name or str(file)
         raise UserError(f"{shown}: this image can't be decoded: {why_not_decoded(error, shown)}") from None
 
 
 def why_not_decoded(error: Exception, shown: str) -> str:
-    """Return in plain words why Pillow can't decode a file; ``shown`` is its name in Pillow's message."""
+    """Return why Pillow can't decode a file; ``shown`` is its name in Pillow's message."""
     if isinstance(error, UnidentifiedImageError):
         return "unknown format, or its beginning is damaged"
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\d+", str(error))
         count = f"the {int(pixels[0]):,} pixels that its header claims" if pixels else "its pixels"
         return f"{count} are too many to be decoded safely"
-    words = str(error).replace(repr(shown), "it").replace(shown, "it")
-    return {"could not create decoder object": "truncated or damaged"}.get(words, words)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray to 8 bits; Pillow's own conversion would clip it to white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    reason = str(error).replace(repr(shown), "it").replace(shown, "it")
+    return "truncated or damaged" if reason == "could not create decoder object" else reason
 
 
 def plain_side(size: int) -> int:
@@ -57,15 +45,9 @@ def plain_side(size: int) -> int:
 
 
 def square(image: Image.Image, size: int, resize: str = "crop") -> NDArray[np.float32]:
-    """Return the view of an image without augmentation, as for validation.
+    """Return the validation view of an RGB image, ``(3, size, size)``, float32 in [0, 1].
 
-    Args:
-        image: RGB.
-        size: Side S of the square, in pixels.
-        resize: ``crop`` (short side to 8/7 of ``size``, then center crop) or ``squash`` (ignoring the aspect ratio).
-
-    Returns:
-        ``(3, S, S)``, float32 in [0, 1].
+    ``resize`` is ``crop`` (short side to 8/7 of ``size``, then center crop) or ``squash`` (ignoring the aspect ratio).
     """
     if resize == "squash":
         view = image.resize((size, size), Image.Resampling.BILINEAR)

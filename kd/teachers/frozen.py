@@ -18,46 +18,39 @@ class FrozenTeacher:
     """A classifier or an ensemble for inference only: in evaluation mode, without gradients to its weights.
 
     It isn't a ``torch.nn.Module``, so that a module that holds it doesn't register it: it is in no checkpoint, no
-    optimizer, no parameter count and no DDP bucket, and ``.train()`` doesn't reach it. The network is copied: nothing
-    that is done to the original changes the teacher, and a network may teach a copy of itself.
+    optimizer, no parameter count and no DDP bucket, and ``.train()`` doesn't reach it. The network is copied, so that
+    the original can be trained further, even as the student.
 
     Args:
         network: The trained network.
         compute: Inference precision and memory layout; ``None``: those of the training.
-        compiled: Whether the network is compiled where only its logits are needed.
+        compiled: Whether to compile the network, where only its logits are needed.
     """
 
     def __init__(
         self, network: Classifier | Ensemble, *, compute: Compute | None = None, compiled: bool = False
     ) -> None:
         self._compute = compute
-        network = network if isinstance(network, Ensemble) else Ensemble([network])
-        self._network = copy.deepcopy(network).eval().requires_grad_(False)
+        ensemble = network if isinstance(network, Ensemble) else Ensemble([network])
+        self.network = copy.deepcopy(ensemble).eval().requires_grad_(False)
         if compute is not None and compute.channels_last:
-            self._network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)
         if compiled:
-            self._network.compile()
+            self.network.compile()
         self._computes_gradients = False
         self._reader: FeatureReader | None = None
         self.description = network.description
 
     def survey(self) -> Survey:
-        """List the nodes of the network.
-
-        Raises:
-            UserError: If it is an ensemble, or its features can't be read.
-        """
+        """List the nodes of the network, if it is a single one."""
         return survey(self._only_member)
 
     def with_outputs(self, *, nodes: Sequence[str] = (), gradients: bool = False) -> "FrozenTeacher":
-        """Return a teacher with the same network that outputs more than logits.
+        """Return a teacher with the same network that also outputs features or gradients.
 
         Args:
             nodes: Nodes of the network whose features are output.
             gradients: Whether to output the gradients of the top logit with respect to the images.
-
-        Raises:
-            UserError: If it is an ensemble, or its features can't be read.
         """
         teacher = copy.copy(self)
         teacher._computes_gradients = gradients  # noqa: SLF001 (its own copy)
@@ -66,7 +59,7 @@ class FrozenTeacher:
 
     @property
     def _only_member(self) -> Classifier:
-        members = self._network.members
+        members = self.network.members
         if len(members) > 1:
             raise UserError(
                 f"--loss: features are compared with those of one teacher, not of {len(members)}: "
@@ -76,23 +69,18 @@ class FrozenTeacher:
 
     def to(self, *, device: torch.device, dtype: torch.dtype) -> None:
         """Move to the student's device and precision."""
-        self._network.to(device=device, dtype=dtype)
+        self.network.to(device=device, dtype=dtype)
         if self._reader is not None:
             self._reader.to(device=device, dtype=dtype)
 
     def __call__(self, images: Tensor) -> Outputs:
-        """Compute the outputs for a batch, without a graph.
-
-        Shape:
-            - images: ``(B, 3, S, S)`` in [0, 1], the student's.
-            - logits of the returned outputs: ``(B, C)``; gradients: ``(B, 3, S, S)`` or ``None``.
-        """
+        """Compute the detached outputs for the student's images ``(B, 3, S, S)`` in [0, 1]."""
         if self._computes_gradients:
             images = images.detach().requires_grad_()
         # Not inference_mode: its tensors can't take part in the student's backward pass.
         with torch.set_grad_enabled(self._computes_gradients), self._precision(images.device):
             if self._reader is None:
-                logits, features = self._network(images), dict[str, Tensor]()
+                logits, features = self.network(images), dict[str, Tensor]()
             else:
                 logits, features = self._reader(resized(images, self.description.image_size))
         gradients = None
@@ -105,7 +93,7 @@ class FrozenTeacher:
     def decisions(self, images: Tensor) -> Tensor:
         """Return the predicted classes ``(B,)``."""
         with torch.no_grad(), self._precision(images.device):
-            decisions: Tensor = self._network(images).argmax(dim=1)
+            decisions: Tensor = self.network(images).argmax(dim=1)
         return decisions
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -114,12 +102,3 @@ class FrozenTeacher:
             return nullcontext()
         dtype = self._compute.autocast
         return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return a copy of the weights and buffers, on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self._network.state_dict().items()}
-
-    @property
-    def training(self) -> bool:
-        """Whether any part of the network is in training mode; always false."""
-        return any(module.training for module in self._network.modules())

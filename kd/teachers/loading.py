@@ -14,18 +14,7 @@ _SIGNIFICANCE = 1e-3
 
 
 def load_teacher(path: Path, *, model: str, classes: tuple[str, ...], data: str, image_size: int) -> Classifier:
-    """Load a teacher's checkpoint.
-
-    Args:
-        path: The checkpoint.
-        model: Name of the network in it.
-        classes: The class names of the data, in order.
-        data: Name of the data set, for messages.
-        image_size: Side of the teacher's input, in pixels.
-
-    Raises:
-        UserError: If the checkpoint can't be read, or holds another network, other classes or another image size.
-    """
+    """Load a teacher's checkpoint; refuse another network, other classes or another image size in pixels."""
     classifier = load_classifier(path, architecture=model, flag="--teacher_model")
     check_classes(classifier.description.classes, classes, teacher=f"the teacher {path}", data=data)
     trained_size = classifier.description.image_size
@@ -38,11 +27,7 @@ def load_teacher(path: Path, *, model: str, classes: tuple[str, ...], data: str,
 
 
 def check_classes(classes: tuple[str, ...], expected: tuple[str, ...], *, teacher: str, data: str) -> None:
-    """Refuse a teacher whose classes differ from the data's in number, names or order; the names are for the message.
-
-    Raises:
-        UserError: If they differ; the message says how.
-    """
+    """Refuse a teacher whose classes differ from the data's in number, names or order."""
     if classes == expected:
         return
     if len(classes) != len(expected):
@@ -63,19 +48,14 @@ def majority_share(labels: Sequence[int]) -> float:
     return max(Counter(labels).values()) / len(labels)
 
 
-def is_no_better_than_chance(accuracy: float, labels: Sequence[int], *, images: int | None = None) -> bool:
+def is_no_better_than_chance(accuracy: float, labels: Sequence[int], *, images: int) -> bool:
     """Return whether an accuracy could be that of always predicting the most frequent class.
 
-    One-sided binomial test at a significance level of 0.001. A classifier without errors always passes.
-
-    Args:
-        accuracy: Measured accuracy, in [0, 1].
-        labels: The labels of the validation images.
-        images: Number of images that it was measured on; ``None``: all of them.
+    One-sided binomial test at a significance level of 0.001; ``labels`` are those of all validation images, ``images``
+    the number that was measured. A classifier without errors always passes.
     """
-    count = len(labels) if images is None else images
-    correct = round(accuracy * count)
-    return correct < count and bool(binom.sf(correct - 1, count, majority_share(labels)) > _SIGNIFICANCE)
+    correct = round(accuracy * images)
+    return correct < images and bool(binom.sf(correct - 1, images, majority_share(labels)) > _SIGNIFICANCE)
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -26,17 +26,17 @@ class LogitStore:
     """Logits by epoch and batch, one memory-mapped file per epoch, written as they are computed.
 
     Each batch has a checksum over its logits and a sample of its pixels: a batch that is incomplete, corrupt or of
-    other images isn't read. With ``top``, only the K largest logits of each image are kept; all others take a single
-    value, such that the K classes keep their probabilities at a temperature of 1.
+    other images isn't read. With ``top``, only the K largest logits of each image are kept; all others get one value,
+    such that the K classes keep their probabilities at a temperature of 1.
 
     Args:
         folder: Folder of all stores.
-        key: Everything that the logits depend on: plain values by name; another key is another folder.
+        key: Plain values by name that the logits depend on; each key has its own subfolder.
         batches: Batches per epoch.
-        batch_size: Most images in a batch.
+        batch_size: Maximum number of images in a batch.
         classes: Number of classes C.
         top: Number of logits to keep, K; ``None``, or too many to save space: all.
-        share: Largest share of the free disk space to fill, in [0, 1].
+        share: Maximum share of the free disk space to use, in [0, 1].
 
     Attributes:
         divergence: Mean KL divergence of the kept from the exact soft targets at a temperature of 4, in nats per image.
@@ -83,11 +83,7 @@ class LogitStore:
         return self._unpack(torch.from_numpy(np.array(kept)))
 
     def write(self, epoch: int, batch: int, images: Tensor, logits: Tensor) -> Tensor:
-        """Store the logits ``(B, C)`` of a batch of images, unless the disk is too full.
-
-        Returns:
-            The logits to train on: unchanged without ``top``, otherwise as :meth:`read` will return them.
-        """
+        """Store the logits ``(B, C)`` of a batch, unless the disk is too full; return them as :meth:`read` will."""
         kept, result = logits.detach().float(), logits
         if self.top is not None:
             kept = _pack(kept, self.top)
@@ -102,7 +98,6 @@ class LogitStore:
         return result
 
     def _unpack(self, kept: Tensor) -> Tensor:
-        """Return logits ``(B, C)`` from what is stored of them."""
         if self.top is None:
             return kept
         indices, values, others = kept[:, : self.top], kept[:, self.top : -1], kept[:, -1:]

@@ -86,7 +86,9 @@ def test_a_teacher_computes_in_its_own_precision() -> None:
         )
         assert FrozenTeacher(classifier, compute=full)(images).logits.dtype == torch.float32
     assert FrozenTeacher(classifier, compute=half)(images).logits.dtype == torch.bfloat16
-    assert all(value.dtype != torch.bfloat16 for value in FrozenTeacher(classifier, compute=half).state().values())
+    assert all(
+        value.dtype != torch.bfloat16 for value in FrozenTeacher(classifier, compute=half).network.state_dict().values()
+    )
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
@@ -99,7 +101,7 @@ def test_a_compiled_network_computes_the_same_logits() -> None:
     teacher, compiled = (FrozenTeacher(plain, compiled=compiled) for compiled in (False, True))
     images = torch.rand(3, 3, 8, 8)
     torch.testing.assert_close(compiled(images).logits, teacher(images).logits)
-    assert compiled.state().keys() == teacher.state().keys()
+    assert compiled.network.state_dict().keys() == teacher.network.state_dict().keys()
 
 
 def test_a_missing_compiler_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
-"""The teacher is right by construction: what the house plan promises, each promise held by a fit."""
+"""A frozen teacher is not changed by training, and sees the student's images."""
 
+import copy
+import operator
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,8 @@ def network(architecture: str, seed: int = 0) -> Classifier:
     return build_classifier(architecture, classes=CLASSES, image_size=SIZE, mean=(0.4,) * 3, std=(0.2,) * 3)
 
 
-class Watched(FrozenTeacher):
-    """A teacher that notes in which mode it answers, and what it sees."""
+class RecordingTeacher(FrozenTeacher):
+    """A teacher that records its mode and its images at each call."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__(classifier)
@@ -30,18 +32,20 @@ class Watched(FrozenTeacher):
         self.seen: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Outputs:
-        self.modes.append(self.training)
-        self.seen.append(images)
+        self._record(images)
         return super().__call__(images)
 
     def decisions(self, images: Tensor) -> Tensor:
-        self.modes.append(self.training)
-        self.seen.append(images)
+        self._record(images)
         return super().decisions(images)
+
+    def _record(self, images: Tensor) -> None:
+        self.modes.append(any(module.training for module in self.network.modules()))
+        self.seen.append(images)
 
 
 class Student(DistillationModule):
-    """A student that notes what it sees."""
+    """A student that records its training images."""
 
     seen: list[Tensor]
 
@@ -51,9 +55,9 @@ class Student(DistillationModule):
 
 
 @pytest.fixture
-def fitted(make_folder: MakeFolder, tmp_path: Path) -> tuple[Watched, dict[str, Tensor], Student, Path]:
-    teacher = Watched(network("convnet(widths=[4, 6])"))
-    before = teacher.state()
+def fitted(make_folder: MakeFolder, tmp_path: Path) -> tuple[RecordingTeacher, dict[str, Tensor], Student, Path]:
+    teacher = RecordingTeacher(network("convnet(widths=[4, 6])"))
+    before = copy.deepcopy(teacher.network.state_dict())
     module = Student(
         teacher=teacher,
         student=network("convnet(widths=[3])", seed=1),
@@ -67,28 +71,28 @@ def fitted(make_folder: MakeFolder, tmp_path: Path) -> tuple[Watched, dict[str, 
     return teacher, before, module, Path(run.checkpoint)
 
 
-Fitted = tuple[Watched, dict[str, Tensor], Student, Path]
+Fitted = tuple[RecordingTeacher, dict[str, Tensor], Student, Path]
 
 
-def test_weights_and_statistics_are_bit_identical_after_a_fit_with_validation(fitted: Fitted) -> None:
+def test_weights_and_buffers_are_bit_identical_after_a_fit(fitted: Fitted) -> None:
     teacher, before, _, _ = fitted
     assert any("running_mean" in name for name in before)
-    torch.testing.assert_close(teacher.state(), before, rtol=0, atol=0)
+    torch.testing.assert_close(teacher.network.state_dict(), before, rtol=0, atol=0)
 
 
-def test_it_is_in_training_mode_at_no_step(fitted: Fitted) -> None:
+def test_it_is_always_in_evaluation_mode(fitted: Fitted) -> None:
     teacher, _, module, _ = fitted
     module.train()
-    assert not teacher.training
+    assert not teacher.network.training
     # 2 epochs of 4 batches, and the 3 validation batches once.
     assert teacher.modes == [False] * (2 * 4 + 3)
 
 
-def test_it_sees_the_very_tensor_that_the_student_sees(fitted: Fitted) -> None:
+def test_it_receives_the_same_tensors_as_the_student(fitted: Fitted) -> None:
     teacher, _, module, _ = fitted
     in_training = [*teacher.seen[:4], *teacher.seen[7:]]
     assert len(module.seen) == 8
-    assert all(one is other for one, other in zip(in_training, module.seen, strict=True))
+    assert all(map(operator.is_, in_training, module.seen))
 
 
 def test_it_is_in_no_checkpoint_optimizer_or_parameter_count(fitted: Fitted) -> None:
@@ -105,39 +109,39 @@ def test_it_is_in_no_checkpoint_optimizer_or_parameter_count(fitted: Fitted) -> 
     assert not shapes & {tuple(value.shape) for value in state["state_dict"].values()}
 
 
-def test_its_answers_do_not_depend_on_what_else_is_in_the_batch() -> None:
+def test_its_logits_do_not_depend_on_the_rest_of_the_batch() -> None:
     teacher = FrozenTeacher(network("convnet(widths=[4, 6])"))
     images = torch.rand(5, 3, SIZE, SIZE)
     torch.testing.assert_close(teacher(images).logits[:1], teacher(images[:1]).logits)
     torch.testing.assert_close(teacher(images).logits, teacher(images.flip(0)).logits.flip(0))
 
 
-def test_its_answers_carry_no_gradient_and_do_not_break_the_students() -> None:
+def test_its_logits_have_no_gradient_and_the_student_can_be_trained() -> None:
     teacher = FrozenTeacher(network("linear"))
     student = network("linear", seed=1)
     images = torch.rand(5, 3, SIZE, SIZE)
-    answers = teacher(images)
-    assert not answers.logits.requires_grad
-    total, _ = build_objective("mse=1 kl=1")(Outputs(student(images)), answers, torch.zeros(5, dtype=torch.long))
+    outputs = teacher(images)
+    assert not outputs.logits.requires_grad
+    total, _ = build_objective("mse=1 kl=1")(Outputs(student(images)), outputs, torch.zeros(5, dtype=torch.long))
     total.backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
-def test_a_network_may_teach_a_copy_of_itself() -> None:
+def test_changing_the_original_network_does_not_change_the_teacher() -> None:
     classifier = network("convnet(widths=[4])")
     teacher = FrozenTeacher(classifier)
-    before = teacher.state()
+    before = copy.deepcopy(teacher.network.state_dict())
     assert classifier.training
     assert all(parameter.requires_grad for parameter in classifier.parameters())
     with torch.no_grad():
         for parameter in classifier.parameters():
             parameter.add_(1)
-    torch.testing.assert_close(teacher.state(), before, rtol=0, atol=0)
+    torch.testing.assert_close(teacher.network.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
-def test_it_computes_in_the_precision_of_the_run(make_folder: MakeFolder, tmp_path: Path, precision: str) -> None:
-    teacher = Watched(network("convnet(widths=[4, 6])"))
+def test_its_weights_have_the_precision_of_the_run(make_folder: MakeFolder, tmp_path: Path, precision: str) -> None:
+    teacher = RecordingTeacher(network("convnet(widths=[4, 6])"))
     module = DistillationModule(
         teacher=teacher, student=network("convnet(widths=[3])", seed=1), objective=build_objective("ce=0.5 kl=0.5")
     )
@@ -145,5 +149,5 @@ def test_it_computes_in_the_precision_of_the_run(make_folder: MakeFolder, tmp_pa
     hardware = Hardware(accelerator="cpu", precision=precision)
     run = train(module, data, phase="distilled", folder=tmp_path / "e", hardware=hardware, max_epochs=1)
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
-    assert {value.dtype for value in teacher.state().values() if value.is_floating_point()} == {dtype}
+    assert {value.dtype for value in teacher.network.state_dict().values() if value.is_floating_point()} == {dtype}
     assert 0 <= run.val_acc <= 1

@@ -7,23 +7,23 @@ from kd.teachers import check_classes, is_no_better_than_chance, majority_share
 
 
 @pytest.mark.parametrize(
-    ("have", "words"),
+    ("classes", "message"),
     [
         (("a", "b"), r"it has 2 classes \(a, b\), pets has 3 \(a, b, c\)"),
         (("a", "c", "b"), "the order differs: class 1 is 'c' for the teacher and 'b' in pets"),
         (("a", "b", "d"), "only the teacher has d; only pets has c"),
     ],
 )
-def test_other_classes_are_refused(have: tuple[str, ...], words: str) -> None:
-    check_classes(("a", "b", "c"), ("a", "b", "c"), teacher="it", data="pets")
-    with pytest.raises(UserError, match=words):
-        check_classes(have, ("a", "b", "c"), teacher="the teacher x", data="pets")
+def test_different_classes_are_refused(classes: tuple[str, ...], message: str) -> None:
+    check_classes(("a", "b", "c"), ("a", "b", "c"), teacher="the teacher x", data="pets")
+    with pytest.raises(UserError, match=message):
+        check_classes(classes, ("a", "b", "c"), teacher="the teacher x", data="pets")
 
 
 @pytest.mark.parametrize(
     ("accuracy", "labels", "refused"),
     [
-        (1.0, [0, 1] * 4, False),  # few images, but all of them right
+        (1.0, [0, 1] * 4, False),  # few images, but no errors
         (1.0, [0] * 10, False),
         (0.75, [0, 1] * 4, True),
         (0.5, [0, 1] * 5000, True),
@@ -33,13 +33,13 @@ def test_other_classes_are_refused(have: tuple[str, ...], words: str) -> None:
         (0.0, [0, 1] * 4, True),
     ],
 )
-def test_chance_is_the_most_frequent_class_and_its_noise(accuracy: float, labels: list[int], refused: bool) -> None:
-    assert is_no_better_than_chance(accuracy, labels) is refused
+def test_chance_level_includes_the_sampling_error(accuracy: float, labels: list[int], refused: bool) -> None:
+    assert is_no_better_than_chance(accuracy, labels, images=len(labels)) is refused
 
 
 def test_one_in_a_thousand_classifiers_at_chance_passes() -> None:
     labels = [0, 1] * 50
-    limit = next(correct for correct in range(101) if not is_no_better_than_chance(correct / 100, labels))
+    limit = next(correct for correct in range(101) if not is_no_better_than_chance(correct / 100, labels, images=100))
     tails = [sum(math.comb(100, k) for k in range(correct, 101)) / 2**100 for correct in (limit - 1, limit)]
     assert tails[0] > 1e-3 >= tails[1]
     assert majority_share([0, 0, 1]) == pytest.approx(2 / 3)
