@@ -17,6 +17,10 @@ class NotFiniteError(UserError):
     """The loss or the gradient became infinite or NaN; a hyperparameter search counts it as the result of a trial."""
 
 
+class DamagedFile(UserError):  # noqa: N818 (names what the error is about)
+    """A file is truncated, or its content doesn't match its checksum."""
+
+
 class Interrupted(Exception):  # noqa: N818 (not an error)
     """A signal ended the program; commands then exit with 128 plus the number ``received``, as shells do."""
 

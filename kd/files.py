@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
     before it is renamed, so that after a crash or a power loss ``path`` is the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -32,6 +33,26 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def keep_previous(path: Path, previous: Path) -> None:
+    """Keep the present content of ``path`` as ``previous``, before ``path`` is replaced."""
+    if not path.is_file():
+        return
+    temporary = _temporary(previous)
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            # Not all file systems have hard links.
+            shutil.copyfile(path, temporary)
+        temporary.replace(previous)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:

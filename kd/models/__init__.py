@@ -5,6 +5,7 @@ from kd.models.checkpoint import (
     CLASSIFIER_KEY,
     STATE_PREFIX,
     build_from_state,
+    find_damage,
     load_classifier,
     read_accuracy,
     read_plain,

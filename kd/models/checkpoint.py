@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from kd.errors import UserError
+from kd.errors import DamagedFile, UserError
 from kd.models.catalog import build_classifier
 from kd.models.classifier import Classifier, Description
 from kd.registry import is_own_code, parse_choice
@@ -25,22 +26,53 @@ _ZIP = b"PK\x03\x04"
 
 
 def read_plain(path: Path, *, mapped: bool = False) -> Any:  # noqa: ANN401 (what the file holds)
-    """Read a file with ``torch.load(weights_only=True)``; ``mapped`` leaves the tensors on the disk."""
+    """Read a file with ``torch.load(weights_only=True)``, and verify its checksums.
+
+    Args:
+        path: A file written by ``torch.save``.
+        mapped: Whether to leave the tensors on the disk.
+
+    Raises:
+        DamagedFile: If the file is truncated or damaged.
+        UserError: If it is missing, or holds anything but tensors and plain values.
+    """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
+    if (problem := find_damage(path)) is not None:
+        raise DamagedFile(f"{path}: can't be read as a checkpoint: {problem}")
     try:
         with warnings.catch_warnings():
             # torch warns about objects in a foreign file before it refuses them.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # noqa: BLE001 (arbitrary bytes make the unpickler raise anything)
-        raise UserError(f"{path}: can't be read as a checkpoint: {_why_not_read(path, error)}") from None
+        if (foreign := re.search(r"GLOBAL (\S+)", str(error))) is None:
+            raise DamagedFile(f"{path}: can't be read as a checkpoint: {_why_not_read(path)}") from None
+        # torch's own message recommends loading the file without weights_only.
+        raise UserError(
+            f"{path}: can't be read as a checkpoint: it contains {foreign[1]}; only tensors and plain values are read, "
+            "as other objects may execute code"
+        ) from None
 
 
-def _why_not_read(path: Path, error: Exception) -> str:
-    """Return the reason; torch's own messages recommend loading the file without ``weights_only``."""
-    if (foreign := re.search(r"GLOBAL (\S+)", str(error))) is not None:
-        return f"it contains {foreign[1]}; only tensors and plain values are read, as other objects may execute code"
+def find_damage(path: Path) -> str | None:
+    """Verify the CRC-32 of each part of a file written by ``torch.save``, as ``torch.load`` doesn't.
+
+    Returns:
+        What is damaged, or ``None``; files in torch's format before 1.6 have no checksums.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:
+                return None
+            with zipfile.ZipFile(file) as archive:
+                part = archive.testzip()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        return f"it is truncated or damaged ({error})"
+    return None if part is None else f"it is damaged: {part.partition('/')[2]} doesn't match its checksum"
+
+
+def _why_not_read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(len(_ZIP))

@@ -100,7 +100,7 @@ class Runner:
         folder = interrupted or run_store.next_version(parent)
         if components.writes_files:
             rank_zero_only(run_store.write_started)(folder, seed=seed, recipe=recipe)
-        checkpoint = None if interrupted is None else newest_checkpoint(interrupted)
+        checkpoint = None if interrupted is None else newest_checkpoint(interrupted, self.console)
         run = self._train(subfolder, module, data, folder=folder, title=title, recipe=recipe, checkpoint=checkpoint)
         record = asdict(run) | {
             "history": list(run.history),

@@ -10,6 +10,8 @@
   and a view is a function of seed, epoch and image.
 """
 
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -23,21 +25,26 @@ from typing import Any
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from rich.console import Console
 
-from kd.errors import Interrupted
+from kd.errors import DamagedFile, Interrupted, UserError
+from kd.files import keep_previous
 from kd.models import read_plain
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A terminal that is closed sends SIGHUP.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SAVE_SECONDS = 30.0
 
 
 class Interruption:
-    """Whether this process received SIGTERM or SIGINT (Ctrl-C).
+    """Whether this process received SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed terminal).
 
-    During training, the signal is handled at the end of the step, after a checkpoint is saved. At any other time, and
-    when a second signal arrives, the program ends at once.
+    During training, the signal is handled at the end of the step, after a checkpoint is saved; at any other time, the
+    program ends by an exception. A second signal ends the process at once, with its data-loading workers: files are
+    written atomically, so the last checkpoint stays intact.
     """
 
     def __init__(self) -> None:
@@ -90,9 +97,14 @@ class Interruption:
         raise Interrupted(f"stopped by {received.name}: {progress}", received=int(received))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        is_second = self.received is not None
+        if self.received is not None:
+            # An exception could be raised inside torch's writer, and workers ignore the SIGTERM of an orderly end.
+            for child in multiprocessing.active_children():
+                child.kill()
+            os.write(2, f"stopped by a second {signal.Signals(number).name}; the last checkpoint is intact\n".encode())
+            os._exit(128 + number)
         self.received = signal.Signals(number)
-        if is_second or not self._is_deferred:
+        if not self._is_deferred:
             self.stop(None)
 
 
@@ -117,17 +129,32 @@ class ResumeOptions:
         return 0 if self.checkpoint is None else steps_in(self.checkpoint)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint to resume from: ``last.ckpt``, or a newer one that Lightning saved for SLURM, or none."""
-    last = folder / LAST_CHECKPOINT
-    saved = [*([last] if last.is_file() else []), *sorted(folder.glob("hpc_ckpt_*.ckpt"), reverse=True)]
-    # max prefers the first of equal steps: last.ckpt is from the end of a step, the other from anywhere within it.
-    return max(saved, key=steps_in) if len(saved) > 1 else next(iter(saved), None)
+def newest_checkpoint(folder: Path, console: Console | None = None) -> Path | None:
+    """Return the newest intact checkpoint to resume from, or ``None`` if there is none.
+
+    Args:
+        folder: The run's folder, with ``last.ckpt``, the one before it, and those that Lightning saves for SLURM.
+        console: Where damaged checkpoints are named.
+    """
+    steps: dict[Path, int] = {}
+    for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT, *folder.glob("hpc_ckpt_*.ckpt")):
+        if not path.is_file():
+            continue
+        try:
+            steps[path] = steps_in(path)
+        except DamagedFile as error:
+            if console is not None:
+                console.print(f"warning: {error}; resuming from the checkpoint before it")
+    # max prefers the first of equal steps: last.ckpt is from the end of a step, SLURM's from anywhere within it.
+    return max(steps, key=steps.__getitem__, default=None)
 
 
 def steps_in(path: Path) -> int:
-    """Return the number of optimizer steps before a checkpoint."""
-    return int(read_plain(path, mapped=True)["global_step"])
+    """Return the number of optimizer steps before a checkpoint; raise a ``UserError`` if it is damaged."""
+    checkpoint = read_plain(path, mapped=True)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
+        raise UserError(f"{path}: not a checkpoint of a training")
+    return int(checkpoint["global_step"])
 
 
 class LastCheckpoint(Checkpoint):
@@ -182,15 +209,23 @@ class LastCheckpoint(Checkpoint):
         if stops:
             self.interruption.stop(saved)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the checkpoint before the last: a finished run isn't resumed."""
+        if self.folder is not None and trainer.is_global_zero:
+            (self.folder / PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
+
     def _save(self, trainer: Trainer) -> Path | None:
         if self.folder is None:
             return None
         # A resumed run doesn't log earlier steps again.
         for logger in trainer.loggers:
             logger.save()
-        trainer.save_checkpoint(self.folder / LAST_CHECKPOINT)
+        last = self.folder / LAST_CHECKPOINT
+        if trainer.is_global_zero:
+            keep_previous(last, self.folder / PREVIOUS_CHECKPOINT)
+        trainer.save_checkpoint(last)
         self._saved_at = time.monotonic()
-        return self.folder / LAST_CHECKPOINT
+        return last
 
     def _defer_requeue(self, number: int, frame: FrameType | None) -> None:
         self._must_requeue = True

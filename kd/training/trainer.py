@@ -17,7 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from kd.errors import LostContact, UserError
 from kd.files import write_atomically
-from kd.models import Classifier, Compute, Ensemble, fastest, keep_large_blocks, read_plain
+from kd.models import Classifier, Compute, Ensemble, fastest, find_damage, keep_large_blocks, read_plain
 
 _RESUME = "the last checkpoint is intact: resume with --resume"
 
@@ -80,7 +80,7 @@ class Hardware:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically; reads plain values and tensors only."""
+    """Writes checkpoints atomically; reads plain values and tensors only, and verifies checksums."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; if that fails, such as on a full disk, the previous file is intact."""
@@ -88,6 +88,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with write_atomically(path) as file:
                 torch.save(checkpoint, file)
+                file.flush()
+                _verify(Path(file.name))
         except (OSError, RuntimeError) as error:
             # torch's writer reports a full disk as a RuntimeError of its own.
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -99,6 +101,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint, always with ``weights_only=True``."""
         checkpoint: dict[str, Any] = read_plain(Path(path))
         return checkpoint
+
+
+def _verify(path: Path) -> None:
+    if (damage := find_damage(path)) is not None:
+        raise OSError(damage)
 
 
 def build_trainer(hardware: Hardware, **options: Any) -> Trainer:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.kills import differences, run_and_kill, run_to_completion
 from kd.cli import experiment
+from kd.models import find_damage
 from kd.pipeline.run_store import METRICS_FILE
 from kd.training.resume import steps_in
 from tests.conftest import MakeFolder
@@ -69,7 +70,7 @@ def test_other_settings_are_no_resume(make_folder: MakeFolder, capsys: pytest.Ca
     assert "not an experiment's folder, as it has no config.yaml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_says_how_to_go_on(
     repository: Path, make_folder: MakeFolder, tmp_path: Path, sent: signal.Signals, status: int
 ) -> None:
@@ -90,6 +91,28 @@ def test_a_signal_saves_and_says_how_to_go_on(
         "Resume with the same command and --resume.",
     ]
     assert Path(place).is_file()
+
+
+def test_a_second_signal_ends_the_process_at_once(repository: Path, make_folder: MakeFolder) -> None:
+    flags = f"--data_dir {make_folder(train=40)} {TINY} --baseline --name pets --max_epochs 100000 --num_workers 2"
+    command = [sys.executable, str(repository / "experiment.py"), *flags.split(), "--checkpoint_every", "1"]
+    surroundings = os.environ | {"PYTHONPATH": str(repository)}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=surroundings, start_new_session=True
+    ) as process:
+        last = Path("logs/pets/baseline/version_0/checkpoints/last.ckpt")
+        _wait_for(last)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.005)
+        _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130
+    # The first signal may have ended the process before the second arrived.
+    assert messages.splitlines()[0] in (
+        "stopped by a second SIGINT; the last checkpoint is intact",
+        f"stopped by SIGINT: saved in {last}",
+    )
+    assert find_damage(last) is None
 
 
 def test_slurm_has_the_job_saved_at_the_end_of_a_step_and_queued_again(

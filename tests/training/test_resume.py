@@ -1,7 +1,9 @@
 """An interrupted and resumed training is bit-identical to an uninterrupted one."""
 
 import os
+import re
 import signal
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from kd.console import make_console
 from kd.data import Batches, ImageData, Mixing, ShardData, ShardedSplits, load_splits, read_splits, write_shards
 from kd.errors import Interrupted, UserError
 from kd.losses import build_objective
@@ -216,6 +219,29 @@ def test_a_newer_checkpoint_saved_by_lightning_for_slurm_is_preferred(tmp_path: 
         assert newest_checkpoint(tmp_path) == tmp_path / name
     torch.save({"global_step": 11}, tmp_path / "hpc_ckpt_3.ckpt")
     assert newest_checkpoint(tmp_path) == tmp_path / "hpc_ckpt_3.ckpt"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(
+    folder_of_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = (_Training(tmp_path / name, folder_of_images) for name in ("whole", "cut"))
+    expected = whole.run()
+    with pytest.raises(_Killed):
+        cut.run(_kill_at(9), save_every=2)
+    last = cut.folder / "checkpoints" / "last.ckpt"
+    with zipfile.ZipFile(last) as archive:
+        part = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(last.read_bytes())
+    content[part.header_offset + part.file_size // 2 + 64] ^= 1
+    last.write_bytes(content)
+    # torch itself reads the changed weight.
+    torch.load(last, weights_only=True)
+    previous = newest_checkpoint(cut.folder, make_console())
+    assert previous == last.with_name("previous.ckpt")
+    assert re.search(r"last\.ckpt: .* doesn't match its checksum", capsys.readouterr().out.replace("\n", " "))
+    assert ResumeOptions(previous).first_step == 6
+    _assert_identical(cut, cut.run(resumes=True, save_every=2), whole, expected)
+    assert not last.with_name("previous.ckpt").exists()
 
 
 def test_a_finished_training_is_not_trained_again(folder_of_images: Path, tmp_path: Path) -> None:
