@@ -85,10 +85,9 @@ class Batches(LightningDataModule):
         """
         rank, world_size = self._rank_and_world_size()
         counts, drop_last = self._images_per_process(world_size)
-        left = [count - batch * self.batch_size for count in counts]
-        if world_size == 1 or drop_last or self.batch_size == 1 or min(left) >= self.batch_size:
+        sizes = [min(count - batch * self.batch_size, self.batch_size) for count in counts]
+        if world_size == 1 or drop_last or self.batch_size == 1 or min(sizes) == self.batch_size:
             return 1.0
-        sizes = [min(one, self.batch_size) for one in left]
         return sizes[rank] * world_size / sum(sizes)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)
@@ -121,13 +120,13 @@ class Batches(LightningDataModule):
         return 0 if self.trainer is None else int(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
     def _batches_done(self) -> int:
-        """Return how many batches of the epoch were trained on; the loader is ahead by those it has prefetched."""
+        """Return the number of batches of the epoch trained on; the loader, which prefetches, is ahead of it."""
         return 0 if self.trainer is None else int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
 
     def _loader(
         self, dataset: Dataset[Any], *, skip: Callable[[int], None] | None = None, **options: Any
     ) -> DataLoader[tuple[Tensor, int]]:
-        """Return a loader of a dataset of whole batches, which can be resumed if it can ``skip`` some of them."""
+        """Return a loader of a dataset of whole batches; with ``skip``, its position is part of checkpoints."""
         options |= {
             "num_workers": self.num_workers,
             "collate_fn": _unchanged,
@@ -141,14 +140,7 @@ class Batches(LightningDataModule):
 
 
 class ResumableLoader(DataLoader[tuple[Tensor, int]]):
-    """A loader whose position within an epoch is part of a checkpoint, as Lightning saves and restores it.
-
-    Args:
-        dataset: The dataset.
-        batches_done: Returns the number of batches of the epoch that were trained on.
-        skip: Makes the next iteration skip a number of batches.
-        options: Further arguments of :class:`torch.utils.data.DataLoader`.
-    """
+    """A loader with a state dict: the number of batches of the epoch that were trained on, which ``skip`` skips."""
 
     def __init__(
         self, dataset: Dataset[Any], *, batches_done: Callable[[], int], skip: Callable[[int], None], **options: Any
@@ -158,11 +150,11 @@ class ResumableLoader(DataLoader[tuple[Tensor, int]]):
         self._skip = skip
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position."""
+        """Return the position within the epoch."""
         return {"batches": self._batches_done()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue from a position."""
+        """Resume from a position."""
         self._skip(state_dict["batches"])
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 cv2.setNumThreads(0)
 
 _TRIES = 10
+# Smallest fraction of the area, and largest ratio of width to height or of height to width.
+_MIN_AREA, _MAX_RATIO = 0.08, 4 / 3
 _AREA_SCALE = 2.0
 """From this factor on, linear interpolation would skip pixels; area averaging takes five times as long."""
 
@@ -56,30 +58,26 @@ class RandomResizedCrop:
     Args:
         size: Side of the views, in pixels.
         degrees: Maximum rotation, in degrees.
-        area: Range of the crop's fraction of the image's area.
-        ratio: Range of the crop's aspect ratio, width to height.
 
     Source: Szegedy et al. (2014), section 6, https://arxiv.org/abs/1409.4842
     """
 
     size: int
     degrees: float = 0.0
-    area: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def draw(self, height: int, width: int, *, generator: torch.Generator | None = None) -> ResizedCrop:
         """Draw a crop of an image of ``height`` x ``width`` pixels, from a generator or torch's global one."""
         turn, flip, down, across, *tries = torch.rand(4 + 2 * _TRIES, generator=generator).tolist()
         angle, flipped = self.degrees * (2 * turn - 1), flip < 1 / 2
         for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
-            area = height * width * _interpolate(self.area, area_draw)
-            ratio = math.exp(_interpolate((math.log(self.ratio[0]), math.log(self.ratio[1])), ratio_draw))
+            area = height * width * (_MIN_AREA + (1 - _MIN_AREA) * area_draw)
+            ratio = _MAX_RATIO ** (2 * ratio_draw - 1)
             columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < columns <= width and 0 < rows <= height:
                 top, left = int(down * (height - rows + 1)), int(across * (width - columns + 1))
                 return ResizedCrop(top, left, rows, columns, angle, flipped)
         # None fits into a very elongated image: take the largest central crop within the aspect ratios.
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        ratio = min(max(width / height, 1 / _MAX_RATIO), _MAX_RATIO)
         columns, rows = min(width, round(height * ratio)), min(height, round(width / ratio))
         return ResizedCrop((height - rows) // 2, (width - columns) // 2, max(1, rows), max(1, columns), angle, flipped)
 
@@ -88,10 +86,6 @@ class RandomResizedCrop:
         view = np.empty((self.size, self.size, 3), dtype=np.uint8)
         crop_image(pixels, self.draw(*pixels.shape[1:]), out=view)
         return torch.from_numpy(view).permute(2, 0, 1)
-
-
-def _interpolate(ends: tuple[float, float], fraction: float) -> float:
-    return ends[0] + (ends[1] - ends[0]) * fraction
 
 
 def crop_image(pixels: Tensor, crop: ResizedCrop, *, out: NDArray[np.uint8]) -> None:
@@ -128,11 +122,11 @@ def crop_batch(pixels: Tensor, starts: Tensor, sizes: Tensor, matrices: Tensor, 
         pixels: All images one after the other, each as ``(H, W, 3)``, flattened, uint8.
         starts: Offset of each view's image in ``pixels``, ``(B,)``, int64.
         sizes: Height and width of each view's image, ``(B, 2)``, int64.
-        matrices: As of `ResizedCrop.matrix`, ``(B, 2, 3)``, float32.
+        matrices: From `ResizedCrop.matrix`, ``(B, 2, 3)``, float32.
         size: Side S of the views, in pixels.
 
-    Returns:
-        ``(B, 3, S, S)``, float32 in [0, 1], in channels-last memory layout.
+    Shape:
+        - returns: ``(B, 3, S, S)``, float32 in [0, 1], in channels-last memory layout.
     """
     centers = torch.arange(size, device=pixels.device) + 0.5
     towards_x, towards_y, origin = matrices[:, :, :, None, None].unbind(2)

@@ -1,5 +1,6 @@
 """The data module of images that are read one by one."""
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class ImageData(Batches):
 
     def first_views(self, count: int) -> list[tuple[Tensor, int]]:
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
-        return [self.train_views[one] for one in list(EpochSampler(self.train_indices, seed=self.seed))[:count]]
+        return [self.train_views[each] for each in islice(EpochSampler(self.train_indices, seed=self.seed), count)]
 
     def _batched(self, sampler: EpochSampler, *, drop_last: bool) -> dict[str, Any]:
         # Annotated for plain indices; these carry the epoch.

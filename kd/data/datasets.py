@@ -23,8 +23,7 @@ from kd.registry import Registry
 
 SHARDS = "webdataset"
 _REMEDY = "download it with --download, or set --data_dir"
-Reader = Callable[..., Splits]
-DATASETS: Registry[Reader] = Registry("data set")
+DATASETS: Registry[Callable[..., Splits]] = Registry("data set")
 """Data sets by name: functions of the folder of the data set and of ``download``."""
 
 
@@ -83,10 +82,7 @@ def load_splits(
 def validation_images(
     dataset: str, data_dir: str | None, val_data: str = "val", *, download: bool = False
 ) -> LabeledImages:
-    """Read only the validation images of a data set; for imagefolder, ``data_dir`` may be a folder of class folders.
-
-    Arguments and errors are those of `load_splits`.
-    """
+    """Read only the validation images, as `load_splits`; for imagefolder, ``data_dir`` may hold the class folders."""
     if dataset == SHARDS and data_dir is not None:
         return read_validation_shards(data_dir, val_data, cache=cache_dir() / "shards")
     if dataset != "imagefolder" or data_dir is None:
@@ -120,7 +116,7 @@ def digits(root: Path, *, download: bool = False) -> Splits:  # noqa: ARG001 (no
 
 def _imagenette(root: Path, *, download: bool, size: str, name: str) -> Splits:
     train = _from_torchvision(datasets.Imagenette, root, download, split="train", size=size)
-    # The folder is private in torchvision, but the paths in its list of images tell it.
+    # The folder's attribute is private in torchvision, so it is taken from the path of an image.
     splits = read_splits(Path(train._samples[0][0]).parents[2])  # noqa: SLF001
     words = {wnid: synonyms[0] for wnid, synonyms in zip(train.wnids, train.classes, strict=True)}
     classes = tuple(words[wnid] for wnid in splits.classes)

@@ -18,19 +18,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from kd.data.images import LabeledImages
+from kd.data.images import LabeledImages, evenly_spaced
 from kd.errors import UserError
 from kd.files import write_atomically, write_text
 
 _VERSION = 2
 _PIXELS, _INDEX = "pixels.u8", "index.json"
-_CHUNK = 256
+_CHUNK, _SAMPLE = 256, 32
 _THREADS = 4
-_SAMPLE = 32
 
 
 def room_for_cache(folder: Path) -> int:
-    """Return the number of bytes that a cache may have: a fifth of the free disk space, and half of the memory at most.
+    """Return the maximum size of a cache in bytes: a fifth of the free disk space, and at most half of the memory.
 
     A cache that doesn't fit into memory would be read from disk in each epoch, more slowly than the files.
     """
@@ -49,20 +48,11 @@ def cache_decoded(
 ) -> LabeledImages:
     """Return the same images, read from a decode cache, which is written first if it doesn't exist.
 
-    Images with a short side longer than ``side`` are resized as by the plain view, so that a plain view of that size is
-    bit-identical; others are kept as they are. A cache is identified by the fingerprint of the images. It is written
-    atomically; of several processes, one writes, and the others wait.
-
-    Args:
-        images: The images; returned unchanged if they don't come from files.
-        side: Maximum length of the short side, in pixels.
-        folder: Folder of all caches.
-        max_bytes: Size above which no cache is written, and the images are returned unchanged.
-        progress: Called with the number of images done and their total, after each chunk of images.
-
-    Raises:
-        UserError: If an image can't be decoded.
-        OSError: If the cache can't be written.
+    Images with a short side of more than ``side`` pixels are resized as by the plain view, so that a plain view of that
+    size is bit-identical; others are kept as they are. A cache is identified by the fingerprint of the images. It is
+    written atomically; of several processes, one writes, and the others wait. ``progress`` is called with the number of
+    images done and their total. Images that don't come from files, or whose cache would be larger than ``max_bytes``,
+    are returned unchanged.
     """
     if not images.files or images.fingerprint is None:
         return images
@@ -113,7 +103,7 @@ class CachedPixels:
 def _write(
     images: LabeledImages, side: int, path: Path, progress: Callable[[int, int], object]
 ) -> list[tuple[int, int]]:
-    # Whatever a killed process left; the caller holds the lock.
+    # Left by a killed process; the caller holds the lock.
     shutil.rmtree(path, ignore_errors=True)
     sizes: list[tuple[int, int]] = []
     # Threads suffice, as Pillow decodes without holding the interpreter lock.
@@ -131,15 +121,12 @@ def _write(
 
 def _load_resized(images: LabeledImages, side: int, index: int) -> Tensor:
     pixels = images.load(index)
-    if min(pixels.shape[1:]) > side:
-        pixels = v2.functional.resize(pixels, [side], antialias=True)
-    return pixels
+    return v2.functional.resize(pixels, [side], antialias=True) if min(pixels.shape[1:]) > side else pixels
 
 
 def _estimate_size(images: LabeledImages, side: int) -> int:
     """Estimate the size of a cache in bytes from a sample of the images, of which only the headers are read."""
-    sample = torch.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).round().long().tolist()
-    total = 0.0
+    sample, total = evenly_spaced(len(images), _SAMPLE), 0
     for index in sample:
         with Image.open(images.files[index]) as image:
             short, long = sorted(image.size)

@@ -1,6 +1,7 @@
 """Crops that are applied on the device: loaders send whole images, or only the parameters of the crops."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kd.data.crops import RandomResizedCrop, crop_batch
+from kd.data.crops import crop_batch
 from kd.data.decode_cache import CachedPixels
 from kd.data.views import Views
 
@@ -38,20 +39,15 @@ class DeferredCrops(NamedTuple):
         return crop_batch(pixels, self.starts, self.sizes, self.matrices, self.size)
 
 
+@dataclass(eq=False)
 class DeferredCropDataset(Dataset[tuple[DeferredCrops, Tensor]]):
     """Batches of deferred crops and labels, indexed by a list of ``(epoch, index)``.
 
     If all images are ``resident`` on the device, batches don't contain them.
-
-    Raises:
-        ValueError: If the views are not random resized crops alone.
     """
 
-    def __init__(self, views: Views, *, resident: bool) -> None:
-        if not can_defer_crops(views):
-            raise ValueError("only random resized crops can be applied on the device")
-        self.views = views
-        self.resident = resident
+    views: Views
+    resident: bool
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -59,9 +55,7 @@ class DeferredCropDataset(Dataset[tuple[DeferredCrops, Tensor]]):
 
     def __getitems__(self, batch: Sequence[tuple[int, int]]) -> tuple[DeferredCrops, Tensor]:
         """Return the deferred crops and the labels ``(B,)`` of a batch."""
-        images, view = self.views.images, self.views.view
-        side = view.size if isinstance(view, RandomResizedCrop) else 0
-        indices = [index for _, index in batch]
+        images, indices = self.views.images, [index for _, index in batch]
         pixels = None
         if self.resident and isinstance(images.load, CachedPixels):
             sizes, starts = images.load.sizes[indices].tolist(), torch.from_numpy(images.load.starts[indices])
@@ -70,26 +64,22 @@ class DeferredCropDataset(Dataset[tuple[DeferredCrops, Tensor]]):
             sizes = [list(image.shape[:2]) for image in loaded]
             pixels = torch.cat([image.flatten() for image in loaded])
             starts = torch.tensor([0, *(image.numel() for image in loaded)]).cumsum(0)[:-1]
-        crops = [self.views.draw_crop(*place, *size) for place, size in zip(batch, sizes, strict=True)]
-        matrices = np.stack(
-            [crop.matrix(height, width, side) for crop, (height, width) in zip(crops, sizes, strict=True)]
-        )
+        side = self.views.crop_size
+        crops = [self.views.draw_crop(*position, *size) for position, size in zip(batch, sizes, strict=True)]
+        matrices = np.stack([crop.matrix(h, w, side) for crop, (h, w) in zip(crops, sizes, strict=True)])
         labels = torch.tensor([images.labels[index] for index in indices])
         return DeferredCrops(pixels, starts, torch.tensor(sizes), torch.from_numpy(matrices).float(), side), labels
 
 
 def can_defer_crops(views: Views) -> bool:
     """Return whether views are random resized crops alone, of images small enough to send to the device."""
-    small = views.images.cached_side is not None or not views.images.files
-    return isinstance(views.view, RandomResizedCrop) and views.seed is not None and small
+    return views.crop_size > 0 and (views.images.cached_side is not None or not views.images.files)
 
 
 def resident_pixels(views: Views, device: torch.device) -> Tensor | None:
     """Return all images of a decode cache on a GPU, if they fit; they are shared by all runs of a process."""
     cache = views.images.load
-    if device.type != "cuda" or not isinstance(cache, CachedPixels):
-        return None
-    return _load_to(cache.path, device)
+    return _load_to(cache.path, device) if device.type == "cuda" and isinstance(cache, CachedPixels) else None
 
 
 @lru_cache(maxsize=1)

@@ -19,19 +19,13 @@ from kd.pixels import decode
 _IGNORED_FILES = {"thumbs.db", "desktop.ini"}
 _IGNORED_FOLDERS = {"__MACOSX"}
 _LFS_POINTER = b"version https://git-lfs"
-
-# Control characters, and surrogates, which stand for bytes that aren't valid UTF-8.
+# Control characters, and surrogates, which represent bytes that aren't valid UTF-8.
 _UNPRINTABLE = {"Cc", "Cs"}
-
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\x00", b"MM\x00*", b"RIFF", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 
 
 def read_splits(data_dir: str | Path, *, train_data: str = "train", val_data: str = "val") -> Splits:
-    """Read the folder of training images and the folder of validation images within the folder of a data set.
-
-    Raises:
-        UserError: If a folder is missing, or the training and validation classes differ; also as `read_folder`.
-    """
+    """Read the folder of training images and the folder of validation images within the folder of a data set."""
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         problem = "this is a file, not a folder" if root.is_file() else "there is no such folder"
@@ -54,18 +48,13 @@ def read_splits(data_dir: str | Path, *, train_data: str = "train", val_data: st
 
 
 def read_folder(folder: Path) -> LabeledImages:
-    """Read a folder of class folders, whose names in lexicographic order are the classes; images lie at any depth.
-
-    Raises:
-        UserError: If there are fewer than two classes, a class without images, or a file that is not an image.
-    """
+    """Read a folder of class folders with images at any depth; the classes are in lexicographic order."""
     class_folders = sorted(child for child in folder.iterdir() if _is_class_folder(child))
     if not class_folders:
         raise UserError(f"{folder}: this folder has no class folders; images belong in {folder}/CLASS/IMAGE.jpg")
     if len(class_folders) == 1:
         raise UserError(f"{folder}: there is only one class, {class_folders[0].name!r}; a classifier needs two")
-    paths: list[Path] = []
-    labels: list[int] = []
+    paths, labels = list[Path](), list[int]()
     for label, class_folder in enumerate(class_folders):
         found = _find_images(class_folder)
         if not found:
@@ -77,11 +66,7 @@ def read_folder(folder: Path) -> LabeledImages:
 
 
 def read_unlabeled(folder: str | Path) -> LabeledImages:
-    """Read a folder of unlabeled images, at any depth.
-
-    Raises:
-        UserError: If there is no such folder, it has no images, or it has a file that is not an image.
-    """
+    """Read a folder of unlabeled images, at any depth."""
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"--unlabeled_data {folder}: there is no such folder")
@@ -97,15 +82,7 @@ def read_unlabeled(folder: str | Path) -> LabeledImages:
 
 
 def load_image(file: Path | BinaryIO, name: str = "") -> Tensor:
-    """Decode an image file to ``(3, H, W)``, uint8, RGB, upright; gray images get three equal channels.
-
-    Args:
-        file: The file, or its content.
-        name: Name of the file in messages; by default its path.
-
-    Raises:
-        UserError: If the file can't be decoded.
-    """
+    """Decode an image file, called ``name`` in messages, to ``(3, H, W)``, uint8, RGB, upright."""
     return torch.from_numpy(np.array(decode(file, name))).permute(2, 0, 1)
 
 

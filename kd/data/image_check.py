@@ -8,42 +8,32 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass
 from functools import cache as memoized
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kd.data.images import UNLABELED, LabeledImages
 from kd.errors import UserError
 from kd.files import write_text
 from kd.pixels import decode, why_not_decoded
 
+BROKEN = "broken"
 _VERSION = 2
 _THREADS = 4
 _TAIL = 1024
 _SAMPLE = 256
-_MANY_PIXELS = 50_000_000
-_FEW_PIXELS = 8
+_MANY_PIXELS, _FEW_PIXELS = 50_000_000, 8
 _LONG = 20
-_EXIF_ORIENTATION = 0x0112
 # How complete files of a format end. Files of other formats are decoded to find out whether they are complete.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "TIFF")
 
-BROKEN = "broken"
 
-
-@dataclass(frozen=True)
-class FileFinding:
-    """A property of an image file worth reporting.
-
-    Args:
-        kind: One of ``broken cmyk 16-bit transparent animated turned large tiny long``.
-        path: The file.
-        detail: A description.
-    """
+class FileFinding(NamedTuple):
+    """An unusual property of an image file; its kind is ``broken`` or one of those in `_check_header`."""
 
     kind: str
     path: str
@@ -51,11 +41,9 @@ class FileFinding:
 
 
 def check_images(images: LabeledImages, *, cache: Path | None = None) -> list[FileFinding]:
-    """Read the header and the end of each file, and decode a sample; this takes seconds for ten thousand images.
+    """Read the header and the end of each image file, and decode a sample: seconds for ten thousand images.
 
-    Args:
-        images: The images; nothing is checked if they don't come from files.
-        cache: Folder in which the findings are kept, identified by the fingerprint of the images.
+    Findings are kept in the folder ``cache``, identified by the fingerprint of the images.
     """
     if not images.files:
         return []
@@ -70,11 +58,11 @@ def check_images(images: LabeledImages, *, cache: Path | None = None) -> list[Fi
     # Threads suffice, as Pillow reads and decodes without holding the interpreter lock.
     with ThreadPoolExecutor(_THREADS) as threads:
         checks = threads.map(lambda index: _check_file(images.files[index], decodes=index in sample), range(count))
-        findings = [finding for of_file in checks for finding in of_file]
+        findings = list(chain.from_iterable(checks))
     if path is not None:
         # If the cache can't be written, the files are checked again next time.
         with suppress(OSError):
-            write_text(path, json.dumps([astuple(finding) for finding in findings]))
+            write_text(path, json.dumps(findings))
     return findings
 
 
@@ -92,11 +80,7 @@ def find_duplicates(train: LabeledImages, val: LabeledImages) -> list[tuple[Path
 
 
 def drop_broken(images: LabeledImages, broken: Sequence[FileFinding]) -> LabeledImages:
-    """Return the images without those whose files are broken.
-
-    Raises:
-        UserError: If a class has no image left.
-    """
+    """Return the images without the broken files; a class without any other image is an error."""
     dropped = {finding.path for finding in broken} & set(map(str, images.files))
     if not dropped:
         return images
@@ -108,9 +92,8 @@ def drop_broken(images: LabeledImages, broken: Sequence[FileFinding]) -> Labeled
 
 def _check_file(path: Path, *, decodes: bool) -> list[FileFinding]:
     try:
-        with warnings.catch_warnings():
-            # Pillow's warnings concern what is checked here.
-            warnings.simplefilter("ignore")
+        # Pillow warns about properties that are checked here.
+        with warnings.catch_warnings(action="ignore"):
             with Image.open(path) as image:
                 findings = [FileFinding(kind, str(path), detail) for kind, detail in _check_header(image)]
                 end = _ENDS.get(image.format or "")
@@ -135,7 +118,7 @@ def _check_header(image: Image.Image) -> Iterator[tuple[str, str]]:
         yield "transparent", "transparency is ignored"
     if frames > 1 and image.format in _ANIMATED_FORMATS:
         yield "animated", f"only the first of its {frames} frames is used"
-    if image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1):
+    if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
         yield "turned", "rotated upright by its EXIF orientation"
     if width * height > _MANY_PIXELS:
         yield "large", f"{width} x {height} pixels"

@@ -16,10 +16,8 @@ from kd.randomness import derive_seed
 
 T = TypeVar("T")
 
-_MAX_SHOWN = 5
-
 UNLABELED = -1
-"""The label of an image without one."""
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -125,9 +123,6 @@ def match_classes(images: LabeledImages, classes: Sequence[str], *, network: str
     """Return the same images with a network's labels, matched by class name; ``network`` is its name in messages.
 
     The classes of the images may be a subset of the network's, in any order.
-
-    Raises:
-        UserError: If the network doesn't have one of the classes.
     """
     positions = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in images.classes if name not in positions]
@@ -143,8 +138,7 @@ def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[
 
     At least one image of each class is kept. With the same seed, a smaller fraction is a subset of a larger one.
     """
-    labels = torch.as_tensor(images.labels)
-    kept: list[int] = []
+    labels, kept = torch.as_tensor(images.labels), list[int]()
     for label, name in enumerate(images.classes):
         members = torch.nonzero(labels == label).flatten()
         generator = torch.Generator().manual_seed(derive_seed(seed, "fraction", name))
@@ -153,18 +147,20 @@ def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[
     return sorted(kept)
 
 
+def evenly_spaced(count: int, sample: int) -> list[int]:
+    """Return at most ``sample`` evenly spaced indices of ``count`` items."""
+    indices: list[int] = torch.linspace(0, count - 1, min(sample, count)).round().long().tolist()
+    return indices
+
+
 def channel_statistics(
     images: LabeledImages, view: Callable[[Tensor], Tensor], *, sample: int = 256
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute the means and the standard deviations of the color channels, for pixels in [0, 1], to four digits.
 
-    Args:
-        images: The images, of which an evenly spaced sample is read.
-        view: Turns an image into a square, as the network will see it.
-        sample: Maximum number of images to read.
+    They are those of the views, which have one size, of ``sample`` evenly spaced images.
     """
-    indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).round().long().tolist()
-    pixels = torch.stack([view(images.load(index)) for index in indices]).float() / 255
+    pixels = torch.stack([view(images.load(index)) for index in evenly_spaced(len(images), sample)]).float() / 255
     std, mean = torch.std_mean(pixels, dim=(0, 2, 3))
     # Normalizing a constant channel would divide by zero.
     return tuple(round(m, 4) for m in mean.tolist()), tuple(round(max(s, 1e-2), 4) for s in std.tolist())

@@ -19,8 +19,6 @@ from kd.pixels import IMAGE_SUFFIXES
 
 LABEL = "cls"
 MARK_EVERY = 50
-"""Number of samples between two marks of a shard."""
-
 # Files that webdataset ignores as metadata of the archive.
 _METADATA = re.compile(r"__[^/]*__($|/)")
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -31,12 +29,12 @@ class Shard:
     """An archive of samples.
 
     Args:
-        name: Its folder and file name within the folder of the data set.
-        url: Its path, or a URL that webdataset can open.
+        name: Folder and file name within the folder of the data set.
+        url: Path, or a URL that webdataset can open.
         images: Number of images.
-        labels: Label of each image; only known for validation images.
+        labels: Label of each image; empty for training images.
         keys: Key of each image, likewise.
-        marks: Byte offsets of every fiftieth sample, from which an archive on disk can be read.
+        marks: Byte offset of every `MARK_EVERY`-th sample, from which an archive on disk can be read.
     """
 
     name: str
@@ -48,14 +46,9 @@ class Shard:
 
 
 class Sample(NamedTuple):
-    """An encoded image and its label.
+    """An encoded image and its label, with its archive and, if that was read from the beginning, byte offset there.
 
-    Args:
-        key: The image's file name within the archive; its random views depend on it.
-        label: The label.
-        encoded: The bytes of the image file; empty if only labels were read.
-        url: The archive.
-        offset: Offset of the sample in the archive, in bytes, if it was read from the beginning.
+    ``key`` is the image's file name within the archive, on which its random views depend.
     """
 
     key: str
@@ -74,20 +67,15 @@ def import_webdataset() -> Any:  # noqa: ANN401 (a module without types)
     try:
         import webdataset
     except ImportError:
-        raise UserError(
-            "--dataset webdataset: webdataset is not installed; run pip install webdataset (part of the extra shards)"
-        ) from None
+        problem = "webdataset is not installed; run pip install webdataset (part of the extra shards)"
+        raise UserError(f"--dataset webdataset: {problem}") from None
     return webdataset
 
 
 def read_samples(
     shard: Shard, first: int = 0, last: int | None = None, *, classes: int, labels_only: bool = False
 ) -> Iterator[Sample]:
-    """Read the samples ``first`` to ``last`` - 1 of a shard, starting at the mark before the first; ``None``: all.
-
-    Raises:
-        UserError: If the shard can't be read, has fewer samples than its index says, or a sample is invalid.
-    """
+    """Read the samples ``first`` to ``last`` - 1 of a shard, by default all; an invalid one is an error."""
     is_file = Path(shard.url).is_file()
     mark = first // MARK_EVERY if shard.marks and is_file else 0
     count = mark * MARK_EVERY
@@ -126,7 +114,7 @@ def _open(url: str, offset: int, *, seekable: bool) -> Iterator[tarfile.TarFile]
             yield archive
     finally:
         if hasattr(opened, "ignore_errors"):
-            # A command in a pipe fails when it is closed early; missing samples are noticed by their number.
+            # A command in a pipe fails when it is closed early; missing samples are detected by counting.
             opened.ignore_errors = True
         opened.close()
 
@@ -137,7 +125,7 @@ def _read(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def _sample(key: str, parts: Sequence[tuple[str, int, bytes]], url: str, classes: int) -> Sample:
-    """Make a sample of the suffixes, offsets and contents of its files."""
+    """Return the sample whose files have these suffixes, offsets and contents."""
     images = [(suffix, content) for suffix, _, content in parts if suffix.lower() in _IMAGES]
     labels = [(suffix, content) for suffix, _, content in parts if suffix.lower() == LABEL]
     if not labels:

@@ -17,14 +17,14 @@ INDEX_FILE = "index.json"
 _VERSION = 1
 _THREADS = 4
 
-Counts = tuple[tuple[Shard, ...], tuple[int, ...] | None]
-"""The shards, and the number of images of each class over all of them, if known."""
 
+def count_images(
+    root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool
+) -> tuple[tuple[Shard, ...], tuple[int, ...] | None]:
+    """Return the shards at ``urls``, given by name, and the number of images of each class over all of them, if known.
 
-def count_images(root: Path, urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counts:
-    """Return shards, whose ``urls`` are given by name, as counted in the index in ``root`` or else in ``cache``.
-
-    With ``labeled``, the labels and keys of the images are included.
+    Both are read from the index in ``root``, or else counted and kept in ``cache``. With ``labeled``, the shards have
+    the labels and keys of their images.
     """
     path = root / INDEX_FILE
     index = _read(path) or {"version": _VERSION}
@@ -34,17 +34,21 @@ def count_images(root: Path, urls: Mapping[str, str], *, classes: int, cache: Pa
         for split in (index[name] for name in ("train", "val") if name in index):
             entries = {entry["name"]: entry for entry in split["shards"]}
             if urls.keys() <= entries.keys() and (not labeled or all("labels" in entries[name] for name in urls)):
-                return _from_index(path, urls, entries, split["counts"], classes=classes)
+                _check_index(path, urls, entries, split["counts"], classes=classes)
+                shards = tuple(_shard(entries[name], url) for name, url in urls.items())
+                # The counts of each class are those of all shards of the split.
+                return shards, tuple(split["counts"]) if urls.keys() == entries.keys() else None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: this is not an index written by kd shard ({error!r}); delete it") from None
     remote = [url for url in urls.values() if not Path(url).is_file()]
     if remote:
         raise UserError(f"{remote[0]}: this remote shard is not in {path}; copy the index that kd shard wrote")
-    return _from_files(urls, classes=classes, cache=cache, labeled=labeled)
+    split = _count_once(urls, classes=classes, cache=cache, labeled=labeled)
+    return tuple(_shard(entry, urls[entry["name"]]) for entry in split["shards"]), tuple(split["counts"])
 
 
 def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labeled: bool) -> dict[str, Any]:
-    """Return the index of a split, given the names and paths of its shards on disk, with or without labels and keys."""
+    """Return the index of a split, given the names and paths of its shards; with ``labeled``, with labels and keys."""
 
     def read(shard: tuple[str, Path]) -> list[Sample]:
         name, path = shard
@@ -66,13 +70,13 @@ def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labeled: bool)
 
 
 def write_index(splits: dict[str, dict[str, Any]], path: Path) -> None:
-    """Write an index of some splits, as of `describe`, atomically."""
+    """Write the index of splits, from `describe`."""
     write_text(path, json.dumps({"version": _VERSION} | splits))
 
 
-def _from_index(
+def _check_index(
     index: Path, urls: Mapping[str, str], entries: Mapping[str, Any], counts: Sequence[int], *, classes: int
-) -> Counts:
+) -> None:
     if len(counts) != classes:
         raise UserError(f"{index}: this index has {len(counts)} classes, but classes.txt has {classes}")
     for name, url in urls.items():
@@ -80,12 +84,10 @@ def _from_index(
         if path.is_file() and path.stat().st_size != expected:
             problem = f"this shard has {path.stat().st_size:,} bytes, but {index} says {expected:,}"
             raise UserError(f"{path}: {problem}; delete that file to have the shards counted again")
-    # The counts of each class are those of all shards of the split.
-    is_whole = urls.keys() == entries.keys()
-    return tuple(_shard(entries[name], url) for name, url in urls.items()), tuple(counts) if is_whole else None
 
 
-def _from_files(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> Counts:
+def _count_once(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> dict[str, Any]:
+    """Return the index of a split whose shards are on disk, from the cache if they are unchanged."""
     digest = hashlib.blake2b(f"{_VERSION} {classes} {labeled}".encode(), digest_size=16)
     for name, url in urls.items():
         facts = Path(url).stat()
@@ -99,12 +101,12 @@ def _from_files(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: 
             shards = [(name, Path(url)) for name, url in urls.items()]
             index = {"split": describe(shards, classes=classes, labeled=labeled)}
             write_index(index, path)
-    split = index["split"]
-    return tuple(_shard(entry, urls[entry["name"]]) for entry in split["shards"]), tuple(split["counts"])
+    split: dict[str, Any] = index["split"]
+    return split
 
 
 def _shard(entry: Mapping[str, Any], url: str) -> Shard:
-    """Make a shard of its entry in the index."""
+    """Return the shard of an entry in the index."""
     labels, marks = (tuple(map(int, entry.get(key, ()))) for key in ("labels", "marks"))
     return Shard(entry["name"], url, int(entry["images"]), labels, tuple(map(str, entry.get("keys", ()))), marks)
 

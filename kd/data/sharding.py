@@ -25,18 +25,9 @@ def write_shards(
 ) -> dict[str, int]:
     """Write the image files of a data set, unchanged, into shards with an index; return the numbers of shards.
 
-    Both splits are shuffled, so that the first images are of all classes. The folder is written under a temporary name,
-    then renamed. The same files and seed give the same bytes.
-
-    Args:
-        splits: The images, which must come from files.
-        output: Folder to write: ``train/000000.tar``, ..., ``val/000000.tar``, ..., ``classes.txt``, ``index.json``.
-        per_shard: Maximum number of images in a shard.
-        seed: Random seed of the order.
-        progress: Called with the number of images written and their total, after each image.
-
-    Raises:
-        UserError: If the folder exists, the images don't come from files, or the shards can't be written.
+    The folder contains ``train/000000.tar``, ..., ``val/000000.tar``, ..., ``classes.txt`` and ``index.json``. It is
+    written under a temporary name, then renamed. Both splits are shuffled; the same files and seed give the same bytes.
+    ``progress`` is called after each image with the number of images written and their total.
     """
     import_webdataset()
     if per_shard < 1:
@@ -51,9 +42,7 @@ def write_shards(
         for name, images in (("train", splits.train), ("val", splits.val)):
             if not images.files:
                 raise UserError(f"{splits.name}: these images don't come from files; shard an image folder")
-            paths = _write(
-                images, temporary / name, per_shard=per_shard, seed=seed, count=lambda: progress(next(written), total)
-            )
+            paths = _write(images, temporary / name, per_shard, seed, lambda: progress(next(written), total))
             shards = [(f"{name}/{path.name}", path) for path in paths]
             index[name] = describe(shards, classes=len(splits.classes), labeled=name == "val")
         (temporary / CLASSES_FILE).write_text("".join(f"{name}\n" for name in splits.classes), encoding="utf-8")
@@ -64,9 +53,7 @@ def write_shards(
     return {name: len(split["shards"]) for name, split in index.items()}
 
 
-def _write(
-    images: LabeledImages, folder: Path, *, per_shard: int, seed: int, count: Callable[[], object]
-) -> list[Path]:
+def _write(images: LabeledImages, folder: Path, per_shard: int, seed: int, count: Callable[[], object]) -> list[Path]:
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(derive_seed(seed, "shards", folder.name))
     used: set[str] = set()
@@ -89,7 +76,7 @@ def _write(
 
 
 def _key(path: str, used: set[str]) -> str:
-    """Return a unique path without its suffix and dots, since webdataset takes a file name's first dot for its end.
+    """Return a unique path without its suffix and dots, as webdataset ends a key at the first dot of the file name.
 
     Example:
         >>> used = set()

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
-from kd.data.images import LabeledImages, Splits, apply_at
+from kd.data.images import LabeledImages, Splits, apply_at, evenly_spaced
 from kd.data.samples import Sample, Shard, import_webdataset, read_samples
 from kd.data.shard_index import count_images
 from kd.errors import UserError
@@ -75,28 +74,25 @@ class ShardedSplits(Splits):
 def read_shards(
     data_dir: str | Path, *, train_data: str = "train", val_data: str = "val", cache: Path
 ) -> ShardedSplits:
-    """Find the training and validation shards; those that are not in an index are counted.
+    """Find the training and validation shards of a folder with ``classes.txt`` and usually ``index.json``.
 
     Args:
-        data_dir: Folder with ``classes.txt`` and usually ``index.json`` and the folders of shards.
+        data_dir: The folder.
         train_data: Folder of training shards within it, or a pattern such as ``train/{000000..000146}.tar`` or
             ``https://host/train/{000000..000146}.tar``.
         val_data: Likewise.
         cache: Folder for the counts of shards that are not in the index.
-
-    Raises:
-        UserError: If a file is missing or invalid.
     """
     root, classes = _read_classes(data_dir)
-    train = _find(root, train_data, "--train_data", classes, cache=cache, labeled=False)
-    val = _find(root, val_data, "--val_data", classes, cache=cache, labeled=True)
+    train = _find(root, train_data, "--train_data", classes, cache)
+    val = _find(root, val_data, "--val_data", classes, cache)
     return ShardedSplits(root.resolve().name, _sample_images(train), _images(val), train, val)
 
 
 def read_validation_shards(data_dir: str | Path, val_data: str = "val", *, cache: Path) -> LabeledImages:
-    """Return only the validation images, with random access; arguments and errors as of `read_shards`."""
+    """Return only the validation images, with random access; arguments as of `read_shards`."""
     root, classes = _read_classes(data_dir)
-    return _images(_find(root, val_data, "--val_data", classes, cache=cache, labeled=True))
+    return _images(_find(root, val_data, "--val_data", classes, cache))
 
 
 def _read_classes(data_dir: str | Path) -> tuple[Path, tuple[str, ...]]:
@@ -117,8 +113,8 @@ def _read_classes(data_dir: str | Path) -> tuple[Path, tuple[str, ...]]:
     return root, classes
 
 
-def _find(root: Path, pattern: str, flag: str, classes: tuple[str, ...], *, cache: Path, labeled: bool) -> Shards:
-    urls = _expand(root, pattern, flag)
+def _find(root: Path, pattern: str, flag: str, classes: tuple[str, ...], cache: Path) -> Shards:
+    urls, labeled = _expand(root, pattern, flag), flag == "--val_data"
     entries, counts = count_images(root, urls, classes=len(classes), cache=cache, labeled=labeled)
     return Shards(entries, classes, counts)
 
@@ -157,9 +153,8 @@ def _remote_name(url: str) -> str:
 
 def _sample_images(shards: Shards) -> LabeledImages:
     """Read the first images of some shards, enough to compute the channel statistics."""
-    count = min(_SAMPLED_SHARDS, len(shards.entries))
     samples: list[Sample] = []
-    for number in np.linspace(0, len(shards.entries) - 1, count).round().astype(int).tolist():
+    for number in evenly_spaced(len(shards.entries), _SAMPLED_SHARDS):
         shard = shards.entries[number]
         samples += read_samples(shard, 0, min(_SAMPLED_IMAGES, shard.images), classes=len(shards.classes))
     return images_of(samples, shards.classes)

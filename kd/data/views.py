@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -18,8 +19,6 @@ from kd.randomness import derive_seed, seeded
 from kd.registry import Registry
 
 View = Callable[[Tensor], Tensor]
-
-_CROP_SCALE = 2
 
 AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
 """Augmentations by name: functions of the image size in pixels that return the transforms, uint8 to uint8, in order."""
@@ -55,18 +54,15 @@ def short_side(size: int, augment: str = "none") -> int:
     A plain view shows 7/8 of the short side. A random crop shows as little as 8 % of the area, which would be blurred
     by a smaller short side: students trained on blurred views are less accurate.
     """
-    return plain_side(size) if augment == "none" else round(size * _CROP_SCALE)
+    return plain_side(size) if augment == "none" else 2 * size
 
 
 def plain_view(size: int, resize: str = "crop") -> View:
-    """Return the deterministic view, used for validation.
+    """Return the deterministic view of ``size`` pixels, used for validation.
 
-    Args:
-        size: Side of the view, in pixels.
-        resize: ``crop`` resizes the short side to 8/7 of ``size`` and crops the center (256 and 224 pixels are usual);
-            ``squash`` resizes to a square, ignoring the aspect ratio.
+    ``crop`` resizes the short side to 8/7 of ``size`` and crops the center; ``squash`` ignores the aspect ratio.
     """
-    view: View = v2.Compose([v2.Resize(short_side(size), antialias=True), v2.CenterCrop(size)])
+    view: View = v2.Compose([v2.Resize(plain_side(size), antialias=True), v2.CenterCrop(size)])
     if resize == "squash":
         view = v2.Resize((size, size), antialias=True)
     return view
@@ -77,8 +73,7 @@ def training_view(augment: str, size: int, resize: str = "crop") -> View:
     if augment == "none":
         return plain_view(size, resize)
     transforms = AUGMENTATIONS[augment](size)
-    view: View = v2.Compose(transforms) if len(transforms) > 1 else transforms[0]
-    return view
+    return v2.Compose(transforms) if len(transforms) > 1 else transforms[0]
 
 
 @dataclass(eq=False)
@@ -89,8 +84,7 @@ class Views(Dataset[tuple[Tensor, int]]):
         images: The images.
         view: Turns an image into a square.
         seed: Random seed of the views, together with epoch and image key; ``None`` for a deterministic view.
-        left_out: Called with the error message of an image that can't be decoded, which is then left out of its batch;
-            ``None`` raises the error.
+        left_out: As of :class:`kd.data.Batches`.
     """
 
     images: LabeledImages
@@ -114,14 +108,19 @@ class Views(Dataset[tuple[Tensor, int]]):
         if not loaded:
             raise UserError("no image of a whole batch can be decoded")
         labels = torch.tensor([self.images.labels[index] for _, index, _ in loaded])
-        if not isinstance(self.view, RandomResizedCrop) or self.seed is None:
+        if not self.crop_size:
             views = [self._apply_view(epoch, index, pixels).permute(1, 2, 0) for epoch, index, pixels in loaded]
             return torch.stack(views).permute(0, 3, 1, 2), labels
         # The same in 15 % less time: crops are written into the batch, and drawn from generators of their own.
-        batch = np.empty((len(loaded), self.view.size, self.view.size, 3), dtype=np.uint8)
+        batch = np.empty((len(loaded), self.crop_size, self.crop_size, 3), dtype=np.uint8)
         for (epoch, index, pixels), out in zip(loaded, batch, strict=True):
             crop_image(pixels, self.draw_crop(epoch, index, *pixels.shape[1:]), out=out)
         return torch.from_numpy(batch).permute(0, 3, 1, 2), labels
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the views, in pixels, if they are random resized crops alone, else 0."""
+        return self.view.size if isinstance(self.view, RandomResizedCrop) and self.seed is not None else 0
 
     def draw_crop(self, epoch: int, index: int, height: int, width: int) -> ResizedCrop:
         """Draw the crop of an image of ``height`` x ``width`` pixels, for views that are random resized crops."""
@@ -155,8 +154,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: Random seed of the order, together with the epoch; ``None`` keeps the order of ``indices``.
         rank: Rank of this process.
         world_size: Number of processes.
-        even: Whether to give each process the same number of images by repeating the first ones, as batches of a single
-            image need it.
+        even: Whether the first images are repeated, so that each process samples the same number.
         period: Number of epochs after which views and order repeat; ``None``: never.
     """
 
@@ -180,19 +178,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         """Return the number of positions of this process."""
-        if self.even:
-            return math.ceil(len(self.indices) / self.world_size)
-        return len(range(self.rank, len(self.indices), self.world_size))
+        count = len(self.indices)
+        return math.ceil(count / self.world_size) if self.even else len(range(self.rank, count, self.world_size))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Iterate over this process's part of the epoch."""
-        # A generator skips only when it is used: a loader with workers makes an iterator that it discards.
+        # A generator skips only when it is used: a loader with workers creates an iterator that it discards.
         order = list(self.indices)
         if self.seed is not None:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
             order = [order[position] for position in torch.randperm(len(order), generator=generator).tolist()]
         if self.even:
-            missing = -len(order) % self.world_size
-            order += [order[position % len(order)] for position in range(missing)]
+            order += islice(cycle(order[:]), -len(order) % self.world_size)
         skipped, self._skipped = self._skipped, 0
         yield from [(self.epoch, index) for index in order[self.rank :: self.world_size][skipped:]]

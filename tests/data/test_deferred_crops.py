@@ -73,8 +73,8 @@ def test_only_cached_images_are_cropped_on_the_device(cached: LabeledImages, tmp
 
 def test_other_augmentations_than_crops_are_refused(cached: LabeledImages) -> None:
     data = ImageData(Splits("s", cached, cached), image_size=28, augment="trivial", on_device=True)
-    with pytest.raises(ValueError, match="only random resized crops"):
-        DeferredCropDataset(data.train_views, resident=False)
+    with pytest.raises(TypeError, match="not random resized crops"):
+        DeferredCropDataset(data.train_views, resident=False).__getitems__([(0, 0)])
 
 
 def test_a_batch_survives_lightnings_transfer(cached: LabeledImages) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd.data import ImageData, LabeledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
 from kd.data.samples import read_samples
-from kd.data.streamed import SUBSTREAMS, StreamedBatches, Substreams
+from kd.data.streamed import SUBSTREAMS, StreamedBatches, batch_ranges
 from kd.errors import UserError
 from tests.conftest import MakeFolder
 
@@ -42,7 +42,7 @@ def splits_in(folder: Path, **options: Any) -> ShardedSplits:
 
 
 def batches_of(data: ShardData, rank: int, world_size: int) -> StreamedBatches:
-    return data._train_batches(data._train_substreams(rank, world_size))
+    return data._train_batches(data._train_ranges(rank, world_size))
 
 
 def keys_of(batches: StreamedBatches, epoch: int = 0) -> list[list[str]]:
@@ -135,12 +135,12 @@ def test_each_image_is_read_once_per_epoch_by_any_number_of_processes(
 @pytest.mark.parametrize("count", [0, 1, 5, 16, 17, 63])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_substreams_partition_a_range(count: int, batch_size: int) -> None:
-    substreams = Substreams(10, count, batch_size)
-    ranges = [substreams.piece(substream) for substream in range(SUBSTREAMS)]
-    assert [begin for begin, _ in ranges] == [10, *(end for _, end in ranges[:-1])]
-    assert ranges[-1][1] == 10 + count
-    assert sorted(substreams.line()) == list(range(10, 10 + count))
-    assert sum(substreams.size(batch) for batch in range(substreams.batches)) == count
+    ranges = batch_ranges(10, count, batch_size)
+    in_order = [batch for substream in range(SUBSTREAMS) for batch in ranges[substream::SUBSTREAMS]]
+    assert [index for batch in in_order for index in batch] == list(range(10, 10 + count))
+    assert [len(batch) for batch in ranges] == [batch_size] * (count // batch_size) + [count % batch_size] * (
+        count % batch_size > 0
+    )
 
 
 def epochs(data: ShardData, number: int = 2) -> list[tuple[Tensor, Tensor]]:
