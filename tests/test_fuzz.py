@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from kd.deploy import open_student
-from kd.deploy.formats import METADATA_KEY
+from kd.deploy.loading import METADATA_KEY
 from kd.errors import UserError
 from kd.losses import LOSSES, build_objective
 from kd.losses.schedules import SCHEDULES

@@ -14,7 +14,8 @@ from kd.cli import experiment
 from kd.data import BROKEN, FileFinding, LabeledImages, Splits, check_images, drop_broken, find_duplicates, read_splits
 from kd.errors import UserError
 from kd.losses import build_objective
-from kd.models import Classifier, build_classifier, can_step, free_memory, largest_batch, training_bytes
+from kd.models import Classifier, build_classifier, free_memory, largest_batch, training_bytes
+from kd.models.cost import can_step
 from kd.preflight import Finding, refuse
 from tests.conftest import MakeFolder
 

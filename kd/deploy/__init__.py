@@ -1,3 +1,3 @@
 """Deployment: exporting a student, verifying the exported file, and predicting with it."""
 
-from kd.deploy.formats import FORMATS, open_student
+from kd.deploy.loading import FORMATS, open_student

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from kd.data import LabeledImages, Splits, load_splits, match_classes, plain_view
-from kd.deploy.formats import FORMATS, METADATA_KEY, Array, Student, as_student, open_student
+from kd.deploy.loading import FORMATS, METADATA_KEY, Array, Student, as_student, open_student
 from kd.errors import UserError
 from kd.files import write_atomically
 from kd.models import Classifier, load_classifier

@@ -1,16 +1,61 @@
-"""Loading a student into your own program."""
+"""Loading students from ONNX files, safetensors files and checkpoints.
 
-from collections.abc import Mapping
+torch is imported only for files that need it: an ONNX file is run by onnxruntime and numpy alone.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
-from kd.deploy.formats import read_network
+from kd.errors import UserError
 from kd.pixels import decode, square
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+METADATA_KEY = "kd"
+"""Key under which an exported file holds its metadata as JSON: ``Description.plain()``, accuracy and data set."""
+
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+"""File suffix by format."""
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained classifier that is called with numpy arrays.
+
+    Args:
+        metadata: Architecture, class names in the order of the logits, image size, resize, mean, standard deviation
+            and validation accuracy.
+        logits: Function from images ``(B, 3, S, S)``, float32 in [0, 1], to logits ``(B, C)``.
+    """
+
+    metadata: Mapping[str, Any]
+    logits: Callable[[Array], Array]
+
+
+def open_student(path: str | Path, *, model: str | None = None) -> Student:
+    """Read a student from an ONNX file, a safetensors file or a checkpoint.
+
+    Args:
+        path: The file; its suffix gives the format.
+        model: Architecture; required if a safetensors file or a checkpoint names a Python file, whose code then runs.
+
+    Raises:
+        UserError: If the file can't be read, a package is missing, or the file is a torch.export file: loading one
+            runs whatever code its author put there.
+    """
+    if Path(path).suffix == FORMATS["onnx"]:
+        return _open_onnx(_check_path(path))
+    return as_student(*_read_network(path, model=model))
 
 
 class Transform:
@@ -21,13 +66,15 @@ class Transform:
         self.resize = str(metadata["resize"])
         self.classes = tuple(metadata["classes"])
 
-    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+    def __call__(self, image: Image.Image | str | Path) -> "Tensor":
         """Return the view ``(3, S, S)``, float32 in [0, 1], of a Pillow image or an image file."""
+        import torch
+
         decoded = image.convert("RGB") if isinstance(image, Image.Image) else decode(Path(image))
         return torch.from_numpy(np.ascontiguousarray(square(decoded, self.size, self.resize)))
 
 
-def load_student(path: str | Path, *, model: str | None = None) -> tuple[nn.Module, Transform]:
+def load_student(path: str | Path, *, model: str | None = None) -> "tuple[nn.Module, Transform]":
     """Load a student from a checkpoint or a safetensors file.
 
     Args:
@@ -47,5 +94,89 @@ def load_student(path: str | Path, *, model: str | None = None) -> tuple[nn.Modu
         student, transform = load_student("logs/NAME/distilled/version_0/checkpoints/best.ckpt")
         probabilities = student(transform("photo.jpg")[None]).softmax(dim=1)
     """
-    network, metadata = read_network(path, model=model)
+    network, metadata = _read_network(path, model=model)
     return network, Transform(metadata)
+
+
+def _read_network(path: str | Path, *, model: str | None = None) -> "tuple[nn.Module, Mapping[str, Any]]":
+    """Read a network in evaluation mode, and its metadata, from a safetensors file or a checkpoint."""
+    path = _check_path(path)
+    if path.suffix == FORMATS["onnx"]:
+        raise UserError(f"{path}: an ONNX file can't be read as a torch.nn.Module; run it with kd.open_student")
+    from kd.models import build_from_state, load_classifier
+
+    if path.suffix == FORMATS["safetensors"]:
+        metadata, state = _read_safetensors(path)
+        return build_from_state(metadata, state, path=path, architecture=model), metadata
+    classifier = load_classifier(path, architecture=model)
+    return classifier, classifier.description.plain()
+
+
+def as_student(network: "nn.Module", metadata: Mapping[str, Any]) -> Student:
+    """Wrap a network on the CPU, so that it is called with numpy arrays."""
+    import torch
+
+    def logits(images: Array) -> Array:
+        with torch.no_grad():
+            values: Array = network(torch.from_numpy(images)).float().numpy()
+        return values
+
+    return Student(metadata, logits)
+
+
+def _check_path(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix == FORMATS["torch"]:
+        raise UserError(
+            f"{path}: torch.export files are not read, as loading one can run code hidden in it; use the ONNX file or "
+            "the checkpoint, or call torch.export.load in your own code if you trust the file"
+        )
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return path
+
+
+def _open_onnx(path: Path) -> Student:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: reading an ONNX file needs onnxruntime: pip install onnxruntime") from None
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 (onnxruntime raises a class of its own for each kind of failure)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{path}: onnxruntime can't read it: {reason}") from None
+    metadata = _parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+    (name,) = (tensor.name for tensor in session.get_inputs())
+
+    def logits(images: Array) -> Array:
+        values: Array = session.run(None, {name: images})[0]
+        return values
+
+    return Student(metadata, logits)
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: reading it needs safetensors: pip install safetensors") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = _parse_metadata((file.metadata() or {}).get(METADATA_KEY), path)
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file: {error}") from None
+
+
+def _parse_metadata(text: str | None, path: Path) -> Mapping[str, Any]:
+    """Read the metadata that ``kd export`` wrote, and check what predicting depends on."""
+    try:
+        metadata = {"resize": "crop", **json.loads(text or "")}
+        size, classes = metadata["image_size"], metadata["classes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        metadata, size, classes = {}, None, None
+    has_classes = isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes)
+    if not has_classes or type(size) is not int or size < 1 or metadata["resize"] not in ("crop", "squash"):
+        raise UserError(f"{path}: not a file of `kd export`: its metadata lacks class names, image size or resize")
+    return metadata

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from kd.deploy.formats import Student, open_student
+from kd.deploy.loading import Student, open_student
 from kd.errors import UserError
 from kd.pixels import IMAGE_SUFFIXES, decode, square
 

@@ -1,6 +1,6 @@
 """Building a network by name, and reading one from a checkpoint."""
 
-from kd.models.catalog import build_classifier, parameters_by_name, torchvision_names, usual_size
+from kd.models.catalog import build_classifier, parameters_by_name, usual_size
 from kd.models.checkpoint import (
     CLASSIFIER_KEY,
     STATE_PREFIX,
@@ -10,17 +10,7 @@ from kd.models.checkpoint import (
     read_accuracy,
     read_plain,
 )
-from kd.models.classifier import Classifier, Description, Ensemble, Normalization
+from kd.models.classifier import Classifier, Description, Ensemble
 from kd.models.compute import Compute, fastest, keep_large_blocks, why_not_compiled
-from kd.models.cost import (
-    CLASSIC,
-    can_step,
-    free_memory,
-    is_depthwise,
-    largest_batch,
-    measure_cost,
-    measure_cost_by_name,
-    multiply_adds,
-    training_bytes,
-)
-from kd.models.features import FeatureReader, Survey, as_map, survey
+from kd.models.cost import CLASSIC, free_memory, largest_batch, measure_cost, measure_cost_by_name, training_bytes
+from kd.models.features import FeatureReader, Survey, survey

@@ -20,6 +20,7 @@ from kd.files import write_text
 _VERSION = 1
 _SAMPLES_PER_SIDE = 8
 _TEMPERATURE = 4.0
+_DISK_SHARE = 0.2
 
 
 class LogitStore:
@@ -36,7 +37,6 @@ class LogitStore:
         batch_size: Maximum number of images in a batch.
         classes: Number of classes C.
         top: Number of logits to keep, K; ``None``, or too many to save space: all.
-        share: Maximum share of the free disk space to use, in [0, 1].
 
     Attributes:
         divergence: Mean KL divergence of the kept from the exact soft targets at a temperature of 4, in nats per image.
@@ -51,7 +51,6 @@ class LogitStore:
         batch_size: int,
         classes: int,
         top: int | None = None,
-        share: float = 0.2,
     ) -> None:
         self.classes = classes
         # K class indices, K logits, and the value of all others.
@@ -65,7 +64,7 @@ class LogitStore:
         self.written_batches = 0
         self._shape = (batches, batch_size, width)
         self._epoch_bytes = 4 * batches * (batch_size * width + 1)
-        self._epochs_left = int(share * shutil.disk_usage(folder).free / self._epoch_bytes)
+        self._epochs_left = int(_DISK_SHARE * shutil.disk_usage(folder).free / self._epoch_bytes)
         self._epoch = -1
         self._arrays: tuple[NDArray[np.float32], NDArray[np.uint32]] | None = None
 

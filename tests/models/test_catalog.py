@@ -8,7 +8,9 @@ import torch
 import torchvision
 
 from kd.errors import UserError
-from kd.models import Classifier, Normalization, build_classifier, parameters_by_name, torchvision_names
+from kd.models import Classifier, build_classifier, parameters_by_name
+from kd.models.catalog import torchvision_names
+from kd.models.classifier import Normalization
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -5,15 +5,8 @@ import platform
 import pytest
 import torch
 
-from kd.models import (
-    Classifier,
-    build_classifier,
-    fastest,
-    is_depthwise,
-    keep_large_blocks,
-    multiply_adds,
-    why_not_compiled,
-)
+from kd.models import Classifier, build_classifier, fastest, keep_large_blocks, why_not_compiled
+from kd.models.cost import is_depthwise, multiply_adds
 from kd.teachers import FrozenTeacher
 from kd.training import Hardware
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.models import Classifier, Description, FeatureReader, as_map, build_classifier, survey
+from kd.models import Classifier, Description, FeatureReader, build_classifier, survey
+from kd.models.features import as_map
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -68,11 +68,11 @@ def test_corrupt_logits_and_checksums_are_not_read(tmp_path: Path, offset: int) 
 
 def test_a_full_disk_only_stops_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
-        free = 3 * 4 * 3 * (4 * 5 + 1)
+        free = 11 * 4 * 3 * (4 * 5 + 1)
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     images, logits = batch(0)
-    store = LogitStore(tmp_path, KEY, batches=3, batch_size=4, classes=5, share=0.7)
+    store = LogitStore(tmp_path, KEY, batches=3, batch_size=4, classes=5)
     for epoch in range(4):
         store.write(epoch, 0, images, logits)
     assert [store.read(epoch, 0, images) is not None for epoch in range(4)] == [True, True, False, False]
