@@ -55,6 +55,19 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
+def reserve(file: BinaryIO, size: int) -> None:
+    """Reserve ``size`` bytes on the disk for a file, so that writing to a mapping of it can't fail for lack of space.
+
+    Raises:
+        OSError: If the disk has too little space.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        # macOS: the file is filled, which fails like any other write.
+        file.write(bytes(size - file.seek(0, 2)))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with write_atomically(path) as file:

@@ -1,6 +1,7 @@
 """Checks before training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from kd import preflight
 from kd.cli import experiment
-from kd.data import BROKEN, FileFinding, LabeledImages, Splits, check_images, drop_broken, find_duplicates, read_splits
+from kd.data import BROKEN, FileFinding, LabeledImages, Splits, drop_broken, examine, find_duplicates, read_splits
 from kd.errors import UserError
 from kd.losses import build_objective
 from kd.models import Classifier, build_classifier, free_memory, largest_batch, training_bytes
@@ -40,6 +41,7 @@ def test_validation_images_that_are_also_training_images_are_found(make_folder: 
     copy = folder / "val" / "bee" / "copy.png"
     copy.write_bytes((folder / "train" / "ant" / "3.png").read_bytes())
     splits = read_splits(folder)
+    splits = replace(splits, train=examine(splits.train)[0], val=examine(splits.val)[0])
     assert find_duplicates(splits.train, splits.val) == [(folder / "train" / "ant" / "3.png", copy)]
     warnings = _texts(preflight.check_splits(splits, batch_size=8), "warning")
     (duplicates,) = [text for text in warnings if "also training images" in text]
@@ -126,12 +128,12 @@ def test_results_of_file_checks_are_cached(make_folder: MakeFolder, tmp_path: Pa
     cmyk = folder / "train" / "bee" / "cmyk.jpg"
     Image.new("CMYK", (20, 16)).save(cmyk)
     train = read_splits(folder).train
-    found = check_images(train, cache=tmp_path / "examined")
+    _, found = examine(train, cache=tmp_path / "examined")
     assert [(finding.kind, finding.path) for finding in found] == [(BROKEN, str(broken)), ("cmyk", str(cmyk))]
-    assert check_images(train, cache=tmp_path / "examined") == found
+    assert examine(train, cache=tmp_path / "examined")[1] == found
     (cached,) = (tmp_path / "examined").iterdir()
     cached.write_text("[[1]]")
-    assert check_images(train, cache=tmp_path / "examined") == found
+    assert examine(train, cache=tmp_path / "examined")[1] == found
     fewer = drop_broken(train, found[:1])
     assert len(fewer) == len(train) - 1
     assert "ant/2.png" not in fewer.keys

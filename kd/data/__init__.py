@@ -6,8 +6,9 @@ from kd.data.datamodule import ImageData
 from kd.data.datasets import DATASETS, cache_dir, load_splits, validation_images
 from kd.data.decode_cache import cache_decoded, room_for_cache
 from kd.data.folders import load_image, read_folder, read_splits, read_unlabeled
-from kd.data.image_check import BROKEN, FileFinding, check_images, drop_broken, find_duplicates
+from kd.data.image_check import BROKEN, FileFinding, drop_broken, find_duplicates
 from kd.data.images import UNLABELED, LabeledImages, Splits, channel_statistics, match_classes
+from kd.data.manifest import examine
 from kd.data.mixing import Mixing
 from kd.data.sharding import write_shards
 from kd.data.shards import ShardedSplits

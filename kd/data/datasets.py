@@ -1,6 +1,5 @@
 """Data sets by name: image folders, sharded archives, torchvision's data sets, and scikit-learn's digits."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from PIL import Image
 from torchvision import datasets
 
 from kd.data.folders import read_folder, read_splits
-from kd.data.images import LabeledImages, Splits
+from kd.data.images import LabeledImages, Splits, content_digest
 from kd.data.shards import read_shards, read_validation_shards
 from kd.errors import UserError
 from kd.registry import Registry
@@ -131,9 +130,10 @@ def _in_memory(root: Path, *, download: bool, kind: type[Any], name: str) -> Spl
         is_gray = pixels.ndim == len(("N", "H", "W"))
         pixels = pixels[:, None].expand(-1, 3, -1, -1) if is_gray else pixels.permute(0, 3, 1, 2)
         labels, keys = list(map(int, data.targets)), [f"{half}/{index}" for index in range(len(pixels))]
-        fingerprint = hashlib.blake2b(np.ascontiguousarray(data.data).data, digest_size=16).hexdigest()
+        contents = np.ascontiguousarray(data.data)
+        digests = np.frombuffer(b"".join(content_digest(each.data) for each in contents), dtype=np.uint8)
         load = partial(torch.select, pixels, 0)
-        halves.append(LabeledImages(tuple(data.classes), labels, keys, load, fingerprint=fingerprint))
+        halves.append(LabeledImages(tuple(data.classes), labels, keys, load, digests=digests.reshape(-1, 16)))
     return Splits(name, *halves)
 
 

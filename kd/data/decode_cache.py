@@ -1,29 +1,31 @@
 """A cache of decoded images: each file is decoded and resized once, then read from one large file."""
 
 import hashlib
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from xxhash import xxh3_64_intdigest
 
 from kd.data.images import LabeledImages, evenly_spaced
-from kd.errors import UserError
-from kd.files import write_atomically, write_text
+from kd.files import write_atomically
 
-_VERSION = 2
-_PIXELS, _INDEX = "pixels.u8", "index.json"
+_VERSION = 3
+_PIXELS, _INDEX = "pixels.u8", "index.npz"
 _CHUNK, _SAMPLE = 256, 32
 _THREADS = 4
 
@@ -57,66 +59,86 @@ def cache_decoded(
     if not images.files or images.fingerprint is None:
         return images
     path = folder / hashlib.blake2b(f"{_VERSION} {side} {images.fingerprint}".encode(), digest_size=16).hexdigest()
-    sizes = _read_sizes(path, len(images))
-    if sizes is None:
+    index = _read_index(path, len(images))
+    if index is None:
         if max_bytes < math.inf and _estimate_size(images, side) > max_bytes:
             return images
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             # Another process may have written it in the meantime.
-            sizes = _read_sizes(path, len(images)) or _write(images, side, path, progress)
-    return replace(images, load=CachedPixels(path / _PIXELS, sizes), cached_side=side)
+            index = _read_index(path, len(images)) or _write(images, side, path, progress)
+    load = CachedPixels(path / _PIXELS, index, partial(_load_resized, images, side))
+    return replace(images, load=load, cached_side=side)
 
 
-def _read_sizes(path: Path, count: int) -> list[tuple[int, int]] | None:
-    """Read the heights and widths of the images in a cache; ``None`` if it is missing or incomplete."""
-    try:
-        values = json.loads((path / _INDEX).read_text(encoding="utf-8"))["sizes"]
-        sizes = [(int(height), int(width)) for height, width in values]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return sizes if len(sizes) == count and all(min(size) > 0 for size in sizes) else None
+class Index(NamedTuple):
+    """Heights and widths of the images in a cache, ``(N, 2)``, and the checksums of their pixels, ``(N,)``, uint64."""
+
+    sizes: NDArray[np.int64]
+    checksums: NDArray[np.uint64]
+
+
+def _read_index(path: Path, count: int) -> Index | None:
+    """Read the index of a cache, and mark the cache as used; ``None`` if it is missing, damaged or incomplete."""
+    # Numpy's files are zip archives: a damaged part doesn't match its checksum.
+    with suppress(Exception), (path / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        index = Index(arrays["sizes"], arrays["checksums"])
+        if index.sizes.shape == (count, 2) and index.checksums.shape == (count,) and index.sizes.min() > 0:
+            os.utime(path / _INDEX)
+            return index
+    return None
 
 
 class CachedPixels:
     """Reads images from a cache's file: all images one after the other, each as ``(H, W, 3)``, uint8.
 
-    Reading is as fast as memory-mapping, whose pages would count as the memory of each process.
+    Reading is as fast as memory-mapping, whose pages would count as the memory of each process. An image that doesn't
+    match its checksum is decoded from its file again and repaired in the cache; without the cache's file, all are.
     """
 
-    def __init__(self, path: Path, sizes: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, path: Path, index: Index, decode: Callable[[int], Tensor]) -> None:
         self.path = path
-        self.sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        self.sizes, self.checksums = index
         self.starts = np.concatenate([[0], np.cumsum(3 * self.sizes.prod(axis=1))])
+        self._decode = decode
 
     def __call__(self, index: int) -> Tensor:
         """Read an image ``(3, H, W)``, uint8."""
         pixels = np.empty((*self.sizes[index], 3), dtype=np.uint8)
-        with self.path.open("rb", buffering=0) as file:
+        with suppress(OSError), self.path.open("rb", buffering=0) as file:
             file.seek(self.starts[index])
-            length = file.readinto(pixels.data)
-        if length < pixels.nbytes:
-            raise UserError(f"{self.path}: this cache of decoded images is truncated; delete it to have it rebuilt")
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+            file.readinto(pixels.data)
+        if xxh3_64_intdigest(pixels.data) == self.checksums[index]:
+            return torch.from_numpy(pixels).permute(2, 0, 1)
+        decoded = self._decode(index)
+        contents = decoded.permute(1, 2, 0).contiguous().numpy()
+        if contents.shape == pixels.shape and xxh3_64_intdigest(contents.data) == self.checksums[index]:
+            with suppress(OSError), self.path.open("r+b") as file:
+                file.seek(self.starts[index])
+                file.write(contents.data)
+        return decoded
 
 
-def _write(
-    images: LabeledImages, side: int, path: Path, progress: Callable[[int, int], object]
-) -> list[tuple[int, int]]:
+def _write(images: LabeledImages, side: int, path: Path, progress: Callable[[int, int], object]) -> Index:
     # Left by a killed process; the caller holds the lock.
     shutil.rmtree(path, ignore_errors=True)
     sizes: list[tuple[int, int]] = []
+    checksums: list[int] = []
     # Threads suffice, as Pillow decodes without holding the interpreter lock.
     with write_atomically(path / _PIXELS) as file, ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
         for start in range(0, len(images), _CHUNK):
             indices = range(start, min(start + _CHUNK, len(images)))
             for pixels in threads.map(partial(_load_resized, images, side), indices):
-                file.write(pixels.permute(1, 2, 0).contiguous().numpy().data)
+                contents = pixels.permute(1, 2, 0).contiguous().numpy().data
+                file.write(contents)
                 sizes.append((pixels.shape[1], pixels.shape[2]))
+                checksums.append(xxh3_64_intdigest(contents))
             progress(len(sizes), len(images))
+    index = Index(np.array(sizes, dtype=np.int64), np.array(checksums, dtype=np.uint64))
     # The index is written last: a cache without one is incomplete.
-    write_text(path / _INDEX, json.dumps({"side": side, "sizes": sizes}))
-    return sizes
+    with write_atomically(path / _INDEX) as file:
+        np.savez(file, **index._asdict())
+    return index
 
 
 def _load_resized(images: LabeledImages, side: int, index: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from kd.data.images import UNLABELED, LabeledImages, Splits, apply_at, fingerprint_of_files
+from kd.data.images import UNLABELED, LabeledImages, Splits, apply_at
 from kd.errors import UserError
 from kd.pixels import decode
 
@@ -87,8 +87,7 @@ def load_image(file: Path | BinaryIO, name: str = "") -> Tensor:
 
 
 def _images(paths: list[Path], keys: list[str], labels: list[int], *, classes: tuple[str, ...]) -> LabeledImages:
-    fingerprint = fingerprint_of_files(paths, keys)
-    return LabeledImages(classes, labels, keys, partial(apply_at, load_image, paths), paths, fingerprint)
+    return LabeledImages(classes, labels, keys, partial(apply_at, load_image, paths), paths)
 
 
 def _find_images(folder: Path) -> list[Path]:

@@ -1,30 +1,18 @@
 """A check of image files before training: broken or unusual files, and files in both splits."""
 
-import hashlib
-import json
-import random
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import cache as memoized
-from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image
 
 from kd.data.images import UNLABELED, LabeledImages
 from kd.errors import UserError
-from kd.files import write_text
 from kd.pixels import decode, why_not_decoded
 
 BROKEN = "broken"
-_VERSION = 2
-_THREADS = 4
 _TAIL = 1024
-_SAMPLE = 256
 _MANY_PIXELS, _FEW_PIXELS = 50_000_000, 8
 _LONG = 20
 # How complete files of a format end. Files of other formats are decoded to find out whether they are complete.
@@ -40,43 +28,13 @@ class FileFinding(NamedTuple):
     detail: str
 
 
-def check_images(images: LabeledImages, *, cache: Path | None = None) -> list[FileFinding]:
-    """Read the header and the end of each image file, and decode a sample: seconds for ten thousand images.
-
-    Findings are kept in the folder ``cache``, identified by the fingerprint of the images.
-    """
-    if not images.files:
-        return []
-    path = None
-    if cache is not None and images.fingerprint is not None:
-        digest = hashlib.blake2b(f"{_VERSION} {images.fingerprint}".encode(), digest_size=16)
-        path = cache / f"{digest.hexdigest()}.json"
-        with suppress(OSError, ValueError, TypeError, RecursionError):
-            return [FileFinding(*map(str, values)) for values in json.loads(path.read_text(encoding="utf-8"))]
-    count = len(images.files)
-    sample = set(random.Random(0).sample(range(count), min(_SAMPLE, count)))  # noqa: S311 (not a secret)
-    # Threads suffice, as Pillow reads and decodes without holding the interpreter lock.
-    with ThreadPoolExecutor(_THREADS) as threads:
-        checks = threads.map(lambda index: _check_file(images.files[index], decodes=index in sample), range(count))
-        findings = list(chain.from_iterable(checks))
-    if path is not None:
-        # If the cache can't be written, the files are checked again next time.
-        with suppress(OSError):
-            write_text(path, json.dumps(findings))
-    return findings
-
-
 def find_duplicates(train: LabeledImages, val: LabeledImages) -> list[tuple[Path, Path]]:
     """Return pairs of a training file and a validation file with the same content."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in train.files:
-        by_size[path.stat().st_size].append(path)
-    digest = memoized(lambda path: hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
-    pairs = []
-    for path in val.files:
-        same = (other for other in by_size.get(path.stat().st_size, []) if digest(other) == digest(path))
-        pairs += [(other, path) for other in islice(same, 1)]
-    return pairs
+    if train.digests is None or val.digests is None:
+        return []
+    by_content = {digest.tobytes(): path for digest, path in zip(train.digests, train.files, strict=True)}
+    of_val = zip(val.digests, val.files, strict=True)
+    return [(by_content[digest.tobytes()], path) for digest, path in of_val if digest.tobytes() in by_content]
 
 
 def drop_broken(images: LabeledImages, broken: Sequence[FileFinding]) -> LabeledImages:
@@ -90,15 +48,17 @@ def drop_broken(images: LabeledImages, broken: Sequence[FileFinding]) -> Labeled
     return kept
 
 
-def _check_file(path: Path, *, decodes: bool) -> list[FileFinding]:
+def check_file(path: Path, content: BinaryIO, *, decodes: bool) -> list[FileFinding]:
+    """Check the header and the end of an image file; decode it if required or if its format has no recognizable end."""
     try:
         # Pillow warns about properties that are checked here.
         with warnings.catch_warnings(action="ignore"):
-            with Image.open(path) as image:
+            with Image.open(content) as image:
                 findings = [FileFinding(kind, str(path), detail) for kind, detail in _check_header(image)]
                 end = _ENDS.get(image.format or "")
-            if decodes or end is None or end not in _tail(path):
-                decode(path)
+            if end is None or end not in _tail(content) or decodes:
+                content.seek(0)
+                decode(content, str(path))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return [FileFinding(BROKEN, str(path), why_not_decoded(error, str(path)))]
     except UserError as error:
@@ -128,8 +88,7 @@ def _check_header(image: Image.Image) -> Iterator[tuple[str, str]]:
         yield "long", f"{width} x {height} pixels; --resize crop shows only its center"
 
 
-def _tail(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - _TAIL))
-        return file.read()
+def _tail(content: BinaryIO) -> bytes:
+    size = content.seek(0, 2)
+    content.seek(max(0, size - _TAIL))
+    return content.read()

@@ -1,14 +1,17 @@
 """Labeled images as a value: classes, labels and keys in memory, pixels read on demand."""
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.errors import UserError
@@ -30,7 +33,7 @@ class LabeledImages:
         keys: Path of each image within its data set, on which its random views depend.
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
         files: The file of each image, or empty if the images don't come from files.
-        fingerprint: A digest that changes whenever an image does; ``None`` if there is none.
+        digests: Hash of the content of each image, ``(N, 16)``, uint8; ``None`` if it wasn't computed.
         cached_side: The short side, in pixels, to which larger images were resized in a decode cache, or ``None``.
     """
 
@@ -39,8 +42,24 @@ class LabeledImages:
     keys: Sequence[str]
     load: Callable[[int], Tensor]
     files: Sequence[Path] = ()
-    fingerprint: str | None = None
+    digests: NDArray[np.uint8] | None = field(default=None, compare=False)
     cached_side: int | None = None
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """A hash of the keys and the contents of all images, in order; ``None`` if these are unknown."""
+        digests = self.digests
+        if digests is None and self.files:
+            digests = np.frombuffer(b"".join(content_digest(path.read_bytes()) for path in self.files), dtype=np.uint8)
+        if digests is None:
+            return None
+        digest = hashlib.blake2b("\0".join(self.keys).encode(errors="surrogateescape"), digest_size=16)
+        digest.update(np.ascontiguousarray(digests).data)
+        return digest.hexdigest()
+
+    def with_digests(self, digests: NDArray[np.uint8]) -> "LabeledImages":
+        """Return the same images with the hashes of their contents."""
+        return replace(self, digests=digests)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -50,9 +69,9 @@ class LabeledImages:
         """Return the images at the given indices."""
         labels, keys = [self.labels[index] for index in indices], [self.keys[index] for index in indices]
         files = [self.files[index] for index in indices] if self.files else ()
-        fingerprint = fingerprint_of_files(files, keys) if files else None
+        digests = None if self.digests is None else self.digests[list(indices)]
         load = partial(apply_at, self.load, indices)
-        return replace(self, labels=labels, keys=keys, load=load, files=files, fingerprint=fingerprint)
+        return replace(self, labels=labels, keys=keys, load=load, files=files, digests=digests)
 
 
 def hide_labels(images: LabeledImages, indices: Collection[int]) -> LabeledImages:
@@ -63,7 +82,7 @@ def hide_labels(images: LabeledImages, indices: Collection[int]) -> LabeledImage
 
 def concatenate(first: LabeledImages, second: LabeledImages) -> LabeledImages:
     """Return the images of both, with the classes of the first."""
-    fingerprints = (first.fingerprint, second.fingerprint)
+    digests = [images.digests for images in (first, second) if images.digests is not None]
     return LabeledImages(
         classes=first.classes,
         labels=[*first.labels, *second.labels],
@@ -71,7 +90,7 @@ def concatenate(first: LabeledImages, second: LabeledImages) -> LabeledImages:
         load=partial(_load_from_either, first, second),
         files=[*first.files, *second.files],
         cached_side=first.cached_side if second.cached_side is not None or not second.files else None,
-        fingerprint=None if None in fingerprints else f"{first.fingerprint} {second.fingerprint}",
+        digests=np.concatenate(digests) if len(digests) == len((first, second)) else None,
     )
 
 
@@ -85,13 +104,9 @@ def _load_from_either(first: LabeledImages, second: LabeledImages, index: int) -
     return first.load(index) if index < len(first) else second.load(index - len(first))
 
 
-def fingerprint_of_files(files: Sequence[Path], keys: Sequence[str]) -> str:
-    """Return a digest of the keys, the sizes and the modification times of files."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file, key in zip(files, keys, strict=True):
-        facts = file.stat()
-        digest.update(f"{key}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+def content_digest(content: bytes | memoryview) -> bytes:
+    """Return a hash of 16 bytes of an image's content."""
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 @dataclass(frozen=True)

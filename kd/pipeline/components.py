@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from kd.data import (
     BROKEN,
     Batches,
+    FileFinding,
     ImageData,
     LabeledImages,
     Mixing,
@@ -23,8 +25,8 @@ from kd.data import (
     Splits,
     cache_dir,
     channel_statistics,
-    check_images,
     drop_broken,
+    examine,
     load_splits,
     plain_view,
     read_unlabeled,
@@ -298,8 +300,12 @@ def _load_images(settings: Settings, console: Console) -> Images:
             raise UserError(f"{flag}: not available with --dataset webdataset: {reason}")
     unlabeled = None if data.unlabeled_data is None else read_unlabeled(data.unlabeled_data)
     skips_broken = data.on_bad_image == "skip"
-    checked = [images for images in (splits.train, splits.val, unlabeled) if images]
-    files = [finding for images in checked for finding in check_images(images, cache=cache_dir() / "examined")]
+    train, of_train = _examine(splits.train, settings, console)
+    val, of_val = _examine(splits.val, settings, console)
+    splits, files = replace(splits, train=train, val=val), [*of_train, *of_val]
+    if unlabeled is not None:
+        unlabeled, of_unlabeled = _examine(unlabeled, settings, console)
+        files += of_unlabeled
     findings = check_files(files, skips_broken=skips_broken)
     if skips_broken:
         broken = [finding for finding in files if finding.kind == BROKEN]
@@ -320,6 +326,18 @@ def _load_images(settings: Settings, console: Console) -> Images:
         unlabeled = cache(unlabeled, image_size=data.image_size, augment=data.augment)
     mean, std = channel_statistics(by_size[data.image_size].train, plain_view(data.image_size, data.resize))
     return Images(by_size, unlabeled, mean, std, tuple(findings))
+
+
+def _examine(images: LabeledImages, settings: Settings, console: Console) -> tuple[LabeledImages, list[FileFinding]]:
+    """Hash and check image files; unchanged files are not read again."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading image files", total=None)
+        return examine(
+            images,
+            cache=cache_dir() / "examined",
+            verify=settings.data.verify,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
 
 
 def _build_objectives(settings: Settings, num_classes: int) -> tuple[Objective, dict[str, Objective]]:

@@ -181,6 +181,8 @@ def _print_store(store: LogitStore, console: Console) -> None:
     if store.read_batches:
         computed = f", {store.written_batches:,} computed" if store.written_batches else ""
         console.print(f"teacher logits: {store.read_batches:,} batches read from the cache{computed}")
+    if store.problem is not None:
+        console.print(f"note: not all of the teacher's logits are stored: {store.problem}")
     if store.top is not None and store.written_batches:
         console.print(
             f"teacher logits: the largest {store.top:,} of {store.classes:,} kept; soft targets at temperature 4 "

@@ -173,6 +173,13 @@ class DataSettings:
         DISTILLED,
         not_for_streams=_NOT_STORED,
     )
+    verify: Literal["sample", "full"] = setting(
+        "sample",
+        "image files to read again and compare with their recorded content at each start: sample (a random sample of "
+        "those whose size, times and inode are unchanged) or full (all)",
+        NOTHING,
+        per_machine=True,
+    )
     on_bad_image: Literal["error", "skip"] = setting(
         "error", "images that can't be decoded: error (stop and name the file) or skip (leave out and count)", NOTHING
     )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kd.files import write_text
+from kd.files import reserve, write_atomically, write_text
 
 _VERSION = 1
 _SAMPLES_PER_SIDE = 8
@@ -39,6 +39,7 @@ class LogitStore:
         top: Number of logits to keep, K; ``None``, or too many to save space: all.
 
     Attributes:
+        problem: Why an epoch isn't stored, or ``None``.
         divergence: Mean KL divergence of the kept from the exact soft targets at a temperature of 4, in nats per image.
     """
 
@@ -60,6 +61,7 @@ class LogitStore:
         self.folder = folder / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         write_text(self.folder / "about.json", text)
         self.divergence = 0.0
+        self.problem: str | None = None
         self.read_batches = 0
         self.written_batches = 0
         self._shape = (batches, batch_size, width)
@@ -108,16 +110,20 @@ class LogitStore:
             return self._arrays
         self._epoch, self._arrays = epoch, None
         path = self.folder / f"{epoch:05d}.f32"
-        if not path.is_file():
-            if self._epochs_left < 1:
-                return None
-            self._epochs_left -= 1
-            # A sparse file: batches that aren't written take no space.
-            with path.open("ab") as file:
-                file.truncate(self._epoch_bytes)
-        logits = np.memmap(path, dtype=np.float32, mode="r+", shape=self._shape)
-        checksums = np.memmap(path, dtype=np.uint32, mode="r+", offset=logits.nbytes, shape=self._shape[:1])
-        self._arrays = logits, checksums
+        # Without its folder, or without room on the disk, training continues without the store.
+        try:
+            if not path.is_file() or path.stat().st_size != self._epoch_bytes:
+                if self._epochs_left < 1:
+                    self.problem = "the disk is too full"
+                    return None
+                self._epochs_left -= 1
+                with write_atomically(path) as file:
+                    reserve(file, self._epoch_bytes)
+            logits = np.memmap(path, dtype=np.float32, mode="r+", shape=self._shape)
+            checksums = np.memmap(path, dtype=np.uint32, mode="r+", offset=logits.nbytes, shape=self._shape[:1])
+            self._arrays = logits, checksums
+        except OSError as error:
+            self.problem = error.strerror
         return self._arrays
 
 

@@ -61,19 +61,52 @@ def test_a_changed_file_is_decoded_again(folder: Path, tmp_path: Path) -> None:
 def test_a_cache_left_incomplete_by_a_killed_run_is_rebuilt(folder: Path, tmp_path: Path) -> None:
     first = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     (path,) = [entry for entry in (tmp_path / "caches").iterdir() if entry.is_dir()]
-    (path / "index.json").unlink()
+    (path / "index.npz").unlink()
     (path / "pixels.u8").write_bytes(b"half")
     (path / ".pixels.u8.abc.tmp").write_bytes(b"half")
     again = cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     torch.testing.assert_close(again.load(4), first.load(4), rtol=0, atol=0)
-    assert sorted(file.name for file in path.iterdir()) == ["index.json", "pixels.u8"]
+    assert sorted(file.name for file in path.iterdir()) == ["index.npz", "pixels.u8"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "overwritten", "truncated", "deleted"])
+def test_damaged_images_are_decoded_again_and_repaired(folder: Path, tmp_path: Path, damage: str) -> None:
+    files = read_folder(folder)
+    expected = [cache_decoded(files, 16, tmp_path / "caches").load(index).clone() for index in range(6)]
+    (pixels,) = (tmp_path / "caches").glob("*/pixels.u8")
+    content = bytearray(pixels.read_bytes())
+    if damage == "deleted":
+        pixels.unlink()
+    else:
+        content[500] ^= 1
+        damaged = {"flipped": content, "overwritten": bytes(len(content)), "truncated": content[:-1000]}[damage]
+        pixels.write_bytes(bytes(damaged))
+    cached = cache_decoded(files, 16, tmp_path / "caches")
+    torch.testing.assert_close([cached.load(index) for index in range(6)], expected, rtol=0, atol=0)
+    if damage != "deleted":
+        content[500] ^= 1
+        assert pixels.read_bytes() == content
+
+
+def test_a_folder_with_the_names_sizes_and_times_of_another_has_its_own_cache(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for path in read_folder(folder).files:
+        copy = (other / path.relative_to(folder)).with_suffix(".bmp")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(path.with_suffix(".bmp"))
+        Image.open(path).point(lambda level: 255 - level).save(copy)
+        path.unlink()
+        for bitmap in (path.with_suffix(".bmp"), copy):
+            os.utime(bitmap, (1e9, 1e9))
+    first, second = (cache_decoded(read_folder(root), 16, tmp_path / "caches") for root in (folder, other))
+    assert not torch.equal(first.load(0), second.load(0))
 
 
 def test_a_broken_image_is_an_error_with_its_path_and_leaves_no_cache(folder: Path, tmp_path: Path) -> None:
     (folder / "bee" / "1.png").write_bytes(b"\x89PNG and no more")
     with pytest.raises(UserError, match=r"1\.png: this image can't be decoded"):
         cache_decoded(read_folder(folder), 16, tmp_path / "caches")
-    assert not list((tmp_path / "caches").glob("*/index.json"))
+    assert not list((tmp_path / "caches").glob("*/index.npz"))
 
 
 def test_images_without_files_or_above_the_size_limit_are_not_cached(folder: Path, tmp_path: Path) -> None:
