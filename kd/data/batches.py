@@ -79,10 +79,7 @@ class Batches(LightningDataModule):
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
 
     def batch_weight(self, batch: int) -> float:
-        """Return the weight of a batch of this process in the mean over the batches of all processes.
-
-        It is 1 unless the images don't divide evenly, so that the last batches differ in size.
-        """
+        """Return the weight of a batch of this process in the mean over all processes; 1 if their sizes are equal."""
         rank, world_size = self._rank_and_world_size()
         counts, drop_last = self._images_per_process(world_size)
         sizes = [min(count - batch * self.batch_size, self.batch_size) for count in counts]
@@ -99,8 +96,7 @@ class Batches(LightningDataModule):
     def _images_per_process(self, world_size: int) -> tuple[list[int], bool]:
         """Return each process's number of images in an epoch, and whether all processes drop their last batch.
 
-        They do where a process's last batch is a single image, on which batch normalization fails; all processes then
-        take the same number of steps.
+        They do if one of these batches is a single image, on which batch normalization fails.
         """
         counts = split_evenly(self.train_count, world_size)
         drop_last = self.batch_size > 1 and any(count % self.batch_size == 1 for count in counts)
@@ -112,11 +108,7 @@ class Batches(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _next_epoch(self) -> int:
-        """Return the epoch that the training loader is built for.
-
-        Lightning takes the first batches of a resumed run before it sets the sampler's epoch, and restores the loader's
-        state only within an epoch.
-        """
+        """Return the epoch of the training loader; a resumed run reads batches before Lightning sets its sampler's."""
         return 0 if self.trainer is None else int(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
     def _batches_done(self) -> int:

@@ -21,10 +21,7 @@ _AREA_SCALE = 2.0
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Parameters of a crop: a box in pixels, in an image rotated about its center, and whether it is flipped.
-
-    The image is rotated first, by ``angle`` degrees counter-clockwise; its corners become black.
-    """
+    """A box in pixels, in an image first rotated about its center by ``angle`` degrees counter-clockwise."""
 
     top: int
     left: int
@@ -34,10 +31,9 @@ class ResizedCrop:
     flipped: bool = False
 
     def matrix(self, height: int, width: int, size: int) -> NDArray[np.float64]:
-        """Return the affine map ``(2, 3)`` from positions ``(x, y, 1)`` in the view to positions in the image.
+        """Return the affine map ``(2, 3)`` from positions ``(x, y, 1)`` in a view to those in an image of that size.
 
-        Positions are in pixels from the upper left corner; the center of the first pixel is at 0.5. ``height`` and
-        ``width`` are those of the image, ``size`` is the side of the view.
+        Positions are in pixels from the upper left corner; the center of the first pixel is at 0.5.
         """
         x_scale, x_start = (-self.width, self.left + self.width) if self.flipped else (self.width, self.left)
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))

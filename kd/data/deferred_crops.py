@@ -15,15 +15,12 @@ from kd.data.crops import crop_batch
 from kd.data.decode_cache import CachedPixels
 from kd.data.views import Views
 
+# Maximum fraction of the device's free memory for resident images; the networks need the rest.
 _MEMORY_FRACTION = 0.3
-"""Maximum fraction of the device's free memory for resident images; the networks need the rest."""
 
 
 class DeferredCrops(NamedTuple):
-    """A batch of views that are still to be cropped, in the arguments of `crop_batch`.
-
-    ``pixels`` is ``None`` if the images are resident on the device.
-    """
+    """A batch of views to crop, as arguments of `crop_batch`; without pixels if these are resident on the device."""
 
     pixels: Tensor | None
     starts: Tensor
@@ -41,10 +38,7 @@ class DeferredCrops(NamedTuple):
 
 @dataclass(eq=False)
 class DeferredCropDataset(Dataset[tuple[DeferredCrops, Tensor]]):
-    """Batches of deferred crops and labels, indexed by a list of ``(epoch, index)``.
-
-    If all images are ``resident`` on the device, batches don't contain them.
-    """
+    """Batches of deferred crops and labels, indexed by a list of ``(epoch, index)``; without ``resident`` images."""
 
     views: Views
     resident: bool

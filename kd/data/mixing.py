@@ -13,9 +13,6 @@ class Mixing:
         cutmix: Parameter alpha of the Beta distribution of the area pasted; 0: no CutMix.
         num_classes: Number of classes C.
 
-    Raises:
-        ValueError: If both are 0, or one is negative.
-
     Source: Zhang et al. (2017), section 2, https://arxiv.org/abs/1710.09412 (mixup); Yun et al. (2019), section 3,
     https://arxiv.org/abs/1905.04899 (CutMix)
     """
@@ -32,8 +29,7 @@ class Mixing:
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images ``(B, 3, S, S)``, floating point, with labels ``(B,)``, -1 for unlabeled images.
 
-        Returns:
-            The mixed images, and their class probabilities ``(B, C)``, all 0 if a mixture contains an unlabeled image.
+        Labels become class probabilities ``(B, C)``, all 0 if a mixture contains an unlabeled image.
         """
         images, mixed = self._mix(images, labels.where(labels >= 0, torch.full_like(labels, self._num_classes)))
         has_unlabeled = mixed[:, self._num_classes :] > 0

@@ -26,15 +26,10 @@ _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 @dataclass(frozen=True)
 class Shard:
-    """An archive of samples.
+    """An archive of a number of images, at a path or a URL that webdataset can open.
 
-    Args:
-        name: Folder and file name within the folder of the data set.
-        url: Path, or a URL that webdataset can open.
-        images: Number of images.
-        labels: Label of each image; empty for training images.
-        keys: Key of each image, likewise.
-        marks: Byte offset of every `MARK_EVERY`-th sample, from which an archive on disk can be read.
+    Labels and keys of the images are only read for validation images. ``marks`` are the byte offsets of every
+    `MARK_EVERY`-th sample, from which an archive on disk can be read.
     """
 
     name: str

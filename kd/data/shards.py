@@ -76,12 +76,8 @@ def read_shards(
 ) -> ShardedSplits:
     """Find the training and validation shards of a folder with ``classes.txt`` and usually ``index.json``.
 
-    Args:
-        data_dir: The folder.
-        train_data: Folder of training shards within it, or a pattern such as ``train/{000000..000146}.tar`` or
-            ``https://host/train/{000000..000146}.tar``.
-        val_data: Likewise.
-        cache: Folder for the counts of shards that are not in the index.
+    ``train_data`` and ``val_data`` are folders within it, or patterns such as ``train/{000000..000146}.tar`` or
+    ``https://host/train/{000000..000146}.tar``. Shards that are not in the index are counted; ``cache`` keeps the counts.
     """
     root, classes = _read_classes(data_dir)
     train = _find(root, train_data, "--train_data", classes, cache)
@@ -132,23 +128,13 @@ def _expand(root: Path, pattern: str, flag: str) -> dict[str, str]:
     except (ValueError, AssertionError) as error:
         raise UserError(f"{flag} {pattern}: this pattern is invalid: {error}") from None
     if "://" in pattern or pattern.startswith("pipe:"):
-        return {_remote_name(url): url for url in expanded}
+        # By folder and file name, as in "pipe:curl -s https://host/data/train/000001.tar".
+        return {(re.findall(r"[^/\s]+/[^/\s]+\.tar", url) or [url])[-1]: url for url in expanded}
     for name in expanded:
         if not (root / name).is_file():
             kind = "shard" if name.endswith(".tar") else "folder of shards"
             raise UserError(f"{root / name}: there is no such {kind} (set by {flag})")
     return {name: str((root / name).absolute()) for name in expanded}
-
-
-def _remote_name(url: str) -> str:
-    """Return the folder and file name of a remote shard, its name in the index.
-
-    Example:
-        >>> _remote_name("pipe:curl -s https://host/data/train/000001.tar")
-        'train/000001.tar'
-    """
-    found: list[str] = re.findall(r"[^/\s]+/[^/\s]+\.tar", url)
-    return found[-1] if found else url
 
 
 def _sample_images(shards: Shards) -> LabeledImages:

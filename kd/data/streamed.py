@@ -57,14 +57,8 @@ def usable_workers(workers: int) -> int:
 class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
     """Batches of views with their labels, indexed by ``(epoch, batch)``; fast if a substream is read in order.
 
-    Args:
-        shards: The archives.
-        ranges: The images of each batch, from `batch_ranges`.
-        view: Turns an image into a square view.
-        order_seed: Seed of the order, together with the epoch; ``None`` keeps the order of the archives.
-        view_seed: Seed of the views, together with epoch and image key; ``None`` for a deterministic view.
-        reads_labels: Whether the labels are used.
-        left_out: As of :class:`kd.data.views.Views`.
+    ``ranges`` are from `batch_ranges`. Images are shuffled by ``order_seed`` and the epoch; ``None`` keeps the order of
+    the archives. ``view``, ``view_seed`` and ``left_out`` are as of :class:`kd.data.views.Views`.
     """
 
     shards: Shards

@@ -80,11 +80,8 @@ def training_view(augment: str, size: int, resize: str = "crop") -> View:
 class Views(Dataset[tuple[Tensor, int]]):
     """Views of images with their labels, indexed by ``(epoch, index)``.
 
-    Args:
-        images: The images.
-        view: Turns an image into a square.
-        seed: Random seed of the views, together with epoch and image key; ``None`` for a deterministic view.
-        left_out: As of :class:`kd.data.Batches`.
+    Views are drawn from the seed, the epoch and the image key; ``None`` is for a deterministic view. ``left_out`` is as
+    of :class:`kd.data.Batches`.
     """
 
     images: LabeledImages
@@ -152,8 +149,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Args:
         indices: The images, or batches, to sample.
         seed: Random seed of the order, together with the epoch; ``None`` keeps the order of ``indices``.
-        rank: Rank of this process.
-        world_size: Number of processes.
+        rank, world_size: Rank of this process, and number of processes.
         even: Whether the first images are repeated, so that each process samples the same number.
         period: Number of epochs after which views and order repeat; ``None``: never.
     """

@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,20 +12,19 @@ from rich.console import Console
 from kd.console import make_console
 from kd.errors import Interrupted, UserError
 
+# Environment variable of a worker whose results another process prints and writes.
+_WORKER = "KD_SWEEP_WORKER"
+
 
 def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, console: Console | None = None) -> None:
     """Run the trials of a sweep until enough are finished, then print its table and write its files.
 
     Args:
         file: The sweep's YAML file, see :mod:`kd.sweep.plan`.
-        storage: URL of a database that the workers share, or path of a journal file; ``None``: SQLite in the sweep's
+        storage: URL of a database that the workers share, or path of a journal file; by default SQLite in the sweep's
             folder.
         workers: Number of processes to start; each runs one trial at a time.
         console: Where to print.
-
-    Raises:
-        UserError: If something in the file, or the storage, is wrong.
-        Interrupted: After SIGTERM or SIGINT.
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
@@ -37,15 +39,14 @@ def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, conso
 
     from kd.sweep.results import write_results
     from kd.sweep.trials import prepare, run_trials
-    from kd.sweep.workers import WORKER, run_workers
     from kd.training import Interruption
 
-    is_worker = WORKER in os.environ
+    is_worker = _WORKER in os.environ
     try:
         with Interruption().listening():
             study = prepare(plan, storage, Console(quiet=True) if is_worker else console)
             if workers > 1:
-                run_workers(plan, workers, storage)
+                _run_workers(workers, [str(file), *(["--storage", storage] if storage else [])])
             else:
                 run_trials(plan, study, console)
     except Interrupted as stopped:
@@ -53,3 +54,34 @@ def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, conso
         raise Interrupted(str(stopped), received=stopped.received, advice=advice) from stopped
     if not is_worker:
         write_results(plan, study, console)
+
+
+def _run_workers(count: int, arguments: Sequence[str]) -> None:
+    """Start worker processes, which print their trials themselves, and wait until they end."""
+    import torch
+
+    command = [sys.executable, "-m", "kd", "sweep", *arguments]
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shares = [_share_of_machine(number, count, cores=cores, gpus=gpus.split(",")) for number in range(count)]
+    processes = [subprocess.Popen(command, env=os.environ | share | {_WORKER: "1"}) for share in shares]  # noqa: S603
+    try:
+        for process in processes:
+            process.wait()
+        if all(process.returncode for process in processes):
+            raise UserError(f"--workers {count}: every worker failed; see their messages above")
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def _share_of_machine(number: int, count: int, *, cores: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Return the environment variables that give one of several workers its share of the cores and one of the GPUs.
+
+    Example:
+        >>> _share_of_machine(2, 3, cores=8, gpus=["0", "1"])
+        {'OMP_NUM_THREADS': '2', 'CUDA_VISIBLE_DEVICES': '0'}
+    """
+    return {"OMP_NUM_THREADS": str(max(1, cores // count)), "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}

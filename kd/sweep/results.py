@@ -44,9 +44,8 @@ def write_results(plan: Plan, study: optuna.Study, console: Console) -> None:
     print_sweep(sweep, console)
     console.print(f"\n  {page}\n  {results}")
     if best is not None:
-        console.print(
-            f"  {config}\nTo train the best again, with a baseline: experiment.py --baseline --config {config}"
-        )
+        command = f"experiment.py --baseline --config {config}"
+        console.print(f"  {config}\nTo train the best again, with a baseline: {command}")
 
 
 def _facts(trial: FrozenTrial) -> dict[str, Any]:

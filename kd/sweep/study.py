@@ -7,7 +7,6 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,8 +16,8 @@ from kd.randomness import derive_seed
 from kd.sweep.plan import Plan
 
 _DEFINITION = "definition"
+# For a trial that kills its workers, for example because it runs out of memory.
 _MAX_RETRY = 2
-"""A trial that kills its workers, such as by exhausting memory, is given up after so many retries."""
 
 
 class SeededTPESampler(optuna.samplers.TPESampler):
@@ -35,11 +34,7 @@ class SeededTPESampler(optuna.samplers.TPESampler):
 
 
 def open_study(plan: Plan, storage: str | None = None) -> optuna.Study:
-    """Open the study of a sweep, or create it.
-
-    Raises:
-        UserError: If the storage can't be opened, or holds a sweep of this name with another definition.
-    """
+    """Open the study of a sweep, or create it; another definition of a sweep of this name is an error."""
     shown = plan.folder / "sweep.db" if storage is None else f"--storage {re.sub('//.*@', '//...@', storage)}"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -58,22 +53,10 @@ def open_study(plan: Plan, storage: str | None = None) -> optuna.Study:
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     if names:
         changes = "; ".join(f"{name} was {old.get(name)} and is now {new.get(name)}" for name in names)
-        raise UserError(
-            f"{plan.file}: the sweep was started with other settings: {changes}; restore them, or change the name"
-        )
+        problem = f"the sweep was started with other settings: {changes}; restore them, or change the name"
+        raise UserError(f"{plan.file}: {problem}")
     study.set_user_attr(_DEFINITION, new)
     return study
-
-
-def has_heartbeat(study: optuna.Study) -> bool:
-    """Return whether workers tell the study's storage that they are alive."""
-    return is_heartbeat_enabled(study._storage)  # noqa: SLF001 (there is no public way)
-
-
-def fail_lost_trials(study: optuna.Study) -> None:
-    """Fail the trials of workers without a heartbeat, which adds them again to be retried."""
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        optuna.storages.fail_stale_trials(study)
 
 
 def _open_storage(plan: Plan, storage: str | None) -> BaseStorage:

@@ -4,14 +4,16 @@ import math
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
@@ -21,26 +23,20 @@ from kd.pipeline import find_teachers, run_experiment
 from kd.report import summarize, write_summary
 from kd.settings import Settings
 from kd.sweep.plan import Plan
-from kd.sweep.spaces import suggest
-from kd.sweep.study import fail_lost_trials, has_heartbeat, open_study
+from kd.sweep.study import open_study
 
+# Attribute of a trial: why it stopped early.
 REASON = "reason"
-"""Attribute of a trial: why it stopped early."""
 _TEACHERS = "teachers"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_POLL_SECONDS = 1.0
 
 
 class _SurplusTrial(Exception):  # noqa: N818 (not an error)
-    """Two workers started a trial when a single one was left; that with the higher number is dropped."""
+    """Two workers started a trial when only one was left; the one with the higher number is dropped."""
 
 
 def prepare(plan: Plan, storage: str | None, console: Console) -> optuna.Study:
-    """Check the settings of all trials, open the study, and let one worker train or find the teacher.
-
-    Raises:
-        UserError: If settings, storage or teacher are wrong.
-    """
+    """Check the settings of all trials, open the study, and let one worker train or find the teacher."""
     quiet = Console(quiet=True)
     for number, parameters in enumerate(plan.examples()):
         try:
@@ -89,23 +85,19 @@ def trial_settings(plan: Plan, study: optuna.Study, parameters: Mapping[str, Any
 def run_trials(plan: Plan, study: optuna.Study, console: Console) -> None:
     """Run trials beside any number of other workers, until just as many as planned are finished.
 
-    A trial whose training diverges, or whose settings turn out to be impossible, is recorded as pruned with a reason:
-    unlike Optuna's failed trials, pruned ones teach the sampler to avoid their region. A worker that isn't needed
-    anymore waits for the others' trials, to retry one that is lost. A journal file has no heartbeats and so can't tell
-    lost trials from running ones; there, nobody waits, and some trials more may be finished.
-
-    Raises:
-        UserError: If a trial meets an error that its settings didn't cause.
-        Interrupted: After SIGTERM or SIGINT.
+    A trial whose training diverges, or whose settings are impossible, is recorded as pruned with a reason: unlike
+    Optuna's failed trials, pruned ones make the sampler avoid their region. An idle worker waits for the others, to
+    retry a lost trial. A journal file has no heartbeats, so that lost and running trials can't be distinguished: there,
+    no worker waits, and a few more trials may be finished.
     """
-    running = (TrialState.RUNNING,) if has_heartbeat(study) else ()
+    has_heartbeat = is_heartbeat_enabled(study._storage)  # noqa: SLF001 (there is no public way)
+    running = (TrialState.RUNNING,) if has_heartbeat else ()
 
     def objective(trial: optuna.Trial) -> float:
         if running and _count(study, (*_FINISHED, *running, TrialState.WAITING), before=trial.number) >= plan.trials:
             raise _SurplusTrial
-        for name, space in plan.spaces.items():
-            suggest(trial, name, space)
-        console.print(f"trial {trial.number} · started · {format_parameters(trial.params)}")
+        draw_parameters(trial, plan.spaces)
+        console.print(f"trial {trial.number} · started · {_format_parameters(trial.params)}")
         try:
             return _distill(plan, study, trial)
         except UserError as error:
@@ -114,27 +106,37 @@ def run_trials(plan: Plan, study: optuna.Study, console: Console) -> None:
             trial.set_user_attr(REASON, f"failed: {error}")
             raise optuna.TrialPruned from error
 
+    def print_result(_: optuna.Study, trial: FrozenTrial) -> None:
+        if trial.state in _FINISHED:
+            result = trial.user_attrs.get(REASON, f"val acc {trial.value or 0:.3f}")
+            console.print(f"trial {trial.number} · {result} · {_format_parameters(trial.params)}")
+
     while _count(study, _FINISHED) < plan.trials:
         if _count(study, (*_FINISHED, *running)) >= plan.trials:
-            time.sleep(_POLL_SECONDS)
-            fail_lost_trials(study)
+            time.sleep(1.0)
+            # Adds the trials of workers without a heartbeat again, to be retried.
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                optuna.storages.fail_stale_trials(study)
             continue
         try:
-            study.optimize(
-                objective, n_trials=1, catch=_SurplusTrial, callbacks=[partial(_print_result, console=console)]
-            )
+            study.optimize(objective, n_trials=1, catch=_SurplusTrial, callbacks=[print_result])
         except UpdateFinishedTrialError:
             console.print(f"No heartbeat for {plan.lost_after} s: this worker's trial was given to another one.")
 
 
-def _print_result(_: optuna.Study, trial: FrozenTrial, *, console: Console) -> None:
-    if trial.state in _FINISHED:
-        result = trial.user_attrs.get(REASON, f"val acc {trial.value or 0:.3f}")
-        console.print(f"trial {trial.number} · {result} · {format_parameters(trial.params)}")
+def draw_parameters(trial: optuna.Trial, spaces: Mapping[str, BaseDistribution]) -> None:
+    """Draw a trial's parameters."""
+    for name, space in spaces.items():
+        if isinstance(space, CategoricalDistribution):
+            trial.suggest_categorical(name, space.choices)
+        elif isinstance(space, FloatDistribution):
+            trial.suggest_float(name, **vars(space))
+        else:
+            trial.suggest_int(name, **vars(space))
 
 
 def _count(study: optuna.Study, states: tuple[TrialState, ...], *, before: float = math.inf) -> int:
-    """Return the number of trials in one of the states, of those before a trial's number."""
+    """Return the number of trials in one of the states, with a number below ``before``."""
     return sum(trial.number < before for trial in study.get_trials(deepcopy=False, states=states))
 
 
@@ -168,13 +170,6 @@ def _is_caused_by_settings(error: UserError, plan: Plan) -> bool:
     return isinstance(error, NotFiniteError) or is_out_of_memory or bool(flags & plan.searched.keys())
 
 
-def format_parameters(parameters: Mapping[str, Any]) -> str:
-    """Return a trial's parameters in one line.
-
-    Example:
-        >>> format_parameters({"learning_rate": 0.0123456, "student_model": "simple"})
-        'learning_rate 0.01235, student_model simple'
-    """
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in parameters.items()
-    )
+def _format_parameters(parameters: Mapping[str, Any]) -> str:
+    values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in parameters.items()}
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -6,8 +6,8 @@ import pytest
 
 from kd.errors import UserError
 from kd.sweep.plan import Plan, read_plan
-from kd.sweep.spaces import suggest
 from kd.sweep.study import open_study
+from kd.sweep.trials import draw_parameters
 
 
 def plan_of(more: str = "") -> Plan:
@@ -24,7 +24,7 @@ def draw(storage: str, seed: int, *, reopen: bool) -> list[float]:
     for _ in range(3):
         study = open_study(plan, storage) if reopen else study
         trial = study.ask()
-        suggest(trial, "temperature", plan.spaces["temperature"])
+        draw_parameters(trial, plan.spaces)
         study.tell(trial, 0.5)
     return [trial.params["temperature"] for trial in study.trials]
 
