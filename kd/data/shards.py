@@ -77,7 +77,7 @@ def read_shards(
     """Find the training and validation shards of a folder with ``classes.txt`` and usually ``index.json``.
 
     ``train_data`` and ``val_data`` are folders within it, or patterns such as ``train/{000000..000146}.tar`` or
-    ``https://host/train/{000000..000146}.tar``. Shards that are not in the index are counted; ``cache`` keeps the counts.
+    ``https://host/train/{000000..000146}.tar``. Shards missing from the index are counted; ``cache`` keeps the counts.
     """
     root, classes = _read_classes(data_dir)
     train = _find(root, train_data, "--train_data", classes, cache)
