@@ -36,7 +36,7 @@ EXPERIMENT = (
 
 # Durations, paths, and Lightning's counts of restarts differ legitimately.
 _IGNORED_KEYS = {"seconds", "images_per_second", "checkpoint", "folder", "validation", "teacher_predictions"}
-_IGNORED_KEYS |= {"teacher", "loops"}
+_IGNORED_KEYS |= {"teacher_checkpoints", "loops"}
 _IGNORED_KEY_PARTS = ("path", "kth_", "best_k", "current_score", "Throughput")
 
 

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "predict": _predict,
                 "sweep": _sweep,
                 "report": _report,
+                "diff": _diff,
                 "tensorboard": _tensorboard,
                 "shard": _shard,
                 "models": _models,
@@ -238,6 +239,36 @@ def _report(folders: Annotated[tuple[str, ...], tyro.conf.Positional], *, output
     for path in paths:
         console.print(f"{path}: {gain_sentence(read_summary(path))}")
     console.print(f"Report: {page}")
+
+
+def _diff(first: Annotated[str, tyro.conf.Positional], second: Annotated[str, tyro.conf.Positional], /) -> None:
+    """Show what two runs depend on that differs: settings, images, teacher, code, versions and hardware.
+
+    Args:
+        first: Folder of a run, such as logs/NAME/distilled/version_0.
+        second: Folder of another run.
+    """
+    from kd.pipeline import read_provenance
+    from kd.provenance import DECISIVE, SECTIONS, UNKNOWN, as_text, differences
+
+    earlier, later = (read_provenance(Path(folder).expanduser()) for folder in (first, second))
+    # Either run may have entries that the other lacks.
+    both = {name: dict.fromkeys(earlier.get(name, ()), UNKNOWN) | later.get(name, {}) for name in SECTIONS}
+    found = differences(earlier, both, SECTIONS)
+    console = make_console()
+    if not found:
+        console.print("No differences: both runs depend on the same settings, images, teacher, code and versions.")
+        return
+    table = Table(title="Differences", title_justify="left")
+    for heading in ("", first, second):
+        table.add_column(heading, overflow="fold")
+    for difference in found:
+        table.add_row(difference.name, as_text(difference.earlier), as_text(difference.now))
+    console.print(table)
+    if any(difference.section in DECISIVE for difference in found):
+        console.print("Results of these runs are not averaged or resumed as one: they depend on different things.")
+    else:
+        console.print("Only versions or hardware differ: the runs are comparable.")
 
 
 def _tensorboard(

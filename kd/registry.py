@@ -162,5 +162,8 @@ def _execute(file: Path) -> types.ModuleType:
     name = f"own_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
     module = sys.modules[name] = types.ModuleType(name)
     vars(module).update(__file__=str(file), _is_own_code=True)
+    # As for a script, its folder can be imported from; appended, so that no other module is hidden.
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102 (the user named the file)
     return module

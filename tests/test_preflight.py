@@ -190,6 +190,6 @@ def test_an_automatic_batch_size_is_printed_and_used(
     assert experiment(f"--data_dir {make_folder()} {flags}".split()) == 0
     assert "--batch_size auto: 8\n" in capsys.readouterr().out
     facts = json.loads(Path("logs/it/baseline/version_0/metrics.json").read_text())
-    assert (facts["recipe"]["batch_size"], facts["steps"]) == (8, 3)
+    assert (facts["provenance"]["settings"]["batch_size"], facts["steps"]) == (8, 3)
     assert experiment(f"--data_dir {make_folder('other')} --batch_size many".split()) == 2
     assert "--batch_size many: must be a whole number or auto" in capsys.readouterr().err

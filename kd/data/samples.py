@@ -29,7 +29,8 @@ class Shard:
     """An archive of a number of images, at a path or a URL that webdataset can open.
 
     Labels and keys of the images are only read for validation images. ``marks`` are the byte offsets of every
-    `MARK_EVERY`-th sample, from which an archive on disk can be read.
+    `MARK_EVERY`-th sample, from which an archive on disk can be read. ``digest`` is a hash of the archive's content, or
+    empty if the index was written by an earlier version.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Shard:
     labels: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()
     marks: tuple[int, ...] = ()
+    digest: str = ""
 
 
 class Sample(NamedTuple):

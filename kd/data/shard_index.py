@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from xxhash import xxh3_128
 
 from kd.data.samples import MARK_EVERY, Sample, Shard, read_samples
 from kd.errors import UserError
@@ -65,8 +66,15 @@ def describe(shards: Sequence[tuple[str, Path]], *, classes: int, labeled: bool)
             for label in labels:
                 counts[label] += 1
             entry = {"name": name, "images": len(samples), "bytes": path.stat().st_size, "marks": marks}
+            entry["digest"] = digest_of_file(path)
             entries.append(entry | ({"labels": labels, "keys": [each.key for each in samples]} if labeled else {}))
     return {"counts": counts, "shards": entries}
+
+
+def digest_of_file(path: Path) -> str:
+    """Return a hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
 def write_index(splits: dict[str, dict[str, Any]], path: Path) -> None:
@@ -108,7 +116,8 @@ def _count_once(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: 
 def _shard(entry: Mapping[str, Any], url: str) -> Shard:
     """Return the shard of an entry in the index."""
     labels, marks = (tuple(map(int, entry.get(key, ()))) for key in ("labels", "marks"))
-    return Shard(entry["name"], url, int(entry["images"]), labels, tuple(map(str, entry.get("keys", ()))), marks)
+    keys = tuple(map(str, entry.get("keys", ())))
+    return Shard(entry["name"], url, int(entry["images"]), labels, keys, marks, str(entry.get("digest", "")))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Data sets of sharded archives in webdataset's format: finding the shards, and the splits that they form."""
 
+import hashlib
+import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from kd.data.images import LabeledImages, Splits, apply_at, evenly_spaced
 from kd.data.samples import Sample, Shard, import_webdataset, read_samples
-from kd.data.shard_index import count_images
+from kd.data.shard_index import count_images, digest_of_file
 from kd.errors import UserError
 
 CLASSES_FILE = "classes.txt"
@@ -41,6 +43,26 @@ class Shards:
             raise UserError(f"{shard.url}: single images can't be read from remote shards; copy it to a local disk")
         (sample,) = read_samples(shard, first, last, classes=len(self.classes))
         return sample.decode()
+
+    def describe(self) -> str:
+        """Return in words the number of images and of classes, and a hash of the contents that the index records."""
+        digest = hashlib.blake2b(" ".join(self.classes).encode(), digest_size=8)
+        for shard in self.entries:
+            digest.update(f"{shard.name} {shard.images} {shard.digest}\n".encode())
+        kind = "content" if all(shard.digest for shard in self.entries) else "index"
+        return f"{len(self):,} images in {len(self.classes):,} classes, {kind} {digest.hexdigest()}"
+
+    def verify(self, *, full: bool = False) -> None:
+        """Compare the content of a randomly chosen shard on disk, or of all with ``full``, with the index.
+
+        Raises:
+            UserError: If a shard was changed or damaged.
+        """
+        recorded = [shard for shard in self.entries if shard.digest and Path(shard.url).is_file()]
+        for shard in recorded if full else random.SystemRandom().sample(recorded, min(1, len(recorded))):
+            if digest_of_file(Path(shard.url)) != shard.digest:
+                problem = "this shard's content isn't the one that its index records"
+                raise UserError(f"{shard.url}: {problem}; restore it, or write shards and index again with kd shard")
 
     def _ranges(self, begin: int, end: int) -> Iterator[tuple[Shard, int, int]]:
         passed = 0

@@ -15,7 +15,11 @@ _TRAINING = {"distilled": "distilled", "compared": "distilled", "baseline": "on 
 def write_card(exported: Sequence[Exported], checkpoint: Path) -> Path:
     """Write a model card in Markdown beside the exported files, the float32 file first, and return its path."""
     first, metrics = exported[0], _read_run_metrics(checkpoint)
-    metadata, recipe, phase = first.metadata, metrics.get("recipe") or {}, str(metrics.get("phase", "unknown"))
+    metadata, settings, phase = (
+        first.metadata,
+        (metrics.get("provenance") or {}).get("settings") or {},
+        str(metrics.get("phase", "unknown")),
+    )
     classes = metadata["classes"]
     names = ", ".join(classes[:_MAX_CLASSES]).replace("|", "\\|")
     if len(classes) > _MAX_CLASSES:
@@ -26,8 +30,8 @@ def write_card(exported: Sequence[Exported], checkpoint: Path) -> Path:
         ("images", f"{metadata['image_size']} px, {metadata['resize']}; RGB in [0, 1], normalization built in"),
         ("training data", metrics.get("data", metadata["data"])),
         ("training", _TRAINING.get(phase, phase)),
-        ("teacher", _as_text(recipe.get("teacher_model") or recipe.get("teacher"))),
-        ("objective", _as_text(recipe.get("loss"))),
+        ("teacher", _as_text(settings.get("teacher_model") or metrics.get("teacher_checkpoints"))),
+        ("objective", _as_text(settings.get("loss"))),
         ("epochs", _as_text(metrics.get("epochs"))),
         ("seed", _as_text(metrics.get("seed"))),
     ]

@@ -2,4 +2,5 @@
 
 from kd.pipeline.evaluation import evaluate_checkpoint, measure_costs
 from kd.pipeline.experiment import check_experiment, find_teachers, run_experiment
+from kd.pipeline.run_store import read_provenance
 from kd.pipeline.runner import Experiment

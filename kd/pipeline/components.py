@@ -3,7 +3,8 @@
 import copy
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -37,12 +38,15 @@ from kd.models import Classifier, Ensemble, build_classifier, largest_batch, why
 from kd.pipeline.caches import cache_images
 from kd.pipeline.run_store import kind_of, slug
 from kd.preflight import Finding, check_files, refuse
+from kd.provenance import Provenance, code_digests, describe_images, environment
 from kd.randomness import seeded
-from kd.settings import Settings, settings_affecting, unsupported_by_streams
-from kd.training import Hardware, Recipe
+from kd.settings import Phase, Settings, settings_affecting, unsupported_by_streams
+from kd.teachers import digest_of_weights
+from kd.training import Hardware, Recipe, build_trainer
 
 SKIPPED_FILE = "skipped-images.txt"
 
+_UNLABELED = "unlabeled images"
 _LARGEST_BATCH = 512
 _LONGEST_NAME = 150
 _MODEL_FLAGS = {"teacher": "--teacher_model", "assistant": "--assistants", "student": "--student_model"}
@@ -58,6 +62,7 @@ class Images:
         mean: Mean of the training images by channel, in [0, 1], for networks without their own.
         std: Standard deviation likewise.
         findings: What is unusual about the image files.
+        contents: Number and content hash of the training, validation and unlabeled images, in words.
     """
 
     splits: Mapping[int, Splits]
@@ -65,6 +70,11 @@ class Images:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     findings: tuple[Finding, ...]
+    contents: Mapping[str, str]
+
+    def contents_for(self, kind: Phase) -> dict[str, str]:
+        """Return the contents that a phase of some kind depends on; only students are distilled on unlabeled images."""
+        return {name: text for name, text in self.contents.items() if kind == "distilled" or name != _UNLABELED}
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class Components:
         settings: All settings.
         folder: The experiment's folder.
         hardware: Where it runs.
+        world_size: Number of processes that train one network.
         images: The images.
         objective: What the distilled student minimizes.
         compared: The objectives to compare, by how they are written.
@@ -87,6 +98,7 @@ class Components:
     settings: Settings
     folder: Path
     hardware: Hardware
+    world_size: int
     images: Images
     objective: Objective
     compared: Mapping[str, Objective]
@@ -151,6 +163,8 @@ def build_components(settings: Settings, console: Console) -> Components:
         settings=settings,
         folder=Path(settings.machine.default_root_dir).expanduser() / (name or _default_name(settings, splits.name)),
         hardware=hardware,
+        # Hardware that Lightning doesn't support is refused here.
+        world_size=build_trainer(hardware, logger=False, enable_checkpointing=False).world_size,
         images=images,
         objective=objective,
         compared=compared,
@@ -236,32 +250,43 @@ def student_data(components: Components, seed: int, objective: Objective | None 
     return _build_data(components, seed, data.image_size, **more)
 
 
-def settings_of_run(
-    components: Components, phase: str, network: Classifier | Ensemble, teachers: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Return the settings that a run's result depends on, with what ``auto`` resolved to.
+def provenance_of(
+    components: Components,
+    phase: str,
+    network: Classifier | Ensemble,
+    *,
+    objective: str | None = None,
+    teacher: Classifier | Ensemble | None = None,
+) -> Provenance:
+    """Return what a run's result depends on, with what ``auto`` resolved to.
 
     Args:
         components: The parts of the experiment.
         phase: The run's phase.
         network: The network that it trains.
-        teachers: The checkpoints that are distilled, if they are known; their paths are added as ``teacher``.
+        objective: How its objective is written, if it is one of several to compare.
+        teacher: The network that is distilled; ``None`` if there is none, or if it isn't known.
     """
-    compute = components.hardware.compute_for(network, trains=True)
+    kind, compute = kind_of(phase), components.hardware.compute_for(network, trains=True)
     values = components.settings.flat() | {
-        "devices": components.hardware.devices,
         "batch_size": components.batch_size,
         "precision": compute.precision,
         "channels_last": compute.channels_last,
         # Views of downscaled images differ from those of the original files.
         "image_cache": components.splits.train.cached_side,
     }
-    kind = kind_of(phase)
-    recipe = {name: values[name] for name in settings_affecting(kind)}
-    if kind == "distilled" and teachers:
-        paths = [str(Path(path).resolve()) for path in teachers]
-        recipe["teacher"] = paths[0] if len(paths) == 1 else paths
-    return recipe
+    settings = {name: values[name] for name in settings_affecting(kind)} | {"processes": components.world_size}
+    if objective is not None:
+        settings["loss"] = [objective]
+    texts = [network.description.architecture, *settings.get("loss", ())]
+    provenance: Provenance = {"settings": settings, "data": components.images.contents_for(kind)}
+    if teacher is not None:
+        texts.append(teacher.description.architecture)
+        provenance["teacher"] = {"teacher weights": digest_of_weights(teacher)}
+    return provenance | {
+        "code": code_digests(texts),
+        "environment": environment(_describe_hardware(components.hardware, components.world_size)),
+    }
 
 
 def default_workers(accelerator: str) -> int:
@@ -289,6 +314,13 @@ def _build_hardware(settings: Settings) -> tuple[Hardware, list[str]]:
     return hardware, notes
 
 
+def _describe_hardware(hardware: Hardware, world_size: int) -> str:
+    device = platform.machine()
+    if hardware.accelerator in ("gpu", "cuda"):
+        device = torch.cuda.get_device_name()
+    return f"{world_size} × {device}, {torch.get_num_threads()} threads"
+
+
 def _load_images(settings: Settings, console: Console) -> Images:
     """Find the images, check their files, and read them through the cache of decoded images."""
     data = settings.data
@@ -298,6 +330,8 @@ def _load_images(settings: Settings, console: Console) -> Images:
     if isinstance(splits, ShardedSplits):
         for flag, reason in unsupported_by_streams(settings):
             raise UserError(f"{flag}: not available with --dataset webdataset: {reason}")
+        for shards in (splits.train_shards, splits.val_shards):
+            shards.verify(full=data.verify == "full")
     unlabeled = None if data.unlabeled_data is None else read_unlabeled(data.unlabeled_data)
     skips_broken = data.on_bad_image == "skip"
     train, of_train = _examine(splits.train, settings, console)
@@ -325,7 +359,21 @@ def _load_images(settings: Settings, console: Console) -> Images:
     if unlabeled is not None:
         unlabeled = cache(unlabeled, image_size=data.image_size, augment=data.augment)
     mean, std = channel_statistics(by_size[data.image_size].train, plain_view(data.image_size, data.resize))
-    return Images(by_size, unlabeled, mean, std, tuple(findings))
+    return Images(by_size, unlabeled, mean, std, tuple(findings), _describe_contents(splits, unlabeled))
+
+
+def _describe_contents(splits: Splits, unlabeled: LabeledImages | None) -> dict[str, str]:
+    """Return the number and the content hash of the images of each split, in words."""
+    found = {"training images": splits.train, "validation images": splits.val}
+    if unlabeled is not None:
+        found[_UNLABELED] = unlabeled
+    texts = {
+        name: describe_images(images.keys, images.labels, images.classes, images.fingerprint)
+        for name, images in found.items()
+    }
+    if isinstance(splits, ShardedSplits):
+        texts |= {"training images": splits.train_shards.describe(), "validation images": splits.val_shards.describe()}
+    return texts
 
 
 def _examine(images: LabeledImages, settings: Settings, console: Console) -> tuple[LabeledImages, list[FileFinding]]:

@@ -6,12 +6,14 @@ from rich.console import Console
 
 from kd.console import make_console
 from kd.errors import UserError
+from kd.models import load_classifier
 from kd.pipeline import phases, run_store
-from kd.pipeline.components import SKIPPED_FILE, Components, build_student, settings_of_run
+from kd.pipeline.components import SKIPPED_FILE, Components, build_student, provenance_of
 from kd.pipeline.preparation import Prepared, prepare
 from kd.pipeline.runner import Experiment, OnEpoch, Runner
 from kd.pipeline.teachers import Teacher, check_teachers
 from kd.preflight import Finding
+from kd.provenance import differences
 from kd.settings import CONFIG_FILE, Settings, write_config
 from kd.training import Interruption
 
@@ -101,17 +103,20 @@ def _prepare_folder(components: Components) -> None:
 def _add_earlier_runs(runner: Runner, teacher: Teacher | None) -> None:
     """Add comparable runs of earlier calls, so that teacher, baseline and distilled student are shown in one table."""
     components, runs = runner.components, runner.experiment.runs
-    trained = [record["checkpoint"] for record in runs.get("teacher", ())]
-    checkpoints = trained if teacher is None else teacher.checkpoints
+    network = None if teacher is None else teacher.network
+    if network is None and runs.get("teacher"):
+        network = load_classifier(runs["teacher"][0]["checkpoint"], architecture=runs["teacher"][0]["model"])
     missing = [phase for phase in ("baseline", "distilled") if phase not in runs]
     student = build_student(components, components.settings.phases.seed) if missing else None
     for phase in missing:
         if student is not None:
-            recipe = settings_of_run(components, phase, student, checkpoints)
-            earlier = run_store.finished_runs(components.folder / phase, recipe, components.seeds)
+            provenance = provenance_of(components, phase, student, teacher=network if phase == "distilled" else None)
+            earlier = run_store.finished_runs(components.folder / phase, provenance, components.seeds)
             runs |= {phase: earlier} if earlier else {}
     if "teacher" not in runs and "distilled" in runs:
-        distilled_from = runs["distilled"][0]["recipe"].get("teacher")
-        record = run_store.given_teacher(distilled_from).record if isinstance(distilled_from, str) else {}
-        # An assistant that taught the student is shown under its own name.
-        runs |= {record.get("phase", "teacher"): [record]} if record else {}
+        paths = runs["distilled"][0]["teacher_checkpoints"]
+        record = run_store.given_teacher(paths[0]).record if len(paths) == 1 else {}
+        contents = components.images.contents_for(run_store.kind_of(record.get("phase", "teacher")))
+        if record and not differences(record["provenance"], {"data": contents}):
+            # An assistant that taught the student is shown under its own name.
+            runs |= {record["phase"]: [record]}

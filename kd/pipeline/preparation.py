@@ -13,10 +13,11 @@ from kd.pipeline.components import Components, build_components, build_network, 
 from kd.pipeline.run_store import FoundTeacher
 from kd.pipeline.teachers import check_teacher_flags, combine, trained_teachers, untrained_teachers
 from kd.preflight import Finding
+from kd.provenance import differences
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.teachers import FrozenTeacher
-from kd.training import DistillationModule, build_trainer
+from kd.training import DistillationModule
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,6 @@ def prepare(settings: Settings, console: Console) -> Prepared:
     _check_flags(components)
     for note in components.notes:
         console.print(note)
-    # Hardware that Lightning doesn't support is refused here.
-    build_trainer(components.hardware, logger=False, enable_checkpointing=False)
     seed, distills, trains_teacher = settings.phases.seed, components.distills, settings.phases.train_teacher
     student = build_student(components, seed) if components.trains_baseline or distills else None
     names = settings.models.assistants if distills else ()
@@ -59,6 +58,9 @@ def prepare(settings: Settings, console: Console) -> Prepared:
     _print_networks(components, console, student=student, teacher=teacher)
     for each, _ in found:
         console.print(f"teacher checkpoint: {each.checkpoint}")
+        contents = components.images.contents_for("teacher")
+        if each.record and (changed := differences(each.record["provenance"], {"data": contents})):
+            console.print(f"note: this teacher was trained with other images: {'; '.join(map(str, changed))}")
     findings = [*components.images.findings, *_find_problems(components, student, teacher, teachers)]
     for finding in findings:
         console.print(str(finding))

@@ -1,20 +1,25 @@
 """Runs on disk: which are finished, interrupted or comparable; their records; and the teachers among them.
 
 A run's folder holds ``started.json`` from before its first step, and ``metrics.json``, its record, once it is finished.
-Two runs are comparable if their recipes are equal: the settings that affect their phase, and the teachers' checkpoints.
+Two runs are comparable if their provenances are equal, see :mod:`kd.provenance`.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from rich.console import Console
+
 from kd.errors import UserError
 from kd.files import write_json
+from kd.provenance import ENVIRONMENT, Difference, Provenance, differences
 from kd.settings import CONFIG_FILE, Phase, Settings, write_config
+from kd.training import Run
 
 METRICS_FILE = "metrics.json"
 STARTED_FILE = "started.json"
@@ -25,7 +30,22 @@ _LONGEST_SLUG = 100
 _TEACHER_FOLDERS = ("teacher/version_*", "teacher/*/version_*")
 
 Record = dict[str, Any]
-"""The results of one run: the fields of a :class:`kd.training.Run`, its data, and its recipe."""
+"""The results of one run: the fields of a :class:`kd.training.Run`, its data, and its provenance."""
+
+
+@dataclass
+class _Started:
+    seed: int
+    provenance: Provenance
+
+
+@dataclass
+class _Results(_Started):
+    data: str
+    image_size: int
+    objective: str | None
+    teacher_checkpoints: list[str]
+    teacher_predictions: str | None
 
 
 def kind_of(phase: str) -> Phase:
@@ -40,9 +60,9 @@ def next_version(folder: Path) -> Path:
     return folder / f"version_{max(numbers, default=-1) + 1}"
 
 
-def write_started(folder: Path, *, seed: int, recipe: Mapping[str, Any]) -> None:
+def write_started(folder: Path, *, seed: int, provenance: Provenance) -> None:
     """Write ``started.json``, by which ``--resume`` recognizes an interrupted run."""
-    write_json(folder / STARTED_FILE, {"seed": seed, "recipe": recipe})
+    write_json(folder / STARTED_FILE, {"seed": seed, "provenance": provenance})
 
 
 def write_record(folder: Path, record: Record, settings: Settings) -> None:
@@ -52,71 +72,89 @@ def write_record(folder: Path, record: Record, settings: Settings) -> None:
 
 
 def read_record(path: Path) -> Record | None:
-    """Read a ``metrics.json``; ``None`` if it is missing or damaged."""
-    record = _read_json(path)
-    return record if {"seed", "model", "recipe", "val_acc"} <= record.keys() else None
+    """Read a ``metrics.json``; ``None`` if it is missing or damaged, as then the run doesn't count as finished."""
+    return _read(path, _Results, Run)
 
 
-def finished_runs(folder: Path, recipe: Mapping[str, Any], seeds: Container[int]) -> list[Record]:
-    """Return the newest finished run of each seed with the same recipe, by seed.
+def read_provenance(place: Path) -> Provenance:
+    """Return what a run depends on, finished or not, given its folder or a file in it.
+
+    Raises:
+        UserError: If there is no run.
+    """
+    for folder in (place, *list(place.parents)[:2]):
+        found = read_record(folder / METRICS_FILE) or _read(folder / STARTED_FILE, _Started)
+        if found is not None:
+            return Provenance(found["provenance"])
+    inside = sorted(str(path.parent) for path in place.rglob(STARTED_FILE))
+    hint = f"; runs in it: {', '.join(inside)}" if inside else ""
+    raise UserError(f"{place}: not the folder of a run, such as logs/NAME/distilled/version_0{hint}")
+
+
+def finished_runs(folder: Path, provenance: Provenance, seeds: Container[int]) -> list[Record]:
+    """Return the newest comparable finished run of each seed, by seed.
 
     Args:
         folder: The phase's folder in the experiment.
-        recipe: The recipe; if it names no ``teacher``, all runs must share the teacher of the newest.
+        provenance: What a run must depend on; if it names no ``teacher``, all runs must share that of the newest.
         seeds: The seeds to look for.
     """
     by_seed: dict[int, Record] = {}
     for path in _newest_first(folder.glob(f"version_*/{METRICS_FILE}")):
         record = read_record(path)
-        if record is None or record["seed"] not in seeds or changed_settings(record["recipe"], recipe):
+        if record is None or record["seed"] not in seeds or differences(record["provenance"], provenance):
             continue
-        if "teacher" in record["recipe"]:
-            recipe = {**recipe, "teacher": record["recipe"]["teacher"]}
+        if "teacher" in record["provenance"]:
+            provenance = {**provenance, "teacher": record["provenance"]["teacher"]}
         by_seed.setdefault(record["seed"], record)
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def find_interrupted(folder: Path, recipe: Mapping[str, Any], *, seed: int) -> Path | None:
+def find_interrupted(folder: Path, provenance: Provenance, *, seed: int, console: Console) -> Path | None:
     """Return the folder of the newest run of a seed that was started and not finished, or ``None``.
 
     Args:
         folder: The phase's folder in the experiment.
-        recipe: The recipe.
+        provenance: What the run depends on now.
         seed: The run's seed.
+        console: Where it is noted that versions or hardware have changed, or why a finished run is repeated.
 
     Raises:
-        UserError: If one was started with another recipe, and none with this one.
+        UserError: If what the newest run depends on has changed: for an interrupted run, anything but the number of
+            processes at the same number of images per step; for a finished run, images or code.
     """
-    others: list[tuple[Path, Mapping[str, Any]]] = []
+    newest: tuple[Path, list[Difference]] | None = None
     for path in _newest_first(folder.glob(f"version_*/{STARTED_FILE}")):
-        started = _read_json(path)
-        if started.get("seed") != seed or (path.parent / METRICS_FILE).is_file():
+        run, started = path.parent, _read(path, _Started)
+        if started is None or started["seed"] != seed:
             continue
-        if not changed_settings(started["recipe"], recipe):
-            return path.parent
-        others.append((path.parent, started["recipe"]))
-    if not others:
+        earlier = started["provenance"]
+        found, is_finished = differences(earlier, provenance), read_record(run / METRICS_FILE) is not None
+        if not is_finished and (not found or _is_other_world(earlier, provenance, found)):
+            changes = [*found, *differences(earlier, provenance, [ENVIRONMENT])]
+            if changes:
+                console.print(f"note: {run} was started with {_in_words(changes)}")
+            return run
+        if newest is None:
+            newest = run, [each for each in found if not is_finished or each.section in ("data", "code")]
+            if is_finished and not newest[1]:
+                console.print(f"note: {run} was trained with {_in_words(found)}; training another version")
+    if newest is None or not newest[1]:
         return None
-    run, earlier = others[0]
-    names = changed_settings(earlier, recipe)
-    changes = ", ".join(f"--{name} {earlier.get(name)} (now {recipe.get(name)})" for name in names)
     raise UserError(
-        f"--resume: {run} was started with {changes}; resume it with its own settings, or start anew without --resume"
+        f"--resume: {newest[0]} was started with {_in_words(newest[1])}; restore what it was started with, or start "
+        "anew without --resume"
     )
 
 
-def changed_settings(earlier: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
-    """Return the names in ``recipe`` whose value in an earlier recipe differs.
+def _is_other_world(earlier: Provenance, now: Provenance, found: Iterable[Difference]) -> bool:
+    """Return whether only the number of processes differs, and the number of images per step is the same."""
+    sizes = [each["settings"].get("processes", 0) * each["settings"].get("batch_size", 0) for each in (earlier, now)]
+    return {each.name for each in found} <= {"processes", "batch_size"} and sizes[0] == sizes[1]
 
-    A setting that didn't exist yet had the value of its default. Names that only the earlier recipe has are ignored.
-    """
-    defaults = Settings().flat()
-    return [
-        name
-        for name, value in recipe.items()
-        # As text: 1 (one batch) and 1.0 (all of them) differ.
-        if json.dumps(earlier.get(name, defaults.get(name))) != json.dumps(value)
-    ]
+
+def _in_words(found: Iterable[Difference]) -> str:
+    return "; ".join(map(str, found))
 
 
 @dataclass(frozen=True)
@@ -133,14 +171,24 @@ class FoundTeacher:
 
 
 def find_teacher(
-    root: Path, folder: Path, *, data: str, model: str, image_size: int, besides: Collection[FoundTeacher] = ()
+    root: Path,
+    folder: Path,
+    *,
+    data: str,
+    contents: dict[str, Any],
+    model: str,
+    image_size: int,
+    besides: Collection[FoundTeacher] = (),
 ) -> FoundTeacher:
-    """Return the newest finished teacher for the same data, network and image size; this experiment's come first.
+    """Return the newest finished teacher for the same data set, network and image size.
+
+    Those that were trained on the same images come first, then those of this experiment.
 
     Args:
         root: The folder of all experiments.
         folder: This experiment's folder.
         data: Name of the data set.
+        contents: Its training and validation images, as a provenance records them; they may have changed since.
         model: The teacher's network.
         image_size: Side of the images, in pixels.
         besides: Teachers found already; another one of the same network must have another seed.
@@ -151,10 +199,13 @@ def find_teacher(
     taken = [(teacher.record.get("model"), teacher.record.get("seed")) for teacher in besides]
     paths = _newest_first(path for pattern in _TEACHER_FOLDERS for path in root.glob(f"*/{pattern}/{METRICS_FILE}"))
     others: list[str] = []
-    for path in sorted(paths, key=lambda path: folder not in path.parents):
-        record = read_record(path)
-        if record is None:
-            continue
+    records = [(path, record) for path in paths if (record := read_record(path)) is not None]
+
+    def is_farther(found: tuple[Path, Record]) -> tuple[bool, bool]:
+        path, record = found
+        return bool(differences(record["provenance"], {"data": contents})), folder not in path.parents
+
+    for path, record in sorted(records, key=is_farther):
         kind = tuple(record.get(key) for key in ("data", "model", "image_size"))
         checkpoint = path.parent / BEST_CHECKPOINT
         is_new = (record["model"], record["seed"]) not in taken
@@ -195,10 +246,15 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _read_json(path: Path) -> Record:
-    """Read a run's JSON file; empty if it is missing, or damaged or without a recipe, as then the run doesn't count."""
+def _read(path: Path, *types: type) -> Record | None:
+    """Read a run's JSON file, which must have the fields of the types; ``None`` if it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) and isinstance(content.get("recipe"), dict) else {}
+        content: Record = json.loads(path.read_text(encoding="utf-8"))
+        # Earlier versions recorded only the settings.
+        content.setdefault("provenance", {"settings": content.get("recipe")})
+        content.setdefault("teacher_checkpoints", [])
+        for each in types:
+            TypeAdapter(each).validate_python(content)
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+        return None
+    return content

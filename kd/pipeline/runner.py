@@ -1,15 +1,16 @@
 """Running the trainings of an experiment: started, resumed or found finished, and recorded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from kd.data import Batches
 from kd.pipeline import run_store
-from kd.pipeline.components import SKIPPED_FILE, Components, settings_of_run
+from kd.pipeline.components import SKIPPED_FILE, Components, provenance_of
 from kd.pipeline.run_store import Record, slug
 from kd.pipeline.teachers import Teacher
 from kd.training import ClassifierModule, Interruption, ResumeOptions, Run, RunTensorBoard, newest_checkpoint, train
@@ -84,30 +85,33 @@ class Runner:
         components, network, seed = self.components, module.model, data.seed
         compute = components.hardware.compute_for(network, trains=True)
         self.print_once(f"{network.description.architecture} · training precision: {compute}")
-        recipe = settings_of_run(components, phase, network, () if teacher is None else teacher.checkpoints)
-        title, subfolder = self._title(phase, network.description.architecture, seed, objective), phase
-        if objective is not None:
-            recipe["loss"], subfolder = [objective], f"{phase}/{slug(objective)}"
+        taught_by = None if teacher is None else teacher.network
+        provenance = provenance_of(components, phase, network, objective=objective, teacher=taught_by)
+        title = self._title(phase, network.description.architecture, seed, objective)
+        subfolder = phase if objective is None else f"{phase}/{slug(objective)}"
         parent, interrupted = components.folder / subfolder, None
         if components.settings.phases.resume is not None and components.writes_files:
-            for record in run_store.finished_runs(parent, recipe, [seed]):
+            for record in run_store.finished_runs(parent, provenance, [seed]):
                 self.console.print(f"{title} · already finished: {record['folder']}")
                 self.experiment.runs.setdefault(phase, []).append(record)
                 return record
-            interrupted = run_store.find_interrupted(parent, recipe, seed=seed)
+            interrupted = run_store.find_interrupted(parent, provenance, seed=seed, console=self.console)
             if interrupted is not None:
                 self.console.print(f"{title} · resuming {interrupted}")
         folder = interrupted or run_store.next_version(parent)
         if components.writes_files:
-            rank_zero_only(run_store.write_started)(folder, seed=seed, recipe=recipe)
+            rank_zero_only(run_store.write_started)(folder, seed=seed, provenance=provenance)
         checkpoint = None if interrupted is None else newest_checkpoint(interrupted, self.console)
-        run = self._train(subfolder, module, data, folder=folder, title=title, recipe=recipe, checkpoint=checkpoint)
+        run = self._train(
+            subfolder, module, data, folder=folder, title=title, values=provenance["settings"], checkpoint=checkpoint
+        )
         record = asdict(run) | {
             "history": list(run.history),
             "data": components.splits.name,
             "image_size": network.description.image_size,
-            "recipe": recipe,
+            "provenance": provenance,
             "objective": objective,
+            "teacher_checkpoints": [] if teacher is None else list(teacher.checkpoints),
             "teacher_predictions": None if teacher is None else teacher.predictions,
         }
         self.experiment.runs.setdefault(phase, []).append(record)
@@ -126,7 +130,7 @@ class Runner:
         *,
         folder: Path,
         title: str,
-        recipe: Record,
+        values: Mapping[str, Any],
         checkpoint: Path | None,
     ) -> Run:
         components, settings = self.components, self.components.settings
@@ -143,7 +147,7 @@ class Runner:
             gradient_clip=optimization.gradient_clip,
             accumulate=optimization.accumulate,
             loggers=[RunTensorBoard(folder, purge_step=resume.first_step)] if components.writes_files else [],
-            hyperparameters=recipe,
+            hyperparameters=values,
             title=title,
             console=self.console,
             resume=resume,

@@ -87,7 +87,17 @@ def trained_teachers(components: Components) -> list[tuple[FoundTeacher, Classif
     if not found:
         root, folder = components.folder.parent, components.folder
         for name, size in kinds:
-            found.append(find_teacher(root, folder, data=splits.name, model=name, image_size=size, besides=found))
+            found.append(
+                find_teacher(
+                    root,
+                    folder,
+                    data=splits.name,
+                    contents=components.images.contents_for("teacher"),
+                    model=name,
+                    image_size=size,
+                    besides=found,
+                )
+            )
         # Networks that are named several times keep the order of their seeds, so that each keeps its weight.
         for kind in set(kinds):
             places = [index for index, other in enumerate(kinds) if other == kind]

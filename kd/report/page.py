@@ -14,10 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from kd.errors import UserError
 from kd.files import write_text
+from kd.provenance import SECTIONS, as_text
 from kd.report import figures
 from kd.report.examples import example_pictures
 from kd.report.figures import Picture
-from kd.report.summary import read_summary, title_of
+from kd.report.summary import comparison_note, read_summary, title_of, validation_images
 from kd.report.tables import (
     OBJECTIVE_HEADINGS,
     gain_in_points,
@@ -67,10 +68,11 @@ def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path
         output = folders[0]
     experiments = [_experiment(folder, several=several) for folder in folders]
     title = f"{len(folders)} experiments" if several else experiments[0]["name"]
+    note = comparison_note([experiment["validation"] for experiment in experiments])
     try:
         for experiment in experiments:
             experiment["pictures"] = place(experiment["pictures"], output)
-        page = render("report", output, title=title, experiments=experiments)
+        page = render("report", output, title=title, note=note, experiments=experiments)
         if output == folders[0]:
             _write_events(output, experiments[0]["pictures"])
     except OSError as error:
@@ -146,6 +148,8 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
         "tables": [table for table in (_accuracies(summary), _costs(phases), _objectives(summary)) if table],
         "pictures": pictures,
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "provenance": _provenance(summary),
+        "validation": validation_images(summary),
     }
 
 
@@ -237,6 +241,23 @@ def _objectives(summary: Mapping[str, Any]) -> Table | None:
         return None
     cells = [objective_cells(row, is_best=rank == 0) for rank, row in enumerate(compared)]
     return Table(OBJECTIVE_HEADINGS, [[(first, ""), *others] for first, *others in cells], objectives_caption(compared))
+
+
+def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what the results depend on: section, name and value; a value that differs between phases for each."""
+    phases = summary["phases"]
+    recorded = {title_of(phase, phases): facts.get("provenance") for phase, facts in phases.items()}
+    recorded |= {f"student, {row['objective']}": row.get("provenance") for row in summary["compared"]}
+    values: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for title, provenance in recorded.items():
+        for section, entries in (provenance or {}).items():
+            for name, value in entries.items():
+                values.setdefault((section, name), {}).setdefault(as_text(value), []).append(title)
+    rows = []
+    for (section, name), titles in sorted(values.items(), key=lambda item: SECTIONS.index(item[0][0])):
+        texts = [text if len(titles) == 1 else f"{', '.join(of)}: {text}" for text, of in titles.items()]
+        rows.append((section, name, "; ".join(texts)))
+    return rows
 
 
 def _compression(distilled: Mapping[str, Any]) -> str:

@@ -42,12 +42,12 @@ def summarize(
         - ``phases``: ``teacher`` (or ``teacher/NAME`` for each of several, and ``teacher`` for their ensemble),
           ``assistant/NUMBER-NAME``, ``baseline`` and ``distilled``, each with its ``runs``, ``val_acc_mean`` and
           ``val_acc_std`` (over n - 1; ``None`` for one run), ``measured`` (see
-          :func:`kd.report.measures.aggregate`; ``None`` without stored predictions), ``cost``, and ``kept``, the
-          student's accuracy and parameters as fractions of the teacher's.
+          :func:`kd.report.measures.aggregate`; ``None`` without stored predictions), ``cost``, ``provenance``, and
+          ``kept``, the student's accuracy and parameters as fractions of the teacher's.
         - ``gain``: the gain of the distilled student over the baseline, paired by seed, see
           :func:`kd.report.paired_difference`.
         - ``compared``: the compared objectives, best first, see :func:`kd.report.compare_objectives`, each with
-          ``measured`` and ``cost``.
+          ``measured``, ``cost`` and ``provenance``.
     """
     costs = costs or {}
     phases: dict[str, Any] = {}
@@ -61,6 +61,7 @@ def summarize(
             "val_acc_std": std,
             "measured": _measure_runs(runs[phase]),
             "cost": costs.get(phase),
+            "provenance": runs[phase][-1].get("provenance"),
         }
     if "teacher" in phases:
         for facts in phases.values():
@@ -71,7 +72,9 @@ def summarize(
     baseline, compared = runs.get("baseline", []), runs.get("compared", [])
     rows = compare_objectives([_selected(run, folder) | {"objective": run["objective"]} for run in compared], baseline)
     for row in rows:
-        row["measured"] = _measure_runs([run for run in compared if run["objective"] == row["objective"]])
+        measured = [run for run in compared if run["objective"] == row["objective"]]
+        row["measured"] = _measure_runs(measured)
+        row["provenance"] = measured[-1].get("provenance")
         row["cost"] = costs.get("compared")
     gain = paired_difference(runs.get("distilled", []), baseline)
     return {"data": data, "phases": phases, "gain": gain, "compared": rows}
@@ -122,6 +125,25 @@ def _is_summary(summary: Any) -> bool:  # noqa: ANN401 (any JSON value)
         and all(isinstance(run, dict) for run in facts["runs"])
         for facts in groups
     )
+
+
+def validation_images(summary: Mapping[str, Any]) -> str | None:
+    """Return the number and the content hash of the validation images in words; ``None`` if they weren't recorded."""
+    for facts in [*summary["phases"].values(), *summary["compared"]]:
+        data = (facts.get("provenance") or {}).get("data") or {}
+        if "validation images" in data:
+            return str(data["validation images"])
+    return None
+
+
+def comparison_note(validation: Sequence[str | None]) -> str:
+    """Return a warning for experiments that were measured on different validation images, or an empty string."""
+    known = {text for text in validation if text is not None}
+    if len(known) > 1:
+        return "Measured on different validation images: the accuracies of these experiments are not comparable."
+    if len(validation) > 1 and None in validation:
+        return "Not all experiments recorded their validation images: their accuracies may not be comparable."
+    return ""
 
 
 def title_of(phase: str, phases: Mapping[str, Any]) -> str:

@@ -71,16 +71,17 @@ class DataSettings:
         "imagefolder",
         "imagefolder, webdataset (sharded archives), or a data set by name: imagenette, imagenette_320px, "
         "imagenette_160px, mnist, fashion_mnist, cifar10, cifar100, digits",
-        ALL,
+        NOTHING,
     )
+    # Results depend on the contents of the images, which a run's provenance records, wherever they are.
     data_dir: Text | None = setting(
-        None, "folder of the images; None: the cache folder, for data sets by name", ALL, per_machine=True
+        None, "folder of the images; None: the cache folder, for data sets by name", NOTHING, per_machine=True
     )
     train_data: Text = setting(
-        "train", "folder of the training images in --data_dir (webdataset: or a pattern of shards)", ALL
+        "train", "folder of the training images in --data_dir (webdataset: or a pattern of shards)", NOTHING
     )
     val_data: Text = setting(
-        "val", "folder of the validation images in --data_dir (webdataset: or a pattern of shards)", ALL
+        "val", "folder of the validation images in --data_dir (webdataset: or a pattern of shards)", NOTHING
     )
     image_size: Count = setting(224, "side of the square input images, in pixels", ALL)
     num_classes: Annotated[int, Field(strict=True, ge=2, le=INT64_MAX), NUMBER] | None = setting(
@@ -125,7 +126,7 @@ class DataSettings:
     unlabeled_data: Text | None = setting(
         None,
         "folder of unlabeled images, searched recursively; the student is distilled on them, too",
-        DISTILLED,
+        NOTHING,
         searchable=True,
         not_for_streams="images of a folder can't be mixed into a stream; leave it out",
     )
@@ -301,9 +302,9 @@ class MachineSettings:
         "auto", "Lightning's accelerator: auto (a GPU if there is one), cpu, gpu, ...", NOTHING, per_machine=True
     )
     devices: Text = setting(
-        "auto", "number of devices (2), or their indices ('0,1'; '1,' for the second only)", ALL, per_machine=True
+        "auto", "number of devices (2), or their indices ('0,1'; '1,' for the second only)", NOTHING, per_machine=True
     )
-    num_nodes: Count = setting(1, "number of machines", ALL, per_machine=True)
+    num_nodes: Count = setting(1, "number of machines", NOTHING, per_machine=True)
     strategy: Text = setting("auto", "Lightning's strategy: auto, ddp, fsdp, ...", NOTHING, per_machine=True)
     precision: Text = setting(
         "auto", "auto (the fastest on this machine at the same accuracy), or Lightning's: 32-true, bf16-mixed, ...", ALL

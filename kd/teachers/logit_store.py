@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from xxhash import xxh3_128
 
 from kd.files import reserve, write_atomically, write_text
 
@@ -129,7 +130,7 @@ class LogitStore:
 
 def digest_of_weights(network: nn.Module) -> str:
     """Return a hash of all weights and buffers of a network."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = xxh3_128()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -129,7 +129,7 @@ def test_a_store_of_images_is_read_by_later_runs_and_changes_nothing_that_was_no
     assert len(list(Path("images").glob("*/pixels.u8"))) == 2
     # Images of 20x16 px for views of 16: nothing was made smaller.
     torch.testing.assert_close(weights(stored.runs["baseline"][0]), weights(plain.runs["baseline"][0]), rtol=0, atol=0)
-    assert stored.runs["baseline"][0]["recipe"]["image_cache"] == 18
+    assert stored.runs["baseline"][0]["provenance"]["settings"]["image_cache"] == 18
 
 
 def test_a_store_that_can_not_be_written_is_a_clean_error(make_folder: MakeFolder) -> None:

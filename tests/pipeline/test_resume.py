@@ -62,7 +62,7 @@ def test_other_settings_are_no_resume(make_folder: MakeFolder, capsys: pytest.Ca
     Path("logs/pets/baseline/version_0", METRICS_FILE).unlink()
     assert experiment([*flags, "--resume", "--learning_rate", "0.5"]) == 2
     said = capsys.readouterr().err
-    assert "version_0 was started with --learning_rate 0.001 (now 0.5); resume it with its own settings" in said
+    assert "version_0 was started with --learning_rate 0.001 (now 0.5); restore what it was started with" in said
     assert experiment(["--resume", "logs/nobody"]) == 2
     assert "--resume logs/nobody: no such folder" in capsys.readouterr().err
     Path("empty").mkdir()

@@ -1,13 +1,39 @@
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from kd.errors import UserError
 from kd.pipeline.run_store import find_teacher
+from kd.training import Run
 
-FACTS = {"data": "photos", "model": "resnet18", "image_size": 32, "seed": 0, "recipe": {}, "val_acc": 0.9}
+CONTENTS = {"training images": "6 images", "validation images": "2 images"}
+RUN = Run(
+    phase="teacher",
+    seed=0,
+    model="resnet18",
+    parameters=1,
+    epochs=1,
+    steps=1,
+    val_acc=0.9,
+    best_val_acc=0.9,
+    val_loss=None,
+    agreement=None,
+    seconds=1.0,
+    images_per_second=1.0,
+    checkpoint=None,
+    folder=None,
+)
+FACTS = asdict(RUN) | {
+    "data": "photos",
+    "image_size": 32,
+    "provenance": {"data": CONTENTS},
+    "objective": None,
+    "teacher_checkpoints": [],
+    "teacher_predictions": None,
+}
 
 
 def left(root: Path, experiment: str, version: int, *, when: float, finished: bool = True, **facts: object) -> Path:
@@ -22,7 +48,7 @@ def left(root: Path, experiment: str, version: int, *, when: float, finished: bo
 
 
 def found(root: Path, folder: Path) -> Path:
-    return find_teacher(root, folder, data="photos", model="resnet18", image_size=32).checkpoint
+    return find_teacher(root, folder, data="photos", contents=CONTENTS, model="resnet18", image_size=32).checkpoint
 
 
 def test_the_newest_finished_teacher_alike_is_taken(tmp_path: Path) -> None:

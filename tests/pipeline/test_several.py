@@ -32,9 +32,7 @@ def test_several_teachers_are_trained_measured_and_answer_as_one(make_folder: Ma
     assert "ensemble convnet(widths=[6]) + convnet(widths=[4]) · validation accuracy " in output
     together = done.runs["teacher"][0]
     assert together["parameters"] == sum(done.runs[phase][0]["parameters"] for phase in members)
-    assert done.runs["distilled"][0]["recipe"]["teacher"] == [
-        str(Path(done.runs[phase][0]["checkpoint"]).resolve()) for phase in members
-    ]
+    assert done.runs["distilled"][0]["teacher_checkpoints"] == [done.runs[phase][0]["checkpoint"] for phase in members]
     summary = json.loads(json.dumps(summarize(done.runs, data=done.data)))
     assert summary["phases"]["teacher"]["model"] == "convnet(widths=[6]) + convnet(widths=[4])"
     # A later call finds them both, each by its network.
@@ -87,8 +85,8 @@ def test_assistants_are_distilled_one_from_the_other(make_folder: MakeFolder) ->
         ]
     )
     assert output.count("assistant convnet(widths=[5]) · validation accuracy ") == 2
-    taught_by = [done.runs[phase][0]["recipe"]["teacher"] for phase in (*names, "distilled")]
-    assert taught_by == [str(Path(done.runs[phase][0]["checkpoint"]).resolve()) for phase in ("teacher", *names)]
+    taught_by = [done.runs[phase][0]["teacher_checkpoints"] for phase in (*names, "distilled")]
+    assert taught_by == [[done.runs[phase][0]["checkpoint"]] for phase in ("teacher", *names)]
     assert done.runs[names[0]][0]["agreement"] is not None
     # Born again: the same network, another teacher, other weights.
     assert not torch.equal(*(weights(done.runs[phase][0])["model.network.0.weight"] for phase in names))
@@ -130,7 +128,9 @@ def test_a_student_is_shown_beside_the_teacher_that_taught_it(make_folder: MakeF
     folder = make_folder(train=12)
     run(folder, "--train_teacher", "--distill", "--name", "one")
     done, _ = run(folder, "--train_teacher", "--baseline", "--name", "one")
-    # It was taught by the teacher of the first call.
+    # The second call trains a teacher with the same weights, bit for bit.
+    assert list(done.runs) == ["teacher", "baseline", "distilled"]
+    done, _ = run(folder, "--train_teacher", "--baseline", "--name", "one", "--teacher_learning_rate", "0.01")
     assert list(done.runs) == ["teacher", "baseline"]
 
 

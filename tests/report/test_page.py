@@ -32,6 +32,7 @@ HEADINGS = (
     "Confusion matrix",
     "Soft targets by temperature",
     "Largest teacher-student disagreements",
+    "Provenance",
 )
 
 

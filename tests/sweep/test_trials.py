@@ -81,8 +81,8 @@ def test_a_sweep_writes_its_results_and_continues_when_more_trials_are_wanted(
     for trial in first["trials"]:
         metrics = json.loads(Path("logs/s", trial["folder"], "distilled/version_0/metrics.json").read_text())
         assert metrics["val_acc"] == trial["val_acc"]
-        assert metrics["recipe"]["teacher"] == str(Path("logs/s/teacher/version_0/checkpoints/best.ckpt").resolve())
-        assert metrics["recipe"]["learning_rate"] == trial["parameters"]["learning_rate"]
+        assert metrics["teacher_checkpoints"] == ["logs/s/teacher/version_0/checkpoints/best.ckpt"]
+        assert metrics["provenance"]["settings"]["learning_rate"] == trial["parameters"]["learning_rate"]
         assert Path("logs/s", trial["folder"], "summary.json").is_file()
     page = Path("logs/s/sweep.html").read_text(encoding="utf-8")
     assert "mlp(hidden=[4])" in page
