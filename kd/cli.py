@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kd.console import make_console
-from kd.errors import Interrupted, LostContact, UserError
+from kd.errors import ENVIRONMENT_ERRNOS, Interrupted, LostContact, UserError
 from kd.files import write_json
 from kd.settings import CONFIG_FILE, Resolved, resolve, with_origin
 
@@ -473,6 +473,11 @@ def _exit_status_of(command: Callable[[], object]) -> int:
         # An error in a data loading worker is preceded by the worker's traceback.
         message = str(error).rpartition("kd.errors.UserError: ")[2].strip()
         _print_error(f"error: {message}", on_every_process=isinstance(error, LostContact))
+        return 2
+    except OSError as error:
+        if error.errno not in ENVIRONMENT_ERRNOS:
+            raise
+        _print_error(f"error: {'' if error.filename is None else f'{error.filename}: '}{error.strerror}")
         return 2
     return 0
 

@@ -1,5 +1,15 @@
 """Exceptions that end a command early without being a bug; every package may raise them."""
 
+import errno
+
+ENVIRONMENT_ERRNOS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    }
+)
+"""Errors of the operating system that are due to disks, permissions or files of the user, not to a bug."""
+
 
 class UserError(Exception):
     """A mistake of the user: the message describes the problem, its source, and how to fix it.

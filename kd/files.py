@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,6 +50,19 @@ def keep_previous(path: Path, previous: Path) -> None:
         temporary.replace(previous)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove temporary files that killed processes left in a folder, at any depth.
+
+    Args:
+        folder: The folder.
+        older_than: Only files that were last written this many seconds ago; another process may be writing others.
+    """
+    for path in folder.rglob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
 
 
 def _temporary(path: Path) -> Path:

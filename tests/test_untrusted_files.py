@@ -196,18 +196,18 @@ def test_files_of_an_earlier_run_execute_nothing(
     (interrupted / "kept.json").rename(interrupted / "metrics.json")
 
     # Caches and records are rebuilt or ignored.
-    for pattern in ("stores/*/index.json", "stores/*/about.json", "stores/*/*.f32", "cache/examined/*.json"):
+    for pattern in ("stores/*/index.npz", "stores/*/about.json", "stores/*/*.f32", "cache/examined/*.npz"):
         files = list(Path().glob(pattern)) or list(Path("..").glob(pattern))
         assert files, pattern
         for file in files:
             file.write_bytes(pickled)
-    for file in (*home.glob("*/version_*/begun.json"), *home.glob("*/version_*/metrics.json")):
+    for file in (*home.glob("*/version_*/started.json"), *home.glob("*/version_*/metrics.json")):
         file.write_bytes(pickled)
     run(folder, "--train_teacher", "--distill", *stores)
     assert capsys.readouterr().err == ""
 
     # Predictions are ignored by the report; an invalid summary is refused.
-    predictions = [*home.glob("*/version_*/validation.npz"), *home.glob("answers/*.npz")]
+    predictions = [*home.glob("*/version_*/validation.npz"), *home.glob("predictions/*.npz")]
     assert predictions
     for number, file in enumerate(predictions):
         np.savez(file, logits=np.array([Payload(mark)], dtype=object), labels=np.zeros(1))

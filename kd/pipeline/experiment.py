@@ -1,14 +1,16 @@
 """An experiment: checked before anything is trained, then its phases in order."""
 
+from contextlib import nullcontext
+
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from kd.console import make_console
-from kd.errors import UserError
 from kd.models import load_classifier
 from kd.pipeline import phases, run_store
 from kd.pipeline.components import SKIPPED_FILE, Components, build_student, provenance_of
+from kd.pipeline.lock import locked
 from kd.pipeline.preparation import Prepared, prepare
 from kd.pipeline.runner import Experiment, OnEpoch, Runner
 from kd.pipeline.teachers import Teacher, check_teachers
@@ -37,11 +39,16 @@ def run_experiment(
     with interruption.listening():
         prepared = prepare(settings, console)
         runner = Runner(prepared.components, console, interruption, on_epoch)
-        _run_phases(runner, prepared)
+        # One process of several writes.
+        is_writer = prepared.components.writes_files and _rank() == 0
+        with locked(prepared.components.folder) if is_writer else nullcontext():
+            if is_writer:
+                _prepare_folder(prepared.components)
+            _run_phases(runner, prepared)
     # A process that ended while others still communicate would look like a failure.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    runner.experiment.is_global_zero = getattr(rank_zero_only, "rank", 0) in (0, None)
+    runner.experiment.is_global_zero = _rank() == 0
     return runner.experiment
 
 
@@ -68,7 +75,6 @@ def find_teachers(settings: Settings, *, console: Console | None = None) -> tupl
 def _run_phases(runner: Runner, prepared: Prepared) -> None:
     """Train teachers, assistants, and for each seed the baseline and the distilled students."""
     components, settings = runner.components, runner.components.settings
-    _prepare_folder(components)
     teacher = phases.provide_teacher(runner, prepared)
     if teacher is not None and components.distills:
         for number, name in enumerate(settings.models.assistants, start=1):
@@ -87,17 +93,15 @@ def _run_phases(runner: Runner, prepared: Prepared) -> None:
         _add_earlier_runs(runner, teacher)
 
 
-@rank_zero_only
+def _rank() -> int:
+    """Return the number of this process among those that train one network."""
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
 def _prepare_folder(components: Components) -> None:
-    if not components.writes_files:
-        return
-    try:
-        write_config(components.settings, components.folder / CONFIG_FILE)
-        if components.settings.phases.resume is None:
-            (components.folder / SKIPPED_FILE).unlink(missing_ok=True)
-    except OSError as error:
-        root = components.folder.parent
-        raise UserError(f"--default_root_dir {root}: can't write there: {error}; choose another folder") from None
+    write_config(components.settings, components.folder / CONFIG_FILE)
+    if components.settings.phases.resume is None:
+        (components.folder / SKIPPED_FILE).unlink(missing_ok=True)
 
 
 def _add_earlier_runs(runner: Runner, teacher: Teacher | None) -> None:

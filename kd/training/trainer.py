@@ -1,6 +1,5 @@
 """The Lightning trainer: hardware, checkpoint files, and readable errors."""
 
-import errno
 import logging
 import re
 import warnings
@@ -15,7 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from kd.errors import LostContact, UserError
+from kd.errors import ENVIRONMENT_ERRNOS, LostContact, UserError
 from kd.files import write_atomically
 from kd.models import Classifier, Compute, Ensemble, fastest, find_damage, keep_large_blocks, read_plain
 
@@ -160,7 +159,7 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def readable_errors(*, batch_size: int | None = None) -> Iterator[None]:
-    """Turn exhausted memory or disk, a lost process, and a configuration refused by Lightning into a ``UserError``."""
+    """Turn faults of memory, disk or another process, and what Lightning refuses, into a ``UserError``."""
     try:
         yield
     except MisconfigurationException as error:
@@ -168,9 +167,10 @@ def readable_errors(*, batch_size: int | None = None) -> Iterator[None]:
     except MemoryError as error:
         raise UserError(f"out of memory: try a smaller --batch_size; {_RESUME}") from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in ENVIRONMENT_ERRNOS:
             raise
-        raise UserError(f"the disk is full ({error.filename or error.strerror}); {_RESUME}") from error
+        place = "" if error.filename is None else f"{error.filename}: "
+        raise UserError(f"{place}{error.strerror}; {_RESUME}") from error
     except RuntimeError as error:
         text = str(error)
         if re.search(r"DataLoader worker .* (?:killed|exited)", text):

@@ -53,6 +53,7 @@ def test_all_phases_over_two_seeds_leave_what_the_plan_says(make_folder: MakeFol
     assert "teacher convnet(widths=[6]) · validation accuracy 100.0%" in output
     assert done.folder == Path("logs/all")
     assert {path.name for path in done.folder.iterdir()} == {
+        ".lock",
         "config.yaml",
         "predictions",
         "teacher",
