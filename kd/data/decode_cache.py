@@ -25,7 +25,7 @@ from kd.data.images import LabeledImages, evenly_spaced
 from kd.files import write_atomically
 
 _VERSION = 3
-_PIXELS, _INDEX = "pixels.u8", "index.npz"
+_PIXELS, INDEX_FILE = "pixels.u8", "index.npz"
 _CHUNK, _SAMPLE = 256, 32
 _THREADS = 4
 
@@ -81,10 +81,10 @@ class Index(NamedTuple):
 def _read_index(path: Path, count: int) -> Index | None:
     """Read the index of a cache, and mark the cache as used; ``None`` if it is missing, damaged or incomplete."""
     # Numpy's files are zip archives: a damaged part doesn't match its checksum.
-    with suppress(Exception), (path / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with suppress(Exception), (path / INDEX_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         index = Index(arrays["sizes"], arrays["checksums"])
         if index.sizes.shape == (count, 2) and index.checksums.shape == (count,) and index.sizes.min() > 0:
-            os.utime(path / _INDEX)
+            os.utime(path / INDEX_FILE)
             return index
     return None
 
@@ -104,11 +104,12 @@ class CachedPixels:
 
     def __call__(self, index: int) -> Tensor:
         """Read an image ``(3, H, W)``, uint8."""
-        pixels = np.empty((*self.sizes[index], 3), dtype=np.uint8)
+        pixels, length = np.empty((*self.sizes[index], 3), dtype=np.uint8), 0
         with suppress(OSError), self.path.open("rb", buffering=0) as file:
             file.seek(self.starts[index])
-            file.readinto(pixels.data)
-        if xxh3_64_intdigest(pixels.data) == self.checksums[index]:
+            length = file.readinto(pixels.data)
+        # What wasn't read is whatever was in memory.
+        if length == pixels.nbytes and xxh3_64_intdigest(pixels.data) == self.checksums[index]:
             return torch.from_numpy(pixels).permute(2, 0, 1)
         decoded = self._decode(index)
         contents = decoded.permute(1, 2, 0).contiguous().numpy()
@@ -117,6 +118,17 @@ class CachedPixels:
                 file.seek(self.starts[index])
                 file.write(contents.data)
         return decoded
+
+
+def verify_cache(path: Path) -> tuple[int, int]:
+    """Compare the images in a cache with their checksums; return the numbers of images and of damaged ones."""
+    with np.load(path / INDEX_FILE, allow_pickle=False) as arrays:
+        sizes, checksums = arrays["sizes"], arrays["checksums"]
+    damaged = 0
+    with (path / _PIXELS).open("rb") as file:
+        for size, checksum in zip(sizes, checksums, strict=True):
+            damaged += xxh3_64_intdigest(file.read(3 * int(size.prod()))) != int(checksum)
+    return len(sizes), damaged
 
 
 def _write(images: LabeledImages, side: int, path: Path, progress: Callable[[int, int], object]) -> Index:
@@ -136,7 +148,7 @@ def _write(images: LabeledImages, side: int, path: Path, progress: Callable[[int
             progress(len(sizes), len(images))
     index = Index(np.array(sizes, dtype=np.int64), np.array(checksums, dtype=np.uint64))
     # The index is written last: a cache without one is incomplete.
-    with write_atomically(path / _INDEX) as file:
+    with write_atomically(path / INDEX_FILE) as file:
         np.savez(file, **index._asdict())
     return index
 

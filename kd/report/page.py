@@ -147,7 +147,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
         "overview": [*accuracies, gain_in_points(gain_of(summary))],
         "tables": [table for table in (_accuracies(summary), _costs(phases), _objectives(summary)) if table],
         "pictures": pictures,
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         "provenance": _provenance(summary),
         "validation": validation_images(summary),
     }

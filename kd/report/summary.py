@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from kd.errors import UserError
 from kd.files import write_json
@@ -21,6 +24,34 @@ _TITLES = {
     "distilled": "student, distilled",
 }
 _OLD_KEYS = {'"price":': '"cost":', '"teacher_answers":': '"teacher_predictions":'}
+
+
+@dataclass
+class _Results:
+    """The run of a summary, as far as tables and figures need it to be valid."""
+
+    val_acc: float
+    seed: int | None = None
+    seconds: float | None = None
+    history: list[dict[str, float | None]] | None = None
+
+
+@dataclass
+class _Group:
+    val_acc_mean: float
+    val_acc_std: float | None
+    runs: list[_Results]
+    measured: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    provenance: dict[str, dict[str, Any]] | None = None
+
+
+@dataclass
+class _Summary:
+    data: str
+    phases: dict[str, _Group]
+    gain: dict[str, Any] | None
+    compared: list[_Group]
 
 
 def summarize(
@@ -103,28 +134,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no summary.json here; name the folder of an experiment") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file: {error}") from None
-    if not _is_summary(summary):
-        raise UserError(f"{path}: not the summary of an experiment")
+    try:
+        TypeAdapter(_Summary).validate_python(summary)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{path}: not the summary of an experiment: {place}: {error.errors()[0]['msg']}") from None
     stored = {row["objective"]: row for row in summary["compared"]}
     baseline = summary["phases"].get("baseline", {"runs": []})["runs"]
     # Earlier versions computed the intervals by another method.
     rows = compare_objectives([run for row in summary["compared"] for run in row["runs"]], baseline)
     return dict(summary) | {"compared": [stored[row["objective"]] | row for row in rows]}
-
-
-def _is_summary(summary: Any) -> bool:  # noqa: ANN401 (any JSON value)
-    types = {"data": str, "phases": dict, "gain": dict | None, "compared": list}
-    if not isinstance(summary, dict) or not types.keys() <= summary.keys():
-        return False
-    if not all(isinstance(summary[name], expected) for name, expected in types.items()):
-        return False
-    groups = [*summary["phases"].values(), *summary["compared"]]
-    return all(
-        isinstance(facts, dict)
-        and isinstance(facts.get("runs"), list)
-        and all(isinstance(run, dict) for run in facts["runs"])
-        for facts in groups
-    )
 
 
 def validation_images(summary: Mapping[str, Any]) -> str | None:

@@ -4,21 +4,21 @@ import hashlib
 import json
 import math
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from xxhash import xxh3_128
+from xxhash import xxh3_64_intdigest, xxh3_128
 
 from kd.files import reserve, write_atomically, write_text
 
-_VERSION = 1
+ABOUT_FILE = "about.json"
+_VERSION = 2
 _SAMPLES_PER_SIDE = 8
 _TEMPERATURE = 4.0
 _DISK_SHARE = 0.2
@@ -27,7 +27,7 @@ _DISK_SHARE = 0.2
 class LogitStore:
     """Logits by epoch and batch, one memory-mapped file per epoch, written as they are computed.
 
-    Each batch has a checksum over its logits and a sample of its pixels: a batch that is incomplete, corrupt or of
+    Each batch has checksums of its logits and of a sample of its pixels: a batch that is incomplete, corrupt or of
     other images isn't read. With ``top``, only the K largest logits of each image are kept; all others get one value,
     such that the K classes keep their probabilities at a temperature of 1.
 
@@ -58,15 +58,17 @@ class LogitStore:
         # K class indices, K logits, and the value of all others.
         self.top = top if top is not None and 2 * top + 1 < classes else None
         width = classes if self.top is None else 2 * self.top + 1
-        text = json.dumps({"version": _VERSION, "top": self.top} | dict(key), sort_keys=True)
+        about = {"version": _VERSION, "top": self.top, "shape": [batches, batch_size, width]} | dict(key)
+        text = json.dumps(about, sort_keys=True)
         self.folder = folder / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        write_text(self.folder / "about.json", text)
+        # Its time tells when the store was last used.
+        write_text(self.folder / ABOUT_FILE, text)
         self.divergence = 0.0
         self.problem: str | None = None
         self.read_batches = 0
         self.written_batches = 0
         self._shape = (batches, batch_size, width)
-        self._epoch_bytes = 4 * batches * (batch_size * width + 1)
+        self._epoch_bytes = 4 * batches * (batch_size * width + 2)
         self._epochs_left = int(_DISK_SHARE * shutil.disk_usage(folder).free / self._epoch_bytes)
         self._epoch = -1
         self._arrays: tuple[NDArray[np.float32], NDArray[np.uint32]] | None = None
@@ -78,7 +80,7 @@ class LogitStore:
             return None
         logits, checksums = arrays
         kept = logits[batch, : len(images)]
-        if int(checksums[batch]) != _checksum(kept, images):
+        if not np.array_equal(checksums[batch], [_checksum(kept), _checksum(_sample(images))]):
             return None
         self.read_batches += 1
         # A copy, which outlives the mapping of this epoch's file.
@@ -95,7 +97,7 @@ class LogitStore:
         if arrays is not None:
             values = kept.cpu().numpy()
             arrays[0][batch, : len(values)] = values
-            arrays[1][batch] = _checksum(values, images)
+            arrays[1][batch] = _checksum(values), _checksum(_sample(images))
             self.written_batches += 1
         return result
 
@@ -120,12 +122,32 @@ class LogitStore:
                 self._epochs_left -= 1
                 with write_atomically(path) as file:
                     reserve(file, self._epoch_bytes)
-            logits = np.memmap(path, dtype=np.float32, mode="r+", shape=self._shape)
-            checksums = np.memmap(path, dtype=np.uint32, mode="r+", offset=logits.nbytes, shape=self._shape[:1])
-            self._arrays = logits, checksums
+            self._arrays = _map(path, self._shape, mode="r+")
         except OSError as error:
             self.problem = error.strerror
         return self._arrays
+
+
+def verify_store(folder: Path) -> tuple[int, int]:
+    """Compare the logits in a store's folder with their checksums; return the numbers of batches and of damaged ones.
+
+    A batch shorter than the others, the last of an epoch, is skipped.
+    """
+    shape = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))["shape"]
+    counts = np.zeros(2, dtype=int)
+    for path in folder.glob("*.f32"):
+        logits, checksums = _map(path, (shape[0], shape[1], shape[2]), mode="r")
+        full = [batch for batch in range(shape[0] - 1) if checksums[batch].any()]
+        counts += len(full), sum(_checksum(logits[batch]) != checksums[batch][0] for batch in full)
+    return int(counts[0]), int(counts[1])
+
+
+def _map(
+    path: Path, shape: tuple[int, int, int], *, mode: Literal["r", "r+"]
+) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+    """Map an epoch's file as logits and, for each batch, checksums of its logits and its pixels."""
+    logits = np.memmap(path, dtype=np.float32, mode=mode, shape=shape)
+    return logits, np.memmap(path, dtype=np.uint32, mode=mode, offset=logits.nbytes, shape=(shape[0], 2))
 
 
 def digest_of_weights(network: nn.Module) -> str:
@@ -150,8 +172,13 @@ def _divergence(exact: Tensor, kept: Tensor) -> float:
     return float(F.kl_div(approximation, target, reduction="batchmean", log_target=True))
 
 
-def _checksum(logits: NDArray[np.float32], images: Tensor) -> int:
+def _sample(images: Tensor) -> NDArray[np.float32]:
+    """Return a sample of the pixels of each image."""
     step = max(1, images.shape[-1] // _SAMPLES_PER_SIDE)
-    sample = images[:, :, ::step, ::step].float().cpu().contiguous().numpy()
+    sample: NDArray[np.float32] = images[:, :, ::step, ::step].float().cpu().numpy()
+    return sample
+
+
+def _checksum(values: NDArray[np.float32]) -> int:
     # Never 0, which is what a file holds where nothing was written.
-    return zlib.crc32(sample.data, zlib.crc32(np.ascontiguousarray(logits).data)) or 1
+    return xxh3_64_intdigest(np.ascontiguousarray(values).data) % 2**32 or 1

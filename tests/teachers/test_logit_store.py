@@ -118,7 +118,7 @@ def test_each_number_of_kept_logits_has_its_own_folder_and_file_size(tmp_path: P
     for store in stores:
         store.write(0, 0, images, logits)
     sizes = [next(store.folder.glob("*.f32")).stat().st_size for store in stores]
-    assert sizes == [4 * 3 * (4 * width + 1) for width in (12, 5, 7)]
+    assert sizes == [4 * 3 * (4 * width + 2) for width in (12, 5, 7)]
     # Keeping 6 of 12 would save no space, so that all are kept.
     everything = top_store(tmp_path, 6)
     assert (everything.top, everything.folder) == (None, stores[0].folder)
