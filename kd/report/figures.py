@@ -115,7 +115,9 @@ def loss_terms(histories: Histories) -> Picture | None:
         right.plot(*_points(run, "lr"), color=color)
     if not left.lines:
         return None
-    left.set(xlabel="epoch", title="loss terms, unweighted", yscale="log")
+    # A logarithmic axis needs a positive value; all terms can be exactly 0.
+    scale = "log" if any(np.nanmax(line.get_ydata()) > 0 for line in left.lines) else "linear"
+    left.set(xlabel="epoch", title="loss terms, unweighted", yscale=scale)
     right.set(xlabel="epoch", title="learning rate")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -156,13 +156,13 @@ def test_other_versions_are_noted_and_resumed(make_folder: MakeFolder, capsys: p
 def test_diff_names_what_two_runs_differ_in(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
     flags = flags_for(make_folder(), "--baseline")
     assert experiment(flags) == 0
-    assert experiment([*flags, "--learning_rate", "0.5"]) == 0
+    assert experiment([*flags, "--learning_rate", "0.002"]) == 0
     assert experiment(flags) == 0
     capsys.readouterr()
     first, second, third = (f"logs/pets/baseline/version_{version}" for version in range(3))
     assert main(["diff", first, f"{second}/checkpoints/best.ckpt"]) == 0
     output = capsys.readouterr().out
-    assert re.search(r"learning_rate\W+0.001\W+0.5\W", output)
+    assert re.search(r"learning_rate\W+0.001\W+0.002\W", output)
     assert "seed" not in output
     assert main(["diff", first, third]) == 0
     assert "No differences" in capsys.readouterr().out
