@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kd.console import make_console
-from kd.errors import ENVIRONMENT_ERRNOS, Interrupted, LostContact, UserError
+from kd.errors import Interrupted, LostContact, UserError, describe_environment_error
 from kd.files import write_json
 from kd.settings import CONFIG_FILE, Resolved, resolve, with_origin
 
@@ -475,9 +475,9 @@ def _exit_status_of(command: Callable[[], object]) -> int:
         _print_error(f"error: {message}", on_every_process=isinstance(error, LostContact))
         return 2
     except OSError as error:
-        if error.errno not in ENVIRONMENT_ERRNOS:
+        if (problem := describe_environment_error(error)) is None:
             raise
-        _print_error(f"error: {'' if error.filename is None else f'{error.filename}: '}{error.strerror}")
+        _print_error(f"error: {problem}")
         return 2
     return 0
 

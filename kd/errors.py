@@ -2,13 +2,18 @@
 
 import errno
 
-ENVIRONMENT_ERRNOS = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
-        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-    }
-)
-"""Errors of the operating system that are due to disks, permissions or files of the user, not to a bug."""
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PERMISSIONS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_PATHS = frozenset({errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG})
+
+
+def describe_environment_error(error: OSError) -> str | None:
+    """Return a message for an error due to the user's disks, permissions or paths; ``None`` if it may be a bug."""
+    if error.errno in _DISK_FULL:
+        return f"the disk is full ({error.filename or error.strerror})"
+    if error.errno not in _PERMISSIONS | _PATHS:
+        return None
+    return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}"
 
 
 class UserError(Exception):

@@ -14,7 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from kd.errors import ENVIRONMENT_ERRNOS, LostContact, UserError
+from kd.errors import LostContact, UserError, describe_environment_error
 from kd.files import write_atomically
 from kd.models import Classifier, Compute, Ensemble, fastest, find_damage, keep_large_blocks, read_plain
 
@@ -167,10 +167,9 @@ def readable_errors(*, batch_size: int | None = None) -> Iterator[None]:
     except MemoryError as error:
         raise UserError(f"out of memory: try a smaller --batch_size; {_RESUME}") from error
     except OSError as error:
-        if error.errno not in ENVIRONMENT_ERRNOS:
+        if (problem := describe_environment_error(error)) is None:
             raise
-        place = "" if error.filename is None else f"{error.filename}: "
-        raise UserError(f"{place}{error.strerror}; {_RESUME}") from error
+        raise UserError(f"{problem}; {_RESUME}") from error
     except RuntimeError as error:
         text = str(error)
         if re.search(r"DataLoader worker .* (?:killed|exited)", text):
