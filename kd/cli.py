@@ -251,11 +251,13 @@ def _diff(first: Annotated[str, tyro.conf.Positional], second: Annotated[str, ty
     from kd.pipeline import read_provenance
     from kd.provenance import DECISIVE, SECTIONS, UNKNOWN, as_text, differences
 
-    earlier, later = (read_provenance(Path(folder).expanduser()) for folder in (first, second))
+    (seed, earlier), (other_seed, later) = (read_provenance(Path(folder).expanduser()) for folder in (first, second))
     # Either run may have entries that the other lacks.
     both = {name: dict.fromkeys(earlier.get(name, ()), UNKNOWN) | later.get(name, {}) for name in SECTIONS}
     found = differences(earlier, both, SECTIONS)
     console = make_console()
+    if seed != other_seed:
+        console.print(f"seed {seed} in {first}, seed {other_seed} in {second}")
     if not found:
         console.print("No differences: both runs depend on the same settings, images, teacher, code and versions.")
         return

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,33 +86,23 @@ def environment(hardware: str) -> dict[str, str]:
 def code_digests(texts: Iterable[str]) -> dict[str, str]:
     """Return the hashes of the user's Python files, such as ``my_losses.py``, and of what they import from beside them.
 
+    Files are named by their paths within the folder that holds all of them, so that a moved folder is the same.
+
     Args:
         texts: Values of settings, in which files occur as ``path/to/file.py:function``.
     """
-    files = {Path(path).expanduser() for text in texts for path in _OWN_FILE.findall(text)}
-    digests = {}
+    files = {Path(path).expanduser().absolute() for text in texts for path in _OWN_FILE.findall(text)}
+    found = set[Path]()
     for file in files:
         finder = ModuleFinder(path=[str(file.parent)], excludes=["kd"])
         finder.run_script(str(file))
         modules: Iterable[Any] = finder.modules.values()
-        found = {Path(module.__file__) for module in modules if module.__file__}
-        for path in found:
-            name = os.path.relpath(path, file.parent) if path != file else file.name
-            digests[name] = hashlib.blake2b(path.read_bytes(), digest_size=_DIGITS // 2).hexdigest()
-    return dict(sorted(digests.items()))
-
-
-def describe_images(keys: Sequence[str], labels: Sequence[int], classes: Sequence[str], content: str | None) -> str:
-    """Return in words the number of images and of classes, and a hash of contents, labels, names and order.
-
-    ``content`` is a hash of the contents of all images, or ``None`` if it is unknown.
-    """
-    digest = hashlib.blake2b(digest_size=_DIGITS // 2)
-    for names in (classes, keys):
-        digest.update("\0".join(names).encode(errors="surrogateescape") + b"\0\0")
-    digest.update(f"{list(labels)} {content}".encode())
-    kind = "names" if content is None else "content"
-    return f"{len(keys):,} images in {len(classes):,} classes, {kind} {digest.hexdigest()}"
+        found |= {Path(module.__file__) for module in modules if module.__file__}
+    root = os.path.commonpath([path.parent for path in found]) if found else ""
+    return {
+        path.relative_to(root).as_posix(): hashlib.blake2b(path.read_bytes(), digest_size=_DIGITS // 2).hexdigest()
+        for path in sorted(found)
+    }
 
 
 def _defaults() -> dict[str, Any]:

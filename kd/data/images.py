@@ -57,6 +57,15 @@ class LabeledImages:
         digest.update(np.ascontiguousarray(digests).data)
         return digest.hexdigest()
 
+    def describe(self) -> str:
+        """Return in words the number of images and of classes, and a hash of contents, labels, names and order."""
+        digest = hashlib.blake2b(
+            "\0".join((*self.classes, "", *self.keys)).encode(errors="surrogateescape"), digest_size=8
+        )
+        digest.update(f"{list(self.labels)} {self.fingerprint}".encode())
+        kind = "names" if self.fingerprint is None else "content"
+        return f"{len(self):,} images in {len(self.classes):,} classes, {kind} {digest.hexdigest()}"
+
     def with_digests(self, digests: NDArray[np.uint8]) -> "LabeledImages":
         """Return the same images with the hashes of their contents."""
         return replace(self, digests=digests)
@@ -126,6 +135,10 @@ class Splits:
     def train_size(self) -> int:
         """Number of training images."""
         return len(self.train)
+
+    def describe(self) -> dict[str, str]:
+        """Return the number and the content hash of the images of each split, in words."""
+        return {"training images": self.train.describe(), "validation images": self.val.describe()}
 
     @property
     def train_counts(self) -> Sequence[int] | None:

@@ -87,6 +87,10 @@ class ShardedSplits(Splits):
         """Number of training images."""
         return len(self.train_shards)
 
+    def describe(self) -> dict[str, str]:
+        """Return the number and the content hash of the images of each split, in words."""
+        return {"training images": self.train_shards.describe(), "validation images": self.val_shards.describe()}
+
     @property
     def train_counts(self) -> Sequence[int] | None:
         """Number of training images of each class; ``None`` if unknown."""

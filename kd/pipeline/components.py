@@ -38,7 +38,7 @@ from kd.models import Classifier, Ensemble, build_classifier, largest_batch, why
 from kd.pipeline.caches import cache_images
 from kd.pipeline.run_store import kind_of, slug
 from kd.preflight import Finding, check_files, refuse
-from kd.provenance import Provenance, code_digests, describe_images, environment
+from kd.provenance import Provenance, code_digests, environment
 from kd.randomness import seeded
 from kd.settings import Phase, Settings, settings_affecting, unsupported_by_streams
 from kd.teachers import digest_of_weights
@@ -359,21 +359,8 @@ def _load_images(settings: Settings, console: Console) -> Images:
     if unlabeled is not None:
         unlabeled = cache(unlabeled, image_size=data.image_size, augment=data.augment)
     mean, std = channel_statistics(by_size[data.image_size].train, plain_view(data.image_size, data.resize))
-    return Images(by_size, unlabeled, mean, std, tuple(findings), _describe_contents(splits, unlabeled))
-
-
-def _describe_contents(splits: Splits, unlabeled: LabeledImages | None) -> dict[str, str]:
-    """Return the number and the content hash of the images of each split, in words."""
-    found = {"training images": splits.train, "validation images": splits.val}
-    if unlabeled is not None:
-        found[_UNLABELED] = unlabeled
-    texts = {
-        name: describe_images(images.keys, images.labels, images.classes, images.fingerprint)
-        for name, images in found.items()
-    }
-    if isinstance(splits, ShardedSplits):
-        texts |= {"training images": splits.train_shards.describe(), "validation images": splits.val_shards.describe()}
-    return texts
+    contents = splits.describe() | ({} if unlabeled is None else {_UNLABELED: unlabeled.describe()})
+    return Images(by_size, unlabeled, mean, std, tuple(findings), contents)
 
 
 def _examine(images: LabeledImages, settings: Settings, console: Console) -> tuple[LabeledImages, list[FileFinding]]:

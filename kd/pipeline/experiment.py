@@ -108,15 +108,15 @@ def _add_earlier_runs(runner: Runner, teacher: Teacher | None) -> None:
     """Add comparable runs of earlier calls, so that teacher, baseline and distilled student are shown in one table."""
     components, runs = runner.components, runner.experiment.runs
     network = None if teacher is None else teacher.network
-    if network is None and runs.get("teacher"):
-        network = load_classifier(runs["teacher"][0]["checkpoint"], architecture=runs["teacher"][0]["model"])
-    missing = [phase for phase in ("baseline", "distilled") if phase not in runs]
-    student = build_student(components, components.settings.phases.seed) if missing else None
-    for phase in missing:
-        if student is not None:
-            provenance = provenance_of(components, phase, student, teacher=network if phase == "distilled" else None)
-            earlier = run_store.finished_runs(components.folder / phase, provenance, components.seeds)
-            runs |= {phase: earlier} if earlier else {}
+    for phase in ("baseline", "distilled"):
+        if phase in runs or not (components.folder / phase).is_dir():
+            continue
+        if phase == "distilled" and network is None and runs.get("teacher"):
+            network = load_classifier(runs["teacher"][0]["checkpoint"], architecture=runs["teacher"][0]["model"])
+        student = build_student(components, components.settings.phases.seed)
+        provenance = provenance_of(components, phase, student, teacher=network if phase == "distilled" else None)
+        earlier = run_store.finished_runs(components.folder / phase, provenance, components.seeds)
+        runs |= {phase: earlier} if earlier else {}
     if "teacher" not in runs and "distilled" in runs:
         paths = runs["distilled"][0]["teacher_checkpoints"]
         record = run_store.given_teacher(paths[0]).record if len(paths) == 1 else {}

@@ -76,8 +76,8 @@ def read_record(path: Path) -> Record | None:
     return _read(path, _Results, Run)
 
 
-def read_provenance(place: Path) -> Provenance:
-    """Return what a run depends on, finished or not, given its folder or a file in it.
+def read_provenance(place: Path) -> tuple[int, Provenance]:
+    """Return the seed of a run, finished or not, and what it depends on, given its folder or a file in it.
 
     Raises:
         UserError: If there is no run.
@@ -85,7 +85,7 @@ def read_provenance(place: Path) -> Provenance:
     for folder in (place, *list(place.parents)[:2]):
         found = read_record(folder / METRICS_FILE) or _read(folder / STARTED_FILE, _Started)
         if found is not None:
-            return Provenance(found["provenance"])
+            return int(found["seed"]), Provenance(found["provenance"])
     inside = sorted(str(path.parent) for path in place.rglob(STARTED_FILE))
     hint = f"; runs in it: {', '.join(inside)}" if inside else ""
     raise UserError(f"{place}: not the folder of a run, such as logs/NAME/distilled/version_0{hint}")

@@ -1,5 +1,6 @@
 """The progress of a training: one bar per run, or a line every few seconds where there is no terminal."""
 
+import math
 import time
 from typing import Any
 
@@ -88,11 +89,19 @@ class PhaseProgress(Callback):
                 state.pop(name, None)
         return " · ".join(state.values())
 
+    def _epochs(self, trainer: Trainer) -> int:
+        """Return the number of epochs, the last of which may end early at ``max_steps``."""
+        epochs = trainer.max_epochs or 1
+        if self.max_steps is None:
+            return epochs
+        steps_per_epoch = math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
+        return min(epochs, math.ceil(self.max_steps / steps_per_epoch))
+
     def _state(self, trainer: Trainer) -> dict[str, str]:
         metrics = current_metrics(trainer)
         formats = {"train/loss": "loss {:.3f}", "train/acc": "train acc {:.3f}", "val/acc": "val acc {:.3f}"}
         return (
-            {"epoch": f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"}
+            {"epoch": f"epoch {trainer.current_epoch + 1}/{self._epochs(trainer)}"}
             | {name: text.format(metrics[name]) for name, text in formats.items() if name in metrics}
             | {"speed": f"{self._throughput.images_per_second:,.0f} img/s"}
         )

@@ -166,6 +166,10 @@ def test_diff_names_what_two_runs_differ_in(make_folder: MakeFolder, capsys: pyt
     assert "seed" not in output
     assert main(["diff", first, third]) == 0
     assert "No differences" in capsys.readouterr().out
+    assert experiment([*flags, "--seed", "5"]) == 0
+    capsys.readouterr()
+    assert main(["diff", first, "logs/pets/baseline/version_3"]) == 0
+    assert f"seed 0 in {first}, seed 5 in logs/pets/baseline/version_3" in capsys.readouterr().out
     assert main(["diff", first, "logs/pets"]) == 2
     assert "logs/pets: not the folder of a run" in capsys.readouterr().err
 

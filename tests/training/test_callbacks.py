@@ -13,7 +13,7 @@ from kd.training import ClassifierModule, Hardware, RunTensorBoard, draw_views, 
 from tests.conftest import MakeFolder
 
 
-def fit(folder: Path, experiment: Path, console: Console) -> str:
+def fit(folder: Path, experiment: Path, console: Console, *, max_steps: int | None = None) -> str:
     data = ImageData(read_splits(folder), image_size=16, batch_size=6)
     classifier = build_classifier("linear", classes=data.splits.classes, image_size=16, mean=(0.4,) * 3, std=(0.2,) * 3)
     run = train(
@@ -24,6 +24,7 @@ def fit(folder: Path, experiment: Path, console: Console) -> str:
         loggers=[RunTensorBoard(experiment)],
         hardware=Hardware(accelerator="cpu", precision="32-true"),
         max_epochs=3,
+        max_steps=max_steps,
         console=console,
     )
     assert run.images_per_second > 0
@@ -36,6 +37,13 @@ def test_without_a_terminal_one_line_reports_the_last_epoch(make_folder: MakeFol
     (line,) = output.getvalue().splitlines()
     numbers = r"loss \d\.\d{3} · train acc \d\.\d{3} · val acc \d\.\d{3} · [\d,]+ img/s"
     assert re.fullmatch(rf"teacher linear · epoch 3/3 · {numbers}", line)
+
+
+def test_epochs_are_counted_up_to_the_last_step(make_folder: MakeFolder, tmp_path: Path) -> None:
+    output = io.StringIO()
+    # Four batches an epoch.
+    fit(make_folder(), tmp_path / "e", make_console(file=output), max_steps=5)
+    assert " · epoch 2/2 · " in output.getvalue()
 
 
 def test_in_a_terminal_of_80_columns_the_bar_fits_one_line(make_folder: MakeFolder, tmp_path: Path) -> None:
