@@ -29,6 +29,7 @@ from kd.data import (
     drop_broken,
     examine,
     load_splits,
+    parts_of_step,
     plain_view,
     read_unlabeled,
 )
@@ -276,6 +277,8 @@ def provenance_of(
         "image_cache": components.splits.train.cached_side,
     }
     settings = {name: values[name] for name in settings_affecting(kind)} | {"processes": components.world_size}
+    if isinstance(components.splits, ShardedSplits):
+        settings["stream_parts"] = parts_of_step(components.world_size)
     if objective is not None:
         settings["loss"] = [objective]
     texts = [network.description.architecture, *settings.get("loss", ())]

@@ -141,16 +141,21 @@ def find_interrupted(folder: Path, provenance: Provenance, *, seed: int, console
                 console.print(f"note: {run} was trained with {_in_words(found)}; training another version")
     if newest is None or not newest[1]:
         return None
+    hint = ""
+    if any(difference.name == "processes" for difference in newest[1]):
+        hint = " (another number of processes resumes it if --batch_size keeps the number of images per step)"
     raise UserError(
-        f"--resume: {newest[0]} was started with {_in_words(newest[1])}; restore what it was started with, or start "
-        "anew without --resume"
+        f"--resume: {newest[0]} was started with {_in_words(newest[1])}; restore what it was started with{hint}, or "
+        "start anew without --resume"
     )
 
 
 def _is_other_world(earlier: Provenance, now: Provenance, found: Iterable[Difference]) -> bool:
-    """Return whether only the number of processes differs, and the number of images per step is the same."""
+    """Return whether only the number of processes differs, and each step has the same images nevertheless."""
+    if not {each.name for each in found} <= {"processes", "batch_size"}:
+        return False
     sizes = [each["settings"].get("processes", 0) * each["settings"].get("batch_size", 0) for each in (earlier, now)]
-    return {each.name for each in found} <= {"processes", "batch_size"} and sizes[0] == sizes[1]
+    return bool(sizes[0] == sizes[1])
 
 
 def _in_words(found: Iterable[Difference]) -> str:

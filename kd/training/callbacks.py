@@ -13,6 +13,9 @@ from kd.data import Batches
 from kd.errors import NotFiniteError
 
 _LOG_STEPS = 50
+METRICS_KEY = "training_metrics"
+"""Key of a checkpoint for the sums of the training metrics."""
+
 _CHECK_STEPS = 50
 """Steps between two checks for finite values on a device for which the program would have to wait."""
 
@@ -35,14 +38,16 @@ class TrainingMetrics(Callback):
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums and the metrics logged last."""
-        return {"sums": dict(self._sums), "weights": dict(self._weights), "latest": self.latest}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the sums over all processes, and the metrics logged last."""
+        checkpoint[METRICS_KEY] = {"totals": self._reduced_totals(trainer, pl_module.device), "latest": self.latest}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state."""
-        self._sums, self._weights = dict(state_dict["sums"]), dict(state_dict["weights"])
-        self.latest = state_dict["latest"]
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore the state; each process, of any number, gets an equal share of the sums."""
+        self.latest = checkpoint[METRICS_KEY]["latest"]
+        sums, weights = (torch.tensor(total) / trainer.world_size for total in checkpoint[METRICS_KEY]["totals"])
+        self._sums = dict(zip(self.names, sums, strict=True))
+        self._weights = dict(zip(self.names, weights.tolist(), strict=True))
 
     def update(self, values: Mapping[str, Tensor], *, weight: float = 1.0) -> None:
         """Add scalars of a batch by name; names may be missing, such as the accuracy of a batch without labels."""
@@ -52,12 +57,13 @@ class TrainingMetrics(Callback):
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def totals(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the sums and the sums of weights, ``(N,)`` each in the order of ``names``, and reset them."""
+        """Return the sums and the sums of weights, ``(N,)`` each in the order of ``names``."""
         zero = torch.zeros((), device=device)
         sums = torch.stack([self._sums.get(name, zero).float() for name in self.names])
-        weights = torch.tensor([self._weights.get(name, 0.0) for name in self.names], device=device)
-        self._sums, self._weights = {}, {}
-        return sums, weights
+        return sums, torch.tensor([self._weights.get(name, 0.0) for name in self.names], device=device)
+
+    def _reduced_totals(self, trainer: Trainer, device: torch.device) -> list[list[float]]:
+        return [trainer.strategy.reduce(total, reduce_op="sum").tolist() for total in self.totals(device)]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -67,9 +73,9 @@ class TrainingMetrics(Callback):
         every = max(1, min(_LOG_STEPS, batches // 4))
         if (batch_idx + 1) % every and batch_idx + 1 != batches and not trainer.should_stop:
             return
-        totals = (trainer.strategy.reduce(total, reduce_op="sum").tolist() for total in self.totals(pl_module.device))
+        means = zip(self.names, *self._reduced_totals(trainer, pl_module.device), strict=True)
+        self._sums, self._weights = {}, {}
         # The accuracy and terms that need labels are missing where no image had a label.
-        means = zip(self.names, *totals, strict=True)
         self.latest = {f"train/{name}": total / weight for name, total, weight in means if weight}
         self.latest["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         for logger in trainer.loggers:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd.data import ImageData, LabeledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
 from kd.data.samples import read_samples
-from kd.data.streamed import SUBSTREAMS, StreamedBatches, batch_ranges
+from kd.data.streamed import StreamedBatches, plan_batches
 from kd.errors import UserError
 from tests.conftest import MakeFolder
 
@@ -42,7 +42,7 @@ def splits_in(folder: Path, **options: Any) -> ShardedSplits:
 
 
 def batches_of(data: ShardData, rank: int, world_size: int) -> StreamedBatches:
-    return data._train_batches(data._train_ranges(rank, world_size))
+    return data._train_batches(data._train_plan(rank, world_size))
 
 
 def keys_of(batches: StreamedBatches, epoch: int = 0) -> list[list[str]]:
@@ -133,14 +133,23 @@ def test_each_image_is_read_once_per_epoch_by_any_number_of_processes(
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 16, 17, 63])
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_substreams_partition_a_range(count: int, batch_size: int) -> None:
-    ranges = batch_ranges(10, count, batch_size)
-    in_order = [batch for substream in range(SUBSTREAMS) for batch in ranges[substream::SUBSTREAMS]]
-    assert [index for batch in in_order for index in batch] == list(range(10, 10 + count))
-    assert [len(batch) for batch in ranges] == [batch_size] * (count // batch_size) + [count % batch_size] * (
+@pytest.mark.parametrize("batch_size", [4, 8, 12])
+def test_steps_are_the_same_for_any_number_of_processes(count: int, batch_size: int) -> None:
+    def steps(world_size: int) -> list[list[int]]:
+        plans = [plan_batches(count, batch_size // world_size, rank, world_size) for rank in range(world_size)]
+        return [
+            sorted(index for batch in batches for piece in batch for index in piece.substream[piece.first : piece.last])
+            for batches in zip(*plans, strict=True)
+        ]
+
+    alone = steps(1)
+    assert sorted(index for step in alone for index in step) == list(range(count))
+    assert [len(step) for step in alone] == [batch_size] * (count // batch_size) + [count % batch_size] * (
         count % batch_size > 0
     )
+    assert steps(2) == alone
+    # A last batch of an image or none is dropped by four processes.
+    assert steps(4)[: count // batch_size] == alone[: count // batch_size]
 
 
 def epochs(data: ShardData, number: int = 2) -> list[tuple[Tensor, Tensor]]:

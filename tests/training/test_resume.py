@@ -116,7 +116,7 @@ class _Training:
         checkpoint = self.folder / "checkpoints" / "last.ckpt"
         state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
         plain = {key: state[key] for key in ("state_dict", "module", "optimizer_states", "lr_schedulers")}
-        return plain | {"metrics": state["callbacks"]["TrainingMetrics"]}
+        return plain | {"metrics": state["training_metrics"]}
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         # TensorBoard sorts files of the same second by name: number 10 before number 9.
