@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "sweep": _sweep,
                 "report": _report,
                 "diff": _diff,
+                "cache": _cache,
                 "tensorboard": _tensorboard,
                 "shard": _shard,
                 "models": _models,
@@ -271,6 +273,33 @@ def _diff(first: Annotated[str, tyro.conf.Positional], second: Annotated[str, ty
         console.print("Results of these runs are not averaged or resumed as one: they depend on different things.")
     else:
         console.print("Only versions or hardware differ: the runs are comparable.")
+
+
+def _cache(action: Annotated[Literal["list", "verify", "clear"], tyro.conf.Positional] = "list") -> None:
+    """List, verify or clear the caches in KD_CACHE: decoded images, teachers' logits, file examinations, shard indexes.
+
+    Args:
+        action: list; verify (compare with the checksums; a damaged part is computed again when it is next read); or
+            clear (remove all; data sets that were downloaded are kept).
+    """
+    from kd.data import cache_dir
+    from kd.pipeline import cache_entries
+
+    console, entries = make_console(), cache_entries()
+    total = f"{len(entries):,} entries, {sum(entry.size for entry in entries) / 1e9:.2f} GB in {cache_dir()}"
+    if action == "clear":
+        for entry in entries:
+            entry.remove()
+        console.print(f"removed {total}")
+        return
+    table = Table(title=total, title_justify="left")
+    for heading in ("kind", "MB", "last used", *(["parts", "damaged"] if action == "verify" else []), "entry"):
+        table.add_column(heading, justify="left" if heading in ("kind", "entry") else "right", overflow="fold")
+    for entry in entries:
+        verified = map(str, entry.verify() if action == "verify" else ())
+        last_used = f"{datetime.fromtimestamp(entry.last_used):%Y-%m-%d %H:%M}"  # noqa: DTZ006 (the user's time zone)
+        table.add_row(entry.kind, f"{entry.size / 1e6:,.1f}", last_used, *verified, entry.path.name)
+    console.print(table)
 
 
 def _tensorboard(

@@ -45,7 +45,7 @@ def cache_decoded(
     side: int,
     folder: Path,
     *,
-    max_bytes: float = math.inf,
+    has_room: Callable[[int], bool] | None = None,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> LabeledImages:
     """Return the same images, read from a decode cache, which is written first if it doesn't exist.
@@ -53,15 +53,15 @@ def cache_decoded(
     Images with a short side of more than ``side`` pixels are resized as by the plain view, so that a plain view of that
     size is bit-identical; others are kept as they are. A cache is identified by the fingerprint of the images. It is
     written atomically; of several processes, one writes, and the others wait. ``progress`` is called with the number of
-    images done and their total. Images that don't come from files, or whose cache would be larger than ``max_bytes``,
-    are returned unchanged.
+    images done and their total. Images that don't come from files, or for whose cache ``has_room`` of the estimated
+    size in bytes is false, are returned unchanged.
     """
     if not images.files or images.fingerprint is None:
         return images
     path = folder / hashlib.blake2b(f"{_VERSION} {side} {images.fingerprint}".encode(), digest_size=16).hexdigest()
     index = _read_index(path, len(images))
     if index is None:
-        if max_bytes < math.inf and _estimate_size(images, side) > max_bytes:
+        if has_room is not None and not has_room(_estimate_size(images, side)):
             return images
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -83,7 +83,8 @@ def _read_index(path: Path, count: int) -> Index | None:
     # Numpy's files are zip archives: a damaged part doesn't match its checksum.
     with suppress(Exception), (path / INDEX_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         index = Index(arrays["sizes"], arrays["checksums"])
-        if index.sizes.shape == (count, 2) and index.checksums.shape == (count,) and index.sizes.min() > 0:
+        is_whole = index.sizes.shape == (count, 2) and index.checksums.shape == (count,) and index.sizes.min() > 0
+        if is_whole and (path / _PIXELS).stat().st_size == 3 * index.sizes.prod(axis=1).sum():
             os.utime(path / INDEX_FILE)
             return index
     return None

@@ -74,7 +74,7 @@ def examine(
     names = [str(path) for path in images.files]
     started, stats = time.time_ns(), _read_stats(names)
     path = None if cache is None else cache / f"{_digest_of_text(str(Path(os.path.commonpath(names)).absolute()))}.npz"
-    known = None if path is None or verify == "full" else _load(path)
+    known = None if path is None or verify == "full" else read_manifest(path)
     manifest, stale = _merge(known, names, stats)
     _read(manifest, stale, progress)
     unchanged = np.setdiff1d(np.arange(len(names)), stale)
@@ -155,7 +155,7 @@ def _save(manifest: Manifest, path: Path) -> None:
         np.savez(file, about=np.array(text), stats=manifest.stats, digests=manifest.digests)
 
 
-def _load(path: Path) -> Manifest | None:
+def read_manifest(path: Path) -> Manifest | None:
     """Read a manifest; ``None`` if it is missing, damaged or of another version."""
     # Numpy's files are zip archives: a damaged part doesn't match its checksum.
     with suppress(Exception), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +14,19 @@ from rich.progress import Progress
 from kd.data import ImageData, LabeledImages, cache_decoded, cache_dir, room_for_cache, short_side
 from kd.errors import UserError
 from kd.models import Classifier, Compute, Ensemble
+from kd.pipeline.cache_folder import make_room
 from kd.teachers import LogitStore, digest_of_weights
 
 NONE, AUTO = "none", "auto"
 
 
+_GB = 1e9
+_FREE_SHARE = 0.2
+"""Fraction of the free disk space that the logits of one training may take."""
+
+
 def cache_images(
-    images: LabeledImages, *, image_size: int, augment: str, where: str, console: Console
+    images: LabeledImages, *, image_size: int, augment: str, where: str, console: Console, limit: float | None = None
 ) -> LabeledImages:
     """Return the same images, read through the cache of decoded images.
 
@@ -29,6 +36,7 @@ def cache_images(
         augment: Augmentation; crops need a longer short side.
         where: ``none``; ``auto``: the cache folder, if there is room; or a folder.
         console: Where progress is shown.
+        limit: Maximum size of the cache folder, in GB; ``None``: a quarter of the disk.
 
     Raises:
         UserError: If the named folder can't be written to.
@@ -43,7 +51,9 @@ def cache_images(
                 images,
                 short_side(image_size, augment),
                 folder,
-                max_bytes=room_for_cache(folder) if where == AUTO else math.inf,
+                has_room=(lambda size: size <= room_for_cache(folder) and _make_room(size, limit))
+                if where == AUTO
+                else None,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         except OSError as error:
@@ -52,7 +62,7 @@ def cache_images(
             # Without a cache, training is slower and otherwise the same.
             stored, reason = images, f"can't write to {folder} ({error.strerror or error})"
         else:
-            reason = f"it would take more than a fifth of the free disk at {folder}, or half of the memory"
+            reason = f"there is not enough disk space at {folder} or memory, or --cache_limit is reached"
     if stored.cached_side is None and images.files:
         console.print(f"note: decoded images aren't cached, each is decoded in every epoch: {reason}")
     return stored
@@ -65,6 +75,7 @@ def logit_store(
     compute: Compute,
     where: str,
     devices: str,
+    limit: float | None = None,
     compiled: bool = False,
     top: int | None = None,
 ) -> Callable[[int, int], LogitStore | None] | None:
@@ -76,6 +87,7 @@ def logit_store(
         compute: The teacher's precision and memory layout.
         where: ``none``; ``auto``: the cache folder; or a folder.
         devices: Name of the accelerator.
+        limit: Maximum size of the cache folder, in GB; ``None``: a quarter of the disk.
         compiled: Whether the teacher is compiled.
         top: Number of logits kept per view, the largest; ``None``: all.
     """
@@ -102,6 +114,7 @@ def logit_store(
     def open_store(rank: int, world_size: int) -> LogitStore | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            least_free = (1 - _FREE_SHARE) * shutil.disk_usage(folder).free
             return LogitStore(
                 folder,
                 key | {"rank": rank, "world_size": world_size},
@@ -109,6 +122,9 @@ def logit_store(
                 batch_size=data.batch_size,
                 classes=len(network.description.classes),
                 top=top,
+                has_room=lambda size: (
+                    (where != AUTO or _make_room(size, limit)) and shutil.disk_usage(folder).free - size >= least_free
+                ),
             )
         except OSError as error:
             if where == AUTO:
@@ -116,6 +132,10 @@ def logit_store(
             raise UserError(f"--teacher_cache {where}: can't write the teacher's logits there: {error}") from None
 
     return open_store
+
+
+def _make_room(size: int, limit: float | None) -> bool:
+    return make_room(size, None if limit is None else limit * _GB)
 
 
 def _digest(content: bytes) -> str:

@@ -350,7 +350,7 @@ def _load_images(settings: Settings, console: Console) -> Images:
         unlabeled = unlabeled and drop_broken(unlabeled, broken)
     # Before the images are decoded into the cache.
     refuse(findings, strict=False)
-    cache = partial(cache_images, where=data.image_cache, console=console)
+    cache = partial(cache_images, where=data.image_cache, limit=data.cache_limit, console=console)
     by_size = {
         size: replace(
             splits,

@@ -171,6 +171,7 @@ def _store_opener(
         data,
         compute=hardware.compute_for(network, trains=False),
         where=settings.teacher_cache,
+        limit=settings.cache_limit,
         devices=hardware.accelerator,
         compiled=hardware.compile,
         top=settings.teacher_top,

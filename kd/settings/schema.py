@@ -167,6 +167,12 @@ class DataSettings:
         not_for_streams=_NOT_STORED,
         streams_allow=("none",),
     )
+    cache_limit: Positive | None = setting(
+        None,
+        "maximum size of the cache folder in GB; least recently used entries are removed; None: a quarter of the disk",
+        NOTHING,
+        per_machine=True,
+    )
     teacher_top: Count | None = setting(
         None,
         "store only this many of the teacher's largest logits per image and spread the remaining probability evenly; "

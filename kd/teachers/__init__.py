@@ -2,4 +2,4 @@
 
 from kd.teachers.frozen import FrozenTeacher
 from kd.teachers.loading import check_classes, is_no_better_than_chance, load_teacher, majority_share
-from kd.teachers.logit_store import LogitStore, digest_of_weights
+from kd.teachers.logit_store import LogitStore, digest_of_weights, verify_store

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,6 @@ ABOUT_FILE = "about.json"
 _VERSION = 2
 _SAMPLES_PER_SIDE = 8
 _TEMPERATURE = 4.0
-_DISK_SHARE = 0.2
 
 
 class LogitStore:
@@ -38,6 +36,7 @@ class LogitStore:
         batch_size: Maximum number of images in a batch.
         classes: Number of classes C.
         top: Number of logits to keep, K; ``None``, or too many to save space: all.
+        has_room: Whether there is space for a number of bytes more, asked before each epoch is stored.
 
     Attributes:
         problem: Why an epoch isn't stored, or ``None``.
@@ -53,6 +52,7 @@ class LogitStore:
         batch_size: int,
         classes: int,
         top: int | None = None,
+        has_room: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self.classes = classes
         # K class indices, K logits, and the value of all others.
@@ -69,7 +69,7 @@ class LogitStore:
         self.written_batches = 0
         self._shape = (batches, batch_size, width)
         self._epoch_bytes = 4 * batches * (batch_size * width + 2)
-        self._epochs_left = int(_DISK_SHARE * shutil.disk_usage(folder).free / self._epoch_bytes)
+        self._has_room = has_room
         self._epoch = -1
         self._arrays: tuple[NDArray[np.float32], NDArray[np.uint32]] | None = None
 
@@ -116,10 +116,9 @@ class LogitStore:
         # Without its folder, or without room on the disk, training continues without the store.
         try:
             if not path.is_file() or path.stat().st_size != self._epoch_bytes:
-                if self._epochs_left < 1:
-                    self.problem = "the disk is too full"
+                if not self._has_room(self._epoch_bytes):
+                    self.problem = "there is not enough disk space, or --cache_limit is reached"
                     return None
-                self._epochs_left -= 1
                 with write_atomically(path) as file:
                     reserve(file, self._epoch_bytes)
             self._arrays = _map(path, self._shape, mode="r+")

@@ -113,9 +113,9 @@ def test_images_without_files_or_above_the_size_limit_are_not_cached(folder: Pat
     files = read_folder(folder)
     # Two images each of 16x21, 23x16 and 10x12 pixels.
     size = 2 * 3 * (16 * 22 + 24 * 16 + 10 * 12)
-    assert cache_decoded(files, 16, tmp_path / "caches", max_bytes=size - 1) is files
+    assert cache_decoded(files, 16, tmp_path / "caches", has_room=lambda need: need < size) is files
     assert not (tmp_path / "caches").exists()
-    assert cache_decoded(files, 16, tmp_path / "caches", max_bytes=size) is not files
+    assert cache_decoded(files, 16, tmp_path / "caches", has_room=lambda need: need <= size) is not files
     in_memory = LabeledImages(("a", "b"), [0], ["0"], lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8))
     assert cache_decoded(in_memory, 16, tmp_path / "caches") is in_memory
 

@@ -66,16 +66,21 @@ def test_corrupt_logits_and_checksums_are_not_read(tmp_path: Path, offset: int) 
     assert open_store(tmp_path).read(0, 0, images) is None
 
 
-def test_a_full_disk_only_stops_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Usage:
-        free = 11 * 4 * 3 * (4 * 5 + 1)
-
-    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+def test_without_room_epochs_are_not_stored(tmp_path: Path) -> None:
     images, logits = batch(0)
-    store = LogitStore(tmp_path, KEY, batches=3, batch_size=4, classes=5)
+    rooms = iter([True, True, False, False, False, False])
+    sizes: list[int] = []
+
+    def has_room(size: int) -> bool:
+        sizes.append(size)
+        return next(rooms)
+
+    store = LogitStore(tmp_path, KEY, batches=3, batch_size=4, classes=5, has_room=has_room)
     for epoch in range(4):
         store.write(epoch, 0, images, logits)
     assert [store.read(epoch, 0, images) is not None for epoch in range(4)] == [True, True, False, False]
+    assert set(sizes) == {path.stat().st_size for path in store.folder.glob("*.f32")}
+    assert store.problem == "there is not enough disk space, or --cache_limit is reached"
 
 
 def test_the_digest_covers_all_weights_and_buffers() -> None:
