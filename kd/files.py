@@ -18,7 +18,9 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
     The file has a unique name in the folder of ``path``, which is created if it is missing. It is flushed to disk
     before it is renamed, so that after a crash or a power loss ``path`` is the old file or the new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for created in reversed([folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]):
+        created.mkdir(exist_ok=True)
+        _sync_folder(created.parent)
     temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
@@ -28,12 +30,7 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    # The folder's entry must reach the disk, too.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync_folder(path.parent)
 
 
 def keep_previous(path: Path, previous: Path) -> None:
@@ -63,6 +60,15 @@ def remove_temporary(folder: Path, *, older_than: float = 0.0) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
                 path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _temporary(path: Path) -> Path:
