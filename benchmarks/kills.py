@@ -45,7 +45,9 @@ class Settings:
     """Number and timing of the kills.
 
     Args:
-        kills: Number of SIGKILLs.
+        kills: Number of SIGKILLs after a checkpoint.
+        anytime: Number of further SIGKILLs at any moment from the start of the program to its end, so also while caches
+            are built, networks measured and reports written; a finished experiment is compared and begun anew.
         seed: Random seed of their timing.
         epochs: Epochs per training; high enough that the experiment is still running at the last kill.
         max_checkpoints: Largest number of checkpoints written between two kills.
@@ -53,6 +55,7 @@ class Settings:
     """
 
     kills: int = 30
+    anytime: int = 0
     seed: int = 0
     epochs: int = 12
     max_checkpoints: int = 14
@@ -93,6 +96,17 @@ def run_and_kill(root: Path, *flags: str, checkpoints: int, seconds: float) -> s
         return "finished"
     phases = ("distilled", "baseline", "teacher")
     return next((phase for phase in phases if (root / "logs" / "digits" / phase).is_dir()), "startup")
+
+
+def kill_anytime(root: Path, *flags: str, seconds: float) -> bool:
+    """Resume the experiment and kill it after some seconds; return whether it was killed before its end."""
+    command = _command(root, "--resume", *flags)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_environment(root), cwd=root) as process:  # noqa: S603 (own command)
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+    return process.returncode != 0
 
 
 def _last_checkpoint_time(root: Path) -> int:
@@ -170,7 +184,8 @@ def main() -> int:
         killed.mkdir()
         start = time.perf_counter()
         run_to_completion(uninterrupted, *flags)
-        console.print(f"uninterrupted: {time.perf_counter() - start:.0f} s")
+        duration = time.perf_counter() - start
+        console.print(f"uninterrupted: {duration:.0f} s")
         phases = Counter(
             run_and_kill(
                 killed, *flags, checkpoints=rng.randint(0, settings.max_checkpoints), seconds=rng.uniform(0, 0.1)
@@ -179,7 +194,16 @@ def main() -> int:
         )
         console.print(f"kills by phase: {dict(phases)}")
         run_to_completion(killed, "--resume", *flags)
-        found = differences(uninterrupted, killed)
+        found, finished = differences(uninterrupted, killed), 1
+        for number in range(settings.anytime):
+            root = Path(folder) / f"anytime-{finished}"
+            root.mkdir(exist_ok=True)
+            killed_early = kill_anytime(root, *flags, seconds=rng.uniform(0, duration))
+            if not killed_early or number == settings.anytime - 1:
+                run_to_completion(root, "--resume", *flags)
+                found += differences(uninterrupted, root)
+                finished += 1
+        console.print(f"compared after the kills: {finished} experiments")
     for line in found:
         console.print(line)
     console.print(f"{len(found)} differences" if found else "bit-identical")
