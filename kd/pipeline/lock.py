@@ -29,7 +29,7 @@ def locked(folder: Path) -> Iterator[None]:
             lock = FileLock(folder / _LOCK)
             lock.acquire(timeout=0)
             stack.callback(lock.release)
-            stack.callback((folder / _HOLDER).unlink, missing_ok=True)
+            stack.callback(_remove, folder / _HOLDER)
             write_text(folder / _HOLDER, f"process {os.getpid()} on {socket.gethostname()}\n")
             remove_temporary(folder)
         except Timeout:
@@ -44,3 +44,9 @@ def locked(folder: Path) -> Iterator[None]:
             problem = f"can't write there: {error.strerror or error}; choose another folder"
             raise UserError(f"--default_root_dir {folder.parent}: {problem}") from None
         yield
+
+
+def _remove(path: Path) -> None:
+    # If the whole folder is gone by now, the training's own error must be the one that is shown.
+    with suppress(OSError):
+        path.unlink()
