@@ -18,11 +18,11 @@ from kd.data.shards import ShardedSplits, Shards, images_of
 from kd.data.views import EpochSampler, View, Views
 from kd.randomness import derive_seed
 
-_LANES = 8
-"""Groups of batches that are read independently, so that the order is the same for any number of workers."""
+_SLOTS = 8
+"""Steps take turns in so many groups of substreams, so that the order is the same for any number of workers."""
 
 _PARTS = 4
-"""Parts of each step that are read independently, so that up to so many processes can share them."""
+"""Parts of each step with a substream of their own, so that up to so many processes can share them."""
 
 _BUFFER = 2048
 """Encoded images in the shuffle buffers, over all substreams."""
@@ -59,8 +59,8 @@ def plan_batches(count: int, batch_size: int, rank: int = 0, world_size: int = 1
     own = [_bounds(size, world_size)[rank : rank + 2] for size in sizes]
     bounds = [_bounds(size, parts) for size in sizes]
     pieces: list[list[Piece]] = [[] for _ in sizes]
-    for part, lane in product(range(parts), range(_LANES)):
-        batches = range(lane, len(sizes), _LANES)
+    for part, slot in product(range(parts), range(_SLOTS)):
+        batches = range(slot, len(sizes), _SLOTS)
         lengths = [bounds[batch][part + 1] - bounds[batch][part] for batch in batches]
         substream, read = range(start, start + sum(lengths)), 0
         for batch, length in zip(batches, lengths, strict=True):
@@ -78,13 +78,13 @@ def _bounds(size: int, parts: int) -> list[int]:
 
 
 def usable_workers(workers: int) -> int:
-    """Return the largest number of workers, at most ``workers``, among which the lanes divide evenly.
+    """Return the largest number of workers, at most ``workers``, among which the groups of substreams divide evenly.
 
     Example:
         >>> [usable_workers(workers) for workers in (0, 1, 3, 7, 16)]
         [0, 1, 2, 4, 8]
     """
-    return max((count for count in range(1, min(workers, _LANES) + 1) if _LANES % count == 0), default=0)
+    return max((count for count in range(1, min(workers, _SLOTS) + 1) if _SLOTS % count == 0), default=0)
 
 
 @dataclass(eq=False)
@@ -144,7 +144,7 @@ class StreamedBatches(Dataset[tuple[Tensor, Tensor]]):
         offset = int(torch.randint(len(self.shards), (), generator=order))
         samples = replace(self.shards, entries=tuple(shuffled)).read(substream.start + offset, substream.stop + offset)
         # webdataset's shuffle: the next sample is drawn from a buffer, which is then refilled.
-        size = _BUFFER // (_LANES * _PARTS)
+        size = _BUFFER // (_SLOTS * _PARTS)
         generator = random.Random(derive_seed(self.order_seed, "buffer", epoch, substream.start))  # noqa: S311 (no secret)
         return iter(import_webdataset().shuffle(size, initial=size, rng=generator)(samples))
 

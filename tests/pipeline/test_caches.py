@@ -1,4 +1,4 @@
-"""A run that reads what an earlier one computed ends in the same weights, to the last bit."""
+"""A run that reads stored logits ends with weights bit-identical to those of a run that computes them."""
 
 import io
 import subprocess

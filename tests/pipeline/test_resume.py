@@ -28,7 +28,7 @@ def _versions(place: Path) -> dict[str, list[str]]:
 
 def test_what_is_finished_is_not_trained_again(make_folder: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
     flags = f"--data_dir {make_folder()} {TINY} {PHASES}".split()
-    # With nothing to go on with it starts.
+    # With nothing to resume, it starts.
     assert experiment([*flags, "--resume"]) == 0
     place = Path("logs/pets")
     first = json.loads((place / "summary.json").read_text())
