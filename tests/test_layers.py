@@ -6,7 +6,7 @@ from pathlib import Path
 # From the bottom up; packages of the same layer don't import each other.
 LAYERS = (
     {"errors", "files"},
-    {"registry", "randomness", "console", "pixels"},
+    {"registry", "randomness", "console", "pixels", "exported"},
     {"settings"},
     {"losses", "models", "data", "provenance"},
     {"teachers"},

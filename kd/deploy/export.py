@@ -18,8 +18,9 @@ import torch
 import yaml
 
 from kd.data import LabeledImages, Splits, load_splits, match_classes, plain_view
-from kd.deploy.loading import FORMATS, METADATA_KEY, Array, Student, as_student, open_student
+from kd.deploy.loading import FORMATS, Array, Student, as_student, open_student
 from kd.errors import UserError
+from kd.exported import METADATA_KEY
 from kd.files import write_atomically
 from kd.models import Classifier, load_classifier
 from kd.training.predictions import prediction_arrays, write_predictions

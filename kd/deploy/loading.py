@@ -3,7 +3,6 @@
 torch is imported only for files that need it: an ONNX file is run by onnxruntime and numpy alone.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kd.errors import UserError
+from kd.exported import METADATA_KEY, open_session, require_metadata
 from kd.pixels import decode, square
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-METADATA_KEY = "kd"
-"""Key under which an exported file holds its metadata as JSON: ``Description.plain()``, accuracy and data set."""
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 """File suffix by format."""
@@ -137,16 +134,8 @@ def _check_path(path: str | Path) -> Path:
 
 
 def _open_onnx(path: Path) -> Student:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise UserError(f"{path}: reading an ONNX file needs onnxruntime: pip install onnxruntime") from None
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 (onnxruntime raises a class of its own for each kind of failure)
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{path}: onnxruntime can't read it: {reason}") from None
-    metadata = _parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+    session = open_session(path)
+    metadata = require_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
     (name,) = (tensor.name for tensor in session.get_inputs())
 
     def logits(images: Array) -> Array:
@@ -157,26 +146,7 @@ def _open_onnx(path: Path) -> Student:
 
 
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ModuleNotFoundError:
-        raise UserError(f"{path}: reading it needs safetensors: pip install safetensors") from None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = _parse_metadata((file.metadata() or {}).get(METADATA_KEY), path)
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file: {error}") from None
+    from kd.models import read_safetensors
 
-
-def _parse_metadata(text: str | None, path: Path) -> Mapping[str, Any]:
-    """Read the metadata that ``kd export`` wrote, and check what predicting depends on."""
-    try:
-        metadata = {"resize": "crop", **json.loads(text or "")}
-        size, classes = metadata["image_size"], metadata["classes"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        metadata, size, classes = {}, None, None
-    has_classes = isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes)
-    if not has_classes or type(size) is not int or size < 1 or metadata["resize"] not in ("crop", "squash"):
-        raise UserError(f"{path}: not a file of `kd export`: its metadata lacks class names, image size or resize")
-    return metadata
+    metadata, state = read_safetensors(path)
+    return require_metadata(metadata.get(METADATA_KEY), path), state

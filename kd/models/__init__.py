@@ -1,11 +1,12 @@
 """Building a network by name, and reading one from a checkpoint."""
 
-from kd.models.catalog import build_classifier, parameters_by_name, usual_size
+from kd.models.catalog import build_classifier, parameters_by_name, usual_size, usual_statistics
 from kd.models.checkpoint import (
     CLASSIFIER_KEY,
     STATE_PREFIX,
     build_from_state,
     find_damage,
+    is_own_checkpoint,
     load_classifier,
     read_accuracy,
     read_plain,
@@ -14,3 +15,4 @@ from kd.models.classifier import Classifier, Description, Ensemble
 from kd.models.compute import Compute, fastest, keep_large_blocks, why_not_compiled
 from kd.models.cost import CLASSIC, free_memory, largest_batch, measure_cost, measure_cost_by_name, training_bytes
 from kd.models.features import FeatureReader, Survey, survey
+from kd.models.weights import build_from_weights, read_class_names, read_safetensors, read_weights

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -118,14 +119,29 @@ def usual_size(architecture: str) -> int | None:
     """Return the image size that a network was designed for, in pixels, if torchvision or timm records it."""
     name, _ = parse_choice(architecture)
     if name.startswith("timm/"):
-        configuration = _import_timm().get_pretrained_cfg(name.removeprefix("timm/"))
+        configuration = import_timm().get_pretrained_cfg(name.removeprefix("timm/"))
         return int(configuration.input_size[-1]) if configuration is not None else None
     if name in torchvision_names():
         return int(torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0])
     return None
 
 
-def _import_timm() -> ModuleType:
+def usual_statistics(architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and standard deviation that a network's published weights expect, if these are recorded."""
+    name, _ = parse_choice(architecture)
+    if name.startswith("timm/"):
+        configuration = import_timm().get_pretrained_cfg(name.removeprefix("timm/"))
+        return None if configuration is None else (tuple(configuration.mean), tuple(configuration.std))
+    if name not in torchvision_names():
+        return None
+    if name in _INCEPTION:
+        return (0.5,) * 3, (0.5,) * 3
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return tuple(preset.mean), tuple(preset.std)
+
+
+def import_timm() -> ModuleType:
+    """Import timm, an optional dependency."""
     try:
         import timm
     except ImportError:
@@ -144,6 +160,18 @@ def _build_by_name(
         raise UserError(f"{flag}: there are no published weights for {name}")
     check_hyperparameters(SMALL[name], hyperparameters, choice=name)
     return SMALL[name](num_classes, image_size, **hyperparameters), None
+
+
+def torchvision_state(name: str) -> dict[str, Tensor]:
+    """Return the names and shapes of the parameters and buffers of a network of torchvision, without data.
+
+    Empty for the RegNets, which torchvision can't build without data.
+    """
+    options = {"aux_logits": False, "init_weights": False} if name in _INCEPTION else {}
+    state: dict[str, Tensor] = {}
+    with torch.device("meta"), suppress(NotImplementedError):
+        state = torchvision.models.get_model(name, weights=None, **options).state_dict()
+    return state
 
 
 def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> _Built:
@@ -173,13 +201,11 @@ def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, A
             f"{len(others) - 1} other places"
         )
     network.load_state_dict(matching, strict=False)
-    preset = weights.transforms()
-    statistics = ((0.5,) * 3, (0.5,) * 3) if name in _INCEPTION else (tuple(preset.mean), tuple(preset.std))
-    return network, statistics
+    return network, usual_statistics(name)
 
 
 def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> _Built:
-    timm = _import_timm()
+    timm = import_timm()
     if not timm.is_model(name):
         raise UserError(f"there is no network 'timm/{name}'{suggestion(name, timm.list_models())} (`kd models --timm`)")
     build = functools.partial(timm.create_model, name, num_classes=num_classes, **hyperparameters)
@@ -190,7 +216,7 @@ def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *,
         raise UserError(f"{flag}: timm has no published weights for {name}")
     hub = f"https://huggingface.co/{configuration.hf_hub_id}/resolve/main/model.safetensors"
     network = _fetch(functools.partial(build, pretrained=True), str(configuration.url or hub), flag)
-    return network, (tuple(configuration.mean), tuple(configuration.std))
+    return network, usual_statistics(f"timm/{name}")
 
 
 def _fetch(build: Callable[[], nn.Module], url: str, flag: str) -> nn.Module:
@@ -218,4 +244,4 @@ def parameters_by_name(*, with_timm: bool = False) -> list[tuple[str, str, int |
         rows.append((name, "kd, at 224 px", sum(parameter.numel() for parameter in network.parameters())))
     weights = {name: torchvision.models.get_model_weights(name).DEFAULT for name in torchvision_names()}
     rows += [(name, "torchvision", published.meta["num_params"]) for name, published in weights.items()]
-    return rows + ([(f"timm/{name}", "timm", None) for name in _import_timm().list_models()] if with_timm else [])
+    return rows + ([(f"timm/{name}", "timm", None) for name in import_timm().list_models()] if with_timm else [])

@@ -1,5 +1,8 @@
 """Reading a classifier from a checkpoint: plain tensors and values only, so that no code in the file is executed."""
 
+import argparse
+import collections
+import pathlib
 import re
 import warnings
 import zipfile
@@ -7,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -34,25 +38,64 @@ def read_plain(path: Path, *, mapped: bool = False) -> Any:  # noqa: ANN401 (wha
 
     Raises:
         DamagedFile: If the file is truncated or damaged.
-        UserError: If it is missing, or holds anything but tensors and plain values.
+        UserError: If it is missing, or holds anything but tensors, plain values and a few harmless types.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     if (problem := find_damage(path)) is not None:
         raise DamagedFile(f"{path}: can't be read as a checkpoint: {problem}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless_types()):
             # torch warns about objects in a foreign file before it refuses them.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # noqa: BLE001 (arbitrary bytes make the unpickler raise anything)
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path}: a TorchScript file, reading which may execute code; if you trust it, convert it with\n"
+                f"  weights = torch.jit.load({str(path)!r}).state_dict()\n  torch.save(weights, 'weights.pth')"
+            ) from None
         if (foreign := re.search(r"GLOBAL (\S+)", str(error))) is None:
             raise DamagedFile(f"{path}: can't be read as a checkpoint: {_why_not_read(path)}") from None
         # torch's own message recommends loading the file without weights_only.
         raise UserError(
             f"{path}: can't be read as a checkpoint: it contains {foreign[1]}; only tensors and plain values are read, "
-            "as other objects may execute code"
+            "as other objects may execute code. If you trust the file, convert it with\n"
+            f"  model = torch.load({str(path)!r}, weights_only=False)  # or what it holds as a dictionary\n"
+            "  torch.save(model.state_dict(), 'weights.pth')"
         ) from None
+
+
+class _Ignored:
+    """Takes the place of an object that is not needed, such as a configuration, when a checkpoint is read."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _harmless_types() -> list[Any]:
+    """Return the types besides tensors and plain values that public trainers store, and that execute nothing."""
+    numeric = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
+    reconstructed = (np._core.multiarray.scalar, np._core.multiarray._reconstruct)  # type: ignore[attr-defined]  # noqa: SLF001
+    renamed = [(each, f"numpy.core.multiarray.{each.__name__}") for each in reconstructed]
+    configurations = {
+        "dictconfig": ("DictConfig",),
+        "listconfig": ("ListConfig",),
+        "base": ("Metadata", "ContainerMetadata"),
+        "nodes": ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode"),
+    }
+    ignored = [f"omegaconf.{module}.{name}" for module, names in configurations.items() for name in names]
+    return [
+        *(argparse.Namespace, collections.defaultdict, pathlib.PosixPath, np.ndarray, np.dtype, Any, dict, list),
+        *numeric,
+        *reconstructed,
+        *renamed,
+        *((_Ignored, name) for name in (*ignored, "lightning_fabric.utilities.data.AttributeDict")),
+        (_Ignored, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    ]
 
 
 def find_damage(path: Path) -> str | None:
@@ -92,9 +135,17 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     raise UserError(f"{path}: not a checkpoint of a classifier that kd trained")
 
 
+def is_own_checkpoint(content: object) -> bool:
+    """Return whether the content of a file is a checkpoint of this program."""
+    return isinstance(content, dict) and isinstance(content.get(CLASSIFIER_KEY), dict)
+
+
 def read_accuracy(path: Path) -> float | None:
-    """Return the validation accuracy that a checkpoint records, in [0, 1]."""
-    accuracy = _read_checkpoint(path)[0].get("val_acc")
+    """Return the validation accuracy that a checkpoint records, in [0, 1]; ``None`` for files of other projects."""
+    try:
+        accuracy = _read_checkpoint(path)[0].get("val_acc")
+    except UserError:
+        return None
     return accuracy if isinstance(accuracy, float) else None
 
 

@@ -75,15 +75,40 @@ class Classifier(nn.Module):
         self.normalization = Normalization(description.mean, description.std)
         self.network = network
         self.description = description
+        # The positions of the logits that are used; all if None.
+        self.selected: Tensor | None
+        self.register_buffer("selected", None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
-        logits: Tensor = self.network(self.normalization(images))
-        return logits
+        logits = as_logits(self.network(self.normalization(images)))
+        return logits if self.selected is None else logits[:, self.selected]
+
+    def restricted_to(self, classes: Sequence[str]) -> "Classifier":
+        """Return a classifier with the same network and only the logits of some classes, matched by name.
+
+        Raises:
+            KeyError: If it doesn't know one of them.
+        """
+        positions = {name: index for index, name in enumerate(self.description.classes)}
+        selected = torch.tensor([positions[name] for name in classes])
+        restricted = Classifier(self.network, dataclasses.replace(self.description, classes=tuple(classes)))
+        restricted.selected = selected if self.selected is None else self.selected[selected]
+        return restricted.train(self.training)
 
     def count_parameters(self) -> int:
         """Return the number of parameters."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        return sum(parameter.numel() for parameter in self.network.parameters()) or getattr(self.network, "size", 0)
+
+
+def as_logits(outputs: Any) -> Tensor:  # noqa: ANN401 (whatever a network returns)
+    """Return the logits in a network's outputs: the tensor, the first of several, or the one named ``logits``."""
+    if isinstance(outputs, tuple | list):
+        return as_logits(outputs[0])
+    if isinstance(outputs, Mapping):
+        return as_logits(outputs["logits"])
+    logits: Tensor = outputs
+    return logits
 
 
 class Ensemble(nn.Module):

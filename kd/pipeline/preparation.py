@@ -52,7 +52,7 @@ def prepare(settings: Settings, console: Console) -> Prepared:
     names = settings.models.assistants if distills else ()
     assistants = [build_network(components, "assistant", name, seed) for name in names]
     untrained = untrained_teachers(components) if trains_teacher else []
-    found = trained_teachers(components) if distills and not trains_teacher else []
+    found = trained_teachers(components, console) if distills and not trains_teacher else []
     teachers = [network for _, network in (*untrained, *found)]
     teacher = combine(teachers, settings) if teachers else None
     _print_networks(components, console, student=student, teacher=teacher)

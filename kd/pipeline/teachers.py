@@ -14,7 +14,7 @@ from kd.pipeline.components import Components, build_network, student_data
 from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, short_digest, slug
 from kd.preflight import Finding, check_accuracy, refuse
 from kd.settings import Settings
-from kd.teachers import is_no_better_than_chance, load_teacher, majority_share
+from kd.teachers import Foreign, is_no_better_than_chance, load_teacher, majority_share
 from kd.training import PredictionRecorder, evaluate
 
 _CHECKED_IMAGES = 512
@@ -53,7 +53,7 @@ def check_teacher_flags(settings: Settings) -> None:
         raise UserError("--teacher_model: name at least one network")
     for name, counts in (
         ("teacher_checkpoint", {0, count}),
-        ("teacher_weights", {0, count}),
+        ("ensemble_weights", {0, count}),
         ("teacher_image_size", {0, 1, count}),
     ):
         values = getattr(models, name)
@@ -62,8 +62,11 @@ def check_teacher_flags(settings: Settings) -> None:
             raise UserError(
                 f"--{name} {text}: {len(values)} given, but --teacher_model names {count}; give one for each"
             )
-    if models.teacher_weights and not sum(models.teacher_weights) > 0:
-        raise UserError("--teacher_weights: at least one weight must be positive")
+    for name, values in (("teacher_mean", models.teacher_mean), ("teacher_std", models.teacher_std)):
+        if len(values) not in (0, 3):
+            raise UserError(f"--{name} {' '.join(map(str, values))}: give three numbers, one for each color channel")
+    if models.ensemble_weights and not sum(models.ensemble_weights) > 0:
+        raise UserError("--ensemble_weights: at least one weight must be positive")
 
 
 def untrained_teachers(components: Components) -> list[tuple[int, Classifier]]:
@@ -76,7 +79,7 @@ def untrained_teachers(components: Components) -> list[tuple[int, Classifier]]:
     ]
 
 
-def trained_teachers(components: Components) -> list[tuple[FoundTeacher, Classifier]]:
+def trained_teachers(components: Components, console: Console) -> list[tuple[FoundTeacher, Classifier]]:
     """Load the teachers that were trained before: those that ``--teacher_checkpoint`` names, or the newest that fit.
 
     Raises:
@@ -104,13 +107,17 @@ def trained_teachers(components: Components) -> list[tuple[FoundTeacher, Classif
             by_seed = sorted((found[index] for index in places), key=lambda teacher: int(teacher.record["seed"]))
             for index, teacher in zip(places, by_seed, strict=True):
                 found[index] = teacher
-    return [
-        (
-            teacher,
-            load_teacher(teacher.checkpoint, model=name, classes=splits.classes, data=splits.name, image_size=size),
+    models = components.settings.models
+    foreign = Foreign(models.teacher_classes, models.teacher_mean, models.teacher_std)
+    loaded = []
+    for teacher, (name, size) in zip(found, kinds, strict=True):
+        network, notes = load_teacher(
+            teacher.checkpoint, model=name, classes=splits.classes, data=splits.name, image_size=size, foreign=foreign
         )
-        for teacher, (name, size) in zip(found, kinds, strict=True)
-    ]
+        for note in notes:
+            console.print(f"note: {note}")
+        loaded.append((teacher, network))
+    return loaded
 
 
 def combine(teachers: Sequence[Classifier], settings: Settings) -> Classifier | Ensemble:
@@ -118,7 +125,7 @@ def combine(teachers: Sequence[Classifier], settings: Settings) -> Classifier | 
     if len(teachers) == 1:
         return teachers[0]
     models = settings.models
-    return Ensemble(list(teachers), weights=models.teacher_weights, average=models.teacher_average)
+    return Ensemble(list(teachers), weights=models.ensemble_weights, average=models.teacher_average)
 
 
 def teacher_phase(components: Components, teacher: Classifier) -> str:

@@ -63,6 +63,7 @@ def setting(
     not_for_streams: str | None = None,
     streams_allow: tuple[str, ...] = (),
     bare: str | None = None,
+    formerly: str | None = None,
 ) -> Any:  # noqa: ANN401 (a field has the type of its annotation)
     """Declare a setting with everything that the program needs to know about it.
 
@@ -75,6 +76,7 @@ def setting(
         not_for_streams: Why a data set streamed from shards can't have it; ``None``: it can.
         streams_allow: Values besides the default that such a data set can have nevertheless.
         bare: The value of the flag without a value; ``None``: a value is required (switches are then ``true``).
+        formerly: The name that it had in earlier versions, whose files are still read.
     """
     facts = {
         "help": help_text,
@@ -84,5 +86,6 @@ def setting(
         "not_for_streams": not_for_streams,
         "streams_allow": streams_allow,
         "bare": bare,
+        "formerly": formerly,
     }
     return dataclasses.field(default=default, metadata=facts)

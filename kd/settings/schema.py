@@ -216,12 +216,29 @@ class ModelSettings:
     )
     teacher_checkpoint: tuple[Text, ...] = setting(
         (),
-        "checkpoint of the teacher (one for each of several); empty: the one that --train_teacher wrote",
+        "file of the teacher's weights (one for each of several): a checkpoint, a state dict of any origin, "
+        "safetensors, ONNX, or a folder of the Hugging Face hub; empty: the one that --train_teacher wrote",
         NOTHING,
         per_machine=True,
     )
-    teacher_weights: tuple[NonNegative, ...] = setting(
-        (), "weights of several teachers; they are normalized; empty: equal weights", DISTILLED
+    teacher_classes: Text | None = setting(
+        None,
+        "class names of a teacher that was trained elsewhere, in the order of its outputs: a file (one per line, or "
+        "JSON), or imagenet; None: the file's, or else the data's",
+        NOTHING,
+    )
+    teacher_mean: tuple[Share, ...] = setting(
+        (),
+        "mean of the pixels in [0, 1] by channel that a teacher trained elsewhere expects; empty: the file's, or that "
+        "of the architecture's published weights",
+        NOTHING,
+    )
+    teacher_std: tuple[Positive, ...] = setting((), "their standard deviation, likewise", NOTHING)
+    ensemble_weights: tuple[NonNegative, ...] = setting(
+        (),
+        "weights of several teachers; they are normalized; empty: equal weights",
+        DISTILLED,
+        formerly="teacher_weights",
     )
     teacher_average: Literal["probabilities", "logits"] = setting(
         "probabilities", "outputs of several teachers that are averaged", DISTILLED

@@ -27,6 +27,9 @@ _SECTION_OF = {declared.name: section for section, declared in setting_fields()}
 _BARE = {declared.name: declared.metadata["bare"] for _, declared in setting_fields()}
 _SWITCHES = frozenset(name for name in _SECTION_OF if field_type(name) is bool)
 _SEVERAL = frozenset(declared.name for _, declared in setting_fields() if isinstance(declared.default, tuple))
+_RENAMED = {
+    declared.metadata["formerly"]: declared.name for _, declared in setting_fields() if declared.metadata["formerly"]
+}
 _SOURCES = frozenset(name for name, section in _SECTION_OF.items() if section == "sources")
 
 # A few lines of YAML can unfold to more than fits into memory.
@@ -223,7 +226,7 @@ def _is_flag(word: str) -> bool:
 
 def _setting_of(flag: str, *, origin: str) -> tuple[str, bool]:
     """Return the name of a flag's setting, and whether the flag is ``--no-name``."""
-    name = flag.removeprefix("--")
+    name = _RENAMED.get(flag.removeprefix("--"), flag.removeprefix("--"))
     if name in _SECTION_OF:
         return name, False
     positive = name.removeprefix("no-")
@@ -313,8 +316,9 @@ def _read_resumed(path: str | None) -> Values:
 def _read_mapping(mapping: Mapping[Any, object], *, origin: str) -> Values:
     """Read settings by name, as in YAML; several values are a list, a mapping of terms to weights, or one value."""
     values: Values = {}
-    for key, value in mapping.items():
-        where = f"{origin}, key {_SHORT.repr(key)}"
+    for given, value in mapping.items():
+        key = _RENAMED.get(given, given) if isinstance(given, str) else given
+        where = f"{origin}, key {_SHORT.repr(given)}"
         if not isinstance(key, str) or key not in _SECTION_OF:
             hint = suggestion(key, _SECTION_OF) if isinstance(key, str) else ""
             raise _error(f"{_SHORT.repr(key)}: unknown setting{hint or '; --help lists all settings'}", where)

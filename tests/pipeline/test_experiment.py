@@ -256,10 +256,13 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--unlabeled_data absent", "--unlabeled_data absent: there is no such folder"),
         ("--unlabeled_rest", "--unlabeled_rest: all training images are labeled; set --train_fraction"),
         (
-            "--teacher_model linear mlp --teacher_weights 1",
-            "--teacher_weights 1.0: 1 given, but --teacher_model names 2",
+            "--teacher_model linear mlp --ensemble_weights 1",
+            "--ensemble_weights 1.0: 1 given, but --teacher_model names 2",
         ),
-        ("--teacher_model linear mlp --teacher_weights 0 0", "--teacher_weights: at least one weight must be positive"),
+        (
+            "--teacher_model linear mlp --ensemble_weights 0 0",
+            "--ensemble_weights: at least one weight must be positive",
+        ),
         ("--distill --teacher_model linear mlp --teacher_checkpoint x", "--teacher_checkpoint x: 1 given"),
         ("--teacher_model linear --teacher_image_size 8 9", "--teacher_image_size 8 9: 2 given"),
         ("--train_teacher --distill --teacher_model linear mlp --loss hint", "features are compared with those of one"),

@@ -44,7 +44,7 @@ def test_several_teachers_are_trained_measured_and_answer_as_one(make_folder: Ma
     checkpoints = [done.runs[phase][0]["checkpoint"] for phase in members]
     given, _ = run(folder, "--distill", *TWO, "--name", "given", "--teacher_checkpoint", *checkpoints)
     torch.testing.assert_close(weights(given.runs["distilled"][0]), weights(again.runs["distilled"][0]), rtol=0, atol=0)
-    for flags in (["--teacher_average", "logits"], ["--teacher_weights", "3", "1"]):
+    for flags in (["--teacher_average", "logits"], ["--ensemble_weights", "3", "1"]):
         other, _ = run(folder, "--distill", *TWO, "--name", "again", *flags)
         one, two = (weights(which.runs["distilled"][0])["model.network.0.weight"] for which in (other, again))
         assert not torch.equal(one, two)

@@ -11,7 +11,7 @@ from kd.settings import (
     unsupported_by_streams,
 )
 
-FACTS = {"help", "affects", "searchable", "per_machine", "not_for_streams", "streams_allow", "bare"}
+FACTS = {"help", "affects", "searchable", "per_machine", "not_for_streams", "streams_allow", "bare", "formerly"}
 
 
 def test_each_setting_has_one_name_and_declares_its_facts() -> None:
@@ -66,7 +66,7 @@ def test_settings_that_streams_cannot_have_are_named_with_their_values(line: str
         ("--train_fraction 0", "--train_fraction 0: must be above 0"),
         ("--train_fraction 1.5", "--train_fraction 1.5: must be at most 1"),
         ("--train_fraction nan", "--train_fraction nan: must be finite"),
-        ("--teacher_weights 1.0 -0.5", "--teacher_weights -0.5: must be at least 0"),
+        ("--ensemble_weights 1.0 -0.5", "--ensemble_weights -0.5: must be at least 0"),
         ("--teacher_image_size 32 0", "--teacher_image_size 0: must be at least 1"),
         ("--mixup -1", "--mixup -1: must be at least 0"),
         ("--ema 1.0", "--ema 1.0: must be below 1"),

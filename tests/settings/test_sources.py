@@ -109,14 +109,20 @@ def test_counts_and_fractions_of_batches_are_distinguished() -> None:
 
 def test_a_list_setting_accepts_one_value_and_null() -> None:
     Path("several.yaml").write_text(
-        "teacher_model: resnet50\nteacher_checkpoint: null\nassistants: [resnet34, resnet18]\nteacher_weights: []\n"
+        "teacher_model: resnet50\nteacher_checkpoint: null\nassistants: [resnet34, resnet18]\nensemble_weights: []\n"
     )
     models = resolve(["--config", "several.yaml"]).settings.models
     assert models.teacher_model == ("resnet50",)
-    assert (models.teacher_checkpoint, models.teacher_weights) == ((), ())
+    assert (models.teacher_checkpoint, models.ensemble_weights) == ((), ())
     assert models.assistants == ("resnet34", "resnet18")
-    several = resolve(["--teacher_model", "resnet50", "densenet121", "--teacher_weights", "2", "1.5"]).settings.models
-    assert (several.teacher_model, several.teacher_weights) == (("resnet50", "densenet121"), (2.0, 1.5))
+    several = resolve(["--teacher_model", "resnet50", "densenet121", "--ensemble_weights", "2", "1.5"]).settings.models
+    assert (several.teacher_model, several.ensemble_weights) == (("resnet50", "densenet121"), (2.0, 1.5))
+
+
+def test_a_former_name_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("teacher_weights: [2, 1]\n")
+    assert resolve(["--config", str(tmp_path / "old.yaml")]).settings.models.ensemble_weights == (2.0, 1.0)
+    assert resolve(["--teacher_weights", "2", "1"]).settings.models.ensemble_weights == (2.0, 1.0)
 
 
 def test_an_empty_yaml_changes_nothing() -> None:
