@@ -143,50 +143,56 @@ def _evaluate(
     num_workers: int | None = None,
     model: str | None = None,
     download: bool = False,
+    classes: str | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    image_size: int = 224,
     accelerator: str = "auto",
     devices: str = "1",
     precision: str = "auto",
 ) -> None:
-    """Evaluate a checkpoint or an exported file on validation images. Classes are matched by name.
+    """Evaluate a checkpoint, an exported file or weights of another project. Classes are matched by name.
 
     Args:
-        checkpoint: Checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt; or .onnx, .safetensors.
+        checkpoint: Checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt; .onnx, .safetensors, .pth,
+            or a folder of the Hugging Face hub.
         dataset: imagefolder, webdataset, or a data set by name.
         data_dir: Folder of the images: one that contains val_data, or one of class folders.
         val_data: Folder of the validation images in data_dir.
         batch_size: Images per batch.
         num_workers: Data loading processes; None: from the number of cores.
-        model: Network; required if the checkpoint names a Python file.
+        model: Network; required if the file doesn't name it, or names a Python file.
         download: Download a data set by name if it is missing.
+        classes: Class names in the order of the outputs: a file, or imagenet; None: the file's, or the data's.
+        mean: Mean of the pixels in [0, 1] by channel, for weights of another project; default: the architecture's.
+        std: Standard deviation, likewise.
+        image_size: Side of the images, in pixels, for weights of another project.
         accelerator: Lightning's accelerator: auto, cpu, gpu, ...
         devices: Number of devices, or their indices.
         precision: auto, or Lightning's: 32-true, bf16-mixed, ...
     """
-    from kd.data import validation_images
-    from kd.deploy import FORMATS
-    from kd.deploy.export import predict_labeled_images
     from kd.pipeline import evaluate_checkpoint
     from kd.report.measures import Predictions, measure
+    from kd.teachers import Foreign
     from kd.training import Hardware
 
     with tempfile.TemporaryDirectory() as folder:
         keep = Path(folder) / "predictions.npz"
-        if Path(checkpoint).suffix in FORMATS.values():
-            images = validation_images(dataset, data_dir, val_data, download=download)
-            predict_labeled_images(checkpoint, images, output=keep, model=model)
-        else:
-            evaluate_checkpoint(
-                checkpoint,
-                dataset=dataset,
-                data_dir=data_dir,
-                val_data=val_data,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                model=model,
-                download=download,
-                hardware=Hardware(accelerator=accelerator, devices=devices, precision=precision),
-                keep=keep,
-            )
+        evaluate_checkpoint(
+            checkpoint,
+            dataset=dataset,
+            data_dir=data_dir,
+            val_data=val_data,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            model=model,
+            download=download,
+            image_size=image_size,
+            foreign=Foreign(classes, mean, std, prefix=""),
+            hardware=Hardware(accelerator=accelerator, devices=devices, precision=precision),
+            keep=keep,
+            on_note=lambda note: make_console().print(f"note: {note}"),
+        )
         predictions = Predictions.read(keep)
     if predictions is None:
         raise UserError(f"{checkpoint}: the predictions could not be written to {keep.parent}; free some disk space")

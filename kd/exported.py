@@ -49,3 +49,12 @@ def require_metadata(text: str | None, path: Path) -> Mapping[str, Any]:
     if metadata is None:
         raise UserError(f"{path}: not a file of `kd export`: its metadata lacks class names, image size or resize")
     return metadata
+
+
+def refuse_program(path: Path) -> None:
+    """Refuse a file of ``torch.export``."""
+    if path.suffix == ".pt2":
+        raise UserError(
+            f"{path}: torch.export files are not read, as loading one can run code hidden in it; use the ONNX file or "
+            "the checkpoint, or call torch.export.load in your own code if you trust the file"
+        )

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 import yaml
 
-from kd.data import LabeledImages, Splits, load_splits, match_classes, plain_view
+from kd.data import LabeledImages, Splits, load_splits, plain_view
 from kd.deploy.loading import FORMATS, Array, Student, as_student, open_student
 from kd.errors import UserError
 from kd.exported import METADATA_KEY
 from kd.files import write_atomically
 from kd.models import Classifier, load_classifier
-from kd.training.predictions import prediction_arrays, write_predictions
 
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference between a logit of a float32 file and the checkpoint's."""
@@ -143,13 +142,6 @@ def export_student(
             with source.open("rb") as content, write_atomically(target) as written:
                 shutil.copyfileobj(content, written)
     return exported
-
-
-def predict_labeled_images(path: str | Path, images: LabeledImages, *, output: Path, model: str | None = None) -> None:
-    """Write the logits of a student's file for labeled images, matched by class names, as a predictions file."""
-    student = open_student(path, model=model)
-    images = match_classes(images, student.metadata["classes"], network=str(path))
-    write_predictions(prediction_arrays(images, _compute_logits(student, images), np.arange(len(images))), output)
 
 
 def _check_request(output: Path, file_format: str, *, quantize: bool) -> None:

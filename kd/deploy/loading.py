@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kd.errors import UserError
-from kd.exported import METADATA_KEY, open_session, require_metadata
+from kd.exported import METADATA_KEY, open_session, refuse_program, require_metadata
 from kd.pixels import decode, square
 
 if TYPE_CHECKING:
@@ -123,11 +123,7 @@ def as_student(network: "nn.Module", metadata: Mapping[str, Any]) -> Student:
 
 def _check_path(path: str | Path) -> Path:
     path = Path(path).expanduser()
-    if path.suffix == FORMATS["torch"]:
-        raise UserError(
-            f"{path}: torch.export files are not read, as loading one can run code hidden in it; use the ONNX file or "
-            "the checkpoint, or call torch.export.load in your own code if you trust the file"
-        )
+    refuse_program(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return path

@@ -96,6 +96,12 @@ class Classifier(nn.Module):
         restricted.selected = selected if self.selected is None else self.selected[selected]
         return restricted.train(self.training)
 
+    def with_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Classifier":
+        """Return a classifier with the same network behind another normalization."""
+        other = Classifier(self.network, dataclasses.replace(self.description, mean=mean, std=std))
+        other.selected = self.selected
+        return other.train(self.training)
+
     def count_parameters(self) -> int:
         """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.network.parameters()) or getattr(self.network, "size", 0)

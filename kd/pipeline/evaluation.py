@@ -1,5 +1,6 @@
 """Measuring networks: the accuracy of a checkpoint on a folder of images, and the cost of running each network."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from kd.errors import UserError
 from kd.models import load_classifier, measure_cost
 from kd.pipeline.components import default_workers
 from kd.pipeline.runner import Experiment
+from kd.teachers import Foreign, load_network
 from kd.training import Hardware, PredictionRecorder, evaluate
 
 
@@ -21,22 +23,28 @@ def evaluate_checkpoint(
     num_workers: int | None = None,
     model: str | None = None,
     download: bool = False,
+    image_size: int = 224,
+    foreign: Foreign | None = None,
     hardware: Hardware | None = None,
     keep: Path | None = None,
+    on_note: Callable[[str], object] = lambda _: None,
 ) -> dict[str, float]:
-    """Measure the classifier in a checkpoint, on the plain views that it was trained for.
+    """Measure a classifier on the plain views that it was trained for.
 
     Args:
-        checkpoint: The checkpoint, of a teacher or a student.
+        checkpoint: Its file: the checkpoint of a teacher or a student, or weights of another project.
         dataset: ``imagefolder``, or a data set by name.
         data_dir: Its folder; for imagefolder one that holds ``val_data``, or the class folders themselves.
         val_data: Name of the folder of validation images within ``data_dir``.
         batch_size: Images in a batch.
         num_workers: Data loader processes; ``None``: by the number of cores.
-        model: The network; needed if the checkpoint names a Python file.
+        model: The network; needed if the file doesn't name it, or names a Python file.
         download: Download a named data set that is missing.
+        image_size: Side of the images, in pixels, for files that don't record it.
+        foreign: What the user says about a network of another project.
         hardware: Where to run.
         keep: File to write the logits of each image to, or ``None``.
+        on_note: Called with each note on what was assumed.
 
     Returns:
         ``val/acc``, ``val/loss``, ``val/top5`` (with more than five classes), and ``images``, their number.
@@ -48,9 +56,17 @@ def evaluate_checkpoint(
         raise UserError(f"--batch_size {batch_size}: must be at least 1")
     if num_workers is not None and num_workers < 0:
         raise UserError(f"--num_workers {num_workers}: must be at least 0")
-    classifier = load_classifier(checkpoint, architecture=model)
-    description = classifier.description
     images = validation_images(dataset, data_dir, val_data, download=download)
+    classifier, notes = load_network(
+        Path(checkpoint).expanduser(),
+        model=model,
+        data_classes=images.classes,
+        image_size=image_size,
+        foreign=foreign or Foreign(prefix=""),
+    )
+    for note in notes:
+        on_note(note)
+    description = classifier.description
     images = match_classes(images, description.classes, network=checkpoint)
     chosen, _ = (hardware or Hardware()).resolved()
     data = ImageData(
@@ -60,9 +76,9 @@ def evaluate_checkpoint(
         num_workers=default_workers(chosen.accelerator) if num_workers is None else num_workers,
         resize=description.resize,
     )
-    return evaluate(
-        classifier, data, hardware=chosen, predictions=None if keep is None else PredictionRecorder(keep)
-    ) | {"images": float(len(images))}
+    recorder = None if keep is None else PredictionRecorder(keep)
+    measured = evaluate(classifier, data, hardware=chosen, predictions=recorder)
+    return measured | {"images": float(len(images))}
 
 
 def measure_costs(experiment: Experiment) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from kd.pipeline.components import Components, build_network, build_recipe, buil
 from kd.pipeline.preparation import Prepared
 from kd.pipeline.run_store import Record, slug
 from kd.pipeline.runner import Runner
-from kd.pipeline.teachers import Teacher, combine, measure_teacher, teacher_phase
+from kd.pipeline.teachers import Teacher, combine, file_facts, measure_teacher, teacher_phase
 from kd.teachers import FrozenTeacher, LogitStore
 from kd.training import ClassifierModule, DistillationModule
 
@@ -38,7 +38,9 @@ def provide_teacher(runner: Runner, prepared: Prepared) -> Teacher | None:
         teacher = measure_teacher(components, runner.console, "teacher", network, phase=phase, checkpoints=checkpoints)
         measured.append(teacher)
         if prepared.found:
-            earlier = {"seed": None} | prepared.found[index][0].record
+            found = prepared.found[index][0]
+            provenance = found.record.get("provenance", {}) | {"teacher": file_facts(found.checkpoint)}
+            earlier = {"seed": None} | found.record | {"provenance": provenance}
             runs.setdefault(phase, []).append(earlier | _record_of(teacher, phase) | {"checkpoint": checkpoint})
         elif network.description.image_size != components.settings.data.image_size:
             # Its run measured it on its own views.

@@ -1,8 +1,10 @@
 """The teachers of an experiment: to be trained, found among earlier runs or given; combined and measured."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +20,16 @@ from kd.teachers import Foreign, is_no_better_than_chance, load_teacher, majorit
 from kd.training import PredictionRecorder, evaluate
 
 _CHECKED_IMAGES = 512
+_TRIED_IMAGES = 256
+_POOR = 0.9
+"""Accuracy below which other normalizations of a given teacher are tried."""
+
+# ImageNet's, that to [-1, 1], and none.
+_NORMALIZATIONS = (
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,8 @@ def _measure(
         findings = check_accuracy(recorded, accuracy, images=images, teacher=f"the {role} {name}")
     for finding in findings:
         console.print(str(finding))
+    if accuracy < _POOR and isinstance(network, Classifier) and settings.models.teacher_checkpoint:
+        _print_better_normalization(components, console, network, accuracy)
     refuse(findings, strict=settings.phases.strict)
     if is_no_better_than_chance(accuracy, labels, images=images):
         text = (
@@ -216,6 +230,31 @@ def _measure(
         findings.append(Finding("warning", text))
         console.print(str(findings[-1]))
     return accuracy, findings
+
+
+def file_facts(checkpoint: Path) -> dict[str, str]:
+    """Return the path and the SHA-256 of a teacher's file, for the report."""
+    file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    with file.open("rb") as content:
+        return {"teacher file": str(checkpoint), "SHA-256": hashlib.file_digest(content, "sha256").hexdigest()}
+
+
+def _print_better_normalization(components: Components, console: Console, network: Classifier, accuracy: float) -> None:
+    """Try the usual normalizations on some validation images, and print the flags of one that is clearly better."""
+    images, found = min(_TRIED_IMAGES, len(components.splits.val)), dict[str, float]()
+    hardware = replace(components.hardware, limit_val_batches=math.ceil(images / components.batch_size))
+    for mean, std in _NORMALIZATIONS:
+        other = network.with_normalization(mean, std)
+        data = student_data(components, components.settings.phases.seed)
+        flags = f"--teacher_mean {' '.join(map(str, mean))} --teacher_std {' '.join(map(str, std))}"
+        found[flags] = evaluate(Ensemble([other]), data, hardware=hardware)["val/acc"]
+    flags, best = max(found.items(), key=itemgetter(1))
+    # Three standard errors of the accuracy of so many images.
+    if best - accuracy > 3 * math.sqrt(0.25 / images):
+        console.print(
+            f"warning: the teacher's normalization may be wrong: with {flags} its accuracy is {best:.1%} on {images:,} "
+            "images"
+        )
 
 
 def _names_and_sizes(settings: Settings) -> list[tuple[str, int]]:

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binom
 
 from kd.errors import UserError
-from kd.exported import METADATA_KEY, parse_metadata
+from kd.exported import METADATA_KEY, parse_metadata, refuse_program
 from kd.models import (
     Classifier,
     Description,
@@ -69,6 +69,7 @@ def load_network(
     Raises:
         UserError: If the file can't be read without running code, or doesn't fit the network or the class names.
     """
+    refuse_program(path)
     flag = f"--{foreign.prefix}model"
     names = None
     if foreign.classes is not None:
