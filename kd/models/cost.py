@@ -7,6 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -197,4 +198,4 @@ def _count_activations(network: Classifier) -> int:
 
 def _one_image(network: Classifier | Ensemble) -> Tensor:
     size = network.description.image_size
-    return torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
+    return torch.zeros(1, 3, size, size, device=next(chain(network.parameters(), network.buffers())).device)
