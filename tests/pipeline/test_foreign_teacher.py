@@ -52,8 +52,8 @@ def save(path: Path, order: list[str]) -> Path:
 
 
 def distill(photos: Path, teacher: Path, *more: str) -> int:
-    flags = [*FLAGS.split(), "--distill", "--data_dir", str(photos), "--teacher_checkpoint", str(teacher)]
-    return experiment([*flags, "--teacher_model", "linear", *more])
+    flags = [*FLAGS.split(), "--distill", "--data_dir", str(photos), "--teacher_checkpoint", str(teacher), *more]
+    return experiment(flags if "--teacher_model" in more else [*flags, "--teacher_model", "linear"])
 
 
 def test_the_networks_layers_are_named_as_assumed_here() -> None:
@@ -117,3 +117,16 @@ def test_evaluate_measures_weights_of_another_project(
     assert "their.pth: doesn't name its network; add --model NAME" in capsys.readouterr().err
     assert main([*command, "--model", "linear"]) == 0
     assert re.search(r"accuracy\W+100\.00%", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "safetensors"])
+def test_exported_files_teach(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+    pytest.importorskip("onnxruntime")
+    trained = ["--baseline", "--learning_rate", "0.01", "--max_epochs", "20", "--name", "first"]
+    assert experiment([*FLAGS.split()[:-6], *trained, "--student_model", "mlp", "--data_dir", str(photos)]) == 0
+    checkpoint = "logs/first/baseline/version_0/checkpoints/best.ckpt"
+    exported = tmp_path / f"teacher.{suffix}"
+    assert main(["export", checkpoint, "--output", str(exported), "--format", suffix]) == 0
+    capsys.readouterr()
+    assert distill(photos, exported, "--teacher_model", "mlp") == 0
+    assert "teacher mlp · validation accuracy 100.0%" in capsys.readouterr().out
