@@ -107,8 +107,9 @@ def _read_folder(folder: Path) -> Weights:
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         pretrained = {**config, **(config.get("pretrained_cfg") or {})}
-        names = pretrained.get("label_names") or list((config.get("id2label") or {}).values())
-        architecture = config.get("architecture")
+        by_index = config.get("id2label") or {}
+        names = pretrained.get("label_names") or [by_index[index] for index in sorted(by_index, key=int)]
+        architecture, arguments = config.get("architecture"), config.get("model_args") or {}
         mean, std = (tuple(map(float, pretrained[key])) if key in pretrained else None for key in ("mean", "std"))
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{config_file}: not a model's configuration: {error}") from None
@@ -117,8 +118,9 @@ def _read_folder(folder: Path) -> Weights:
             f"{config_file}: names no architecture of timm; for a model of transformers, write a function that builds "
             "it and returns its logits, and name that with --teacher_model my_code.py:function"
         )
+    text = f"({', '.join(f'{name}={value!r}' for name, value in arguments.items())})" if arguments else ""
     state = read_safetensors(weights_file)[1]
-    return Weights(state, f"timm/{architecture}", tuple(map(str, names)) or None, mean, std)
+    return Weights(state, f"timm/{architecture}{text}", tuple(map(str, names)) or None, mean, std)
 
 
 def build_from_weights(

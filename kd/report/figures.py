@@ -73,6 +73,10 @@ class Picture:
         with mpl.rc_context(STYLE):
             self.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
         element = text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor")
+        # A narrow figure keeps the size of its letters.
+        share = self.figure.get_figwidth() / _WIDTH
+        if share < 1:
+            element = element.replace("<svg", f'<svg style="max-width: {46 * share:.1f}rem; min-width: 0"', 1)
         # Identifiers must be unique among all figures of a page.
         return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self.name}-", element)
 
@@ -87,7 +91,8 @@ def accuracy_curves(histories: Histories) -> Picture | None:
     for number, (title, runs) in enumerate(histories.items()):
         color = _color(title, number)
         for run in runs:
-            axes.plot(*_points(run, "val/acc", 100), color=color, alpha=0.35 if len(runs) > 1 else 1, linewidth=1.2)
+            alpha = 0.35 if len(runs) > 1 else 1
+            axes.plot(*_points(run, "val/acc", 100), color=color, alpha=alpha, linewidth=1.2, marker=_marker(run))
         if len(runs) > 1:
             epochs = min(len(run) for run in runs)
             accuracies = np.array([[epoch.get("val/acc") for epoch in run[:epochs]] for run in runs], dtype=float)
@@ -111,8 +116,8 @@ def loss_terms(histories: Histories) -> Picture | None:
         for name in dict.fromkeys(name for epoch in run for name in epoch):
             if name.startswith("train/") and name not in ("train/acc", "train/loss"):
                 label = short(f"{title}: {name.removeprefix('train/')}", 48)
-                left.plot(*_points(run, name), color=color, linestyle=next(styles), label=label)
-        right.plot(*_points(run, "lr"), color=color)
+                left.plot(*_points(run, name), color=color, linestyle=next(styles), label=label, marker=_marker(run))
+        right.plot(*_points(run, "lr"), color=color, marker=_marker(run))
     if not left.lines:
         return None
     # A logarithmic axis needs a positive value; all terms can be exactly 0.
@@ -247,6 +252,11 @@ def short(name: str, length: int = 24) -> str:
     """Shorten a name to fit a figure, and escape the dollar sign, which starts a formula in matplotlib."""
     shown = name if len(name) <= length else f"{name[: length - 1]}…"
     return shown.replace("$", r"\$")
+
+
+def _marker(run: Sequence[object]) -> str:
+    """Return the marker of a curve: a single epoch would be invisible without one."""
+    return "o" if len(run) == 1 else ""
 
 
 def _points(run: Sequence[Mapping[str, Any]], name: str, factor: float = 1) -> NDArray[np.float64]:

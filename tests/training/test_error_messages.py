@@ -32,7 +32,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"can't write the checkpoint .*last\.ckpt: File exists$"):
+    with pytest.raises(UserError, match=r"can't write the checkpoint .*last\.ckpt: Not a directory$"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
 
 
