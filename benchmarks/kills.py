@@ -195,6 +195,7 @@ def main() -> int:
         console.print(f"kills by phase: {dict(phases)}")
         run_to_completion(killed, "--resume", *flags)
         found, finished = differences(uninterrupted, killed), 1
+        console.print(f"after kills at checkpoints: {len(found)} differences")
         for number in range(settings.anytime):
             root = Path(folder) / f"anytime-{finished}"
             root.mkdir(exist_ok=True)

@@ -99,7 +99,7 @@ def accuracy_curves(histories: Histories) -> Picture | None:
             axes.plot(range(1, epochs + 1), 100 * accuracies.mean(axis=0), color=color, linewidth=2.2)
         axes.plot([], [], color=color, label=short(title, 48), linewidth=2.2)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _add_legend(figure)
     has_seeds = any(len(runs) > 1 for runs in histories.values())
     note = "Thin lines are single seeds, thick lines their mean." if has_seeds else ""
@@ -125,7 +125,7 @@ def loss_terms(histories: Histories) -> Picture | None:
     left.set(xlabel="epoch", title="loss terms, unweighted", yscale=scale)
     right.set(xlabel="epoch", title="learning rate")
     for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _add_legend(figure)
     alt, note = "terms of the loss and learning rate by epoch", "First seed of each phase."
     return Picture("loss-terms", "Loss terms and learning rate", alt, figure, note)
