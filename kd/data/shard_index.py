@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from kd.files import write_text
 
 INDEX_FILE = "index.json"
 _VERSION = 1
+_log = logging.getLogger(__name__)
 _THREADS = 4
 
 
@@ -28,9 +30,7 @@ def count_images(
     the labels and keys of their images.
     """
     path = root / INDEX_FILE
-    index = _read(path) or {"version": _VERSION}
-    if index.get("version") != _VERSION:
-        raise UserError(f"{path}: this index has another version; delete it to have the shards counted again")
+    index = _read(path)
     try:
         for split in (index[name] for name in ("train", "val") if name in index):
             entries = {entry["name"]: entry for entry in split["shards"]}
@@ -39,8 +39,8 @@ def count_images(
                 shards = tuple(_shard(entries[name], url) for name, url in urls.items())
                 # The counts of each class are those of all shards of the split.
                 return shards, tuple(split["counts"]) if urls.keys() == entries.keys() else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: this is not an index written by kd shard ({error!r}); delete it") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        _log.warning("%s: this index is damaged; counting the shards again", path)
     remote = [url for url in urls.values() if not Path(url).is_file()]
     if remote:
         raise UserError(f"{remote[0]}: this remote shard is not in {path}; copy the index that kd shard wrote")
@@ -91,7 +91,7 @@ def _check_index(
         path, expected = Path(url), entries[name]["bytes"]
         if path.is_file() and path.stat().st_size != expected:
             problem = f"this shard has {path.stat().st_size:,} bytes, but {index} says {expected:,}"
-            raise UserError(f"{path}: {problem}; delete that file to have the shards counted again")
+            raise UserError(f"{path}: {problem}; restore it, or write shards and index again with kd shard")
 
 
 def _count_once(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: bool) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _count_once(urls: Mapping[str, str], *, classes: int, cache: Path, labeled: 
     # Of several processes on a machine, one counts, and the others wait.
     with FileLock(path.with_suffix(".lock")):
         index = _read(path)
-        if index is None:
+        if "split" not in index:
             shards = [(name, Path(url)) for name, url in urls.items()]
             index = {"split": describe(shards, classes=classes, labeled=labeled)}
             write_index(index, path)
@@ -120,11 +120,15 @@ def _shard(entry: Mapping[str, Any], url: str) -> Shard:
     return Shard(entry["name"], url, int(entry["images"]), labels, keys, marks, str(entry.get("digest", "")))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any]:
+    """Read an index; an empty one if it is missing, damaged or of another version, as the shards are then counted."""
     if not path.is_file():
-        return None
+        return {}
     try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: this index can't be read: {error}; delete it to have the shards counted") from None
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        index = None
+    if not isinstance(index, dict) or index.get("version") != _VERSION:
+        _log.warning("%s: this index is damaged or of another version; counting the shards again", path)
+        return {}
     return index

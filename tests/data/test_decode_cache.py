@@ -1,5 +1,6 @@
 """The cache of decoded images preserves their pixels."""
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -107,6 +108,18 @@ def test_a_broken_image_is_an_error_with_its_path_and_leaves_no_cache(folder: Pa
     with pytest.raises(UserError, match=r"1\.png: this image can't be decoded"):
         cache_decoded(read_folder(folder), 16, tmp_path / "caches")
     assert not list((tmp_path / "caches").glob("*/index.npz"))
+
+
+def test_a_disk_that_fills_up_leaves_no_partial_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        cache_decoded(read_folder(folder), 16, tmp_path / "caches")
+    assert [path for path in (tmp_path / "caches").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
 def test_images_without_files_or_above_the_size_limit_are_not_cached(folder: Path, tmp_path: Path) -> None:

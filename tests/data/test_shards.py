@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import tarfile
 from collections import Counter
@@ -343,15 +344,22 @@ def test_an_invalid_or_outdated_index_is_refused(sharded: Path) -> None:
         file.write(bytes(512))
     with pytest.raises(UserError, match=r"000002\.tar: this shard has [\d,]+ bytes, but .*index\.json says"):
         splits_in(sharded)
-    (sharded / "index.json").write_text("{")
-    with pytest.raises(UserError, match=r"index\.json: this index can't be read"):
-        splits_in(sharded)
-    (sharded / "index.json").write_text('{"version": 0}')
-    with pytest.raises(UserError, match="has another version"):
-        splits_in(sharded)
-    (sharded / "index.json").write_text('{"version": 1, "train": {"shards": [{}]}}')
-    with pytest.raises(UserError, match=r"this is not an index written by kd shard \(KeyError\('name'\)\)"):
-        splits_in(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 0}', '{"version": 1, "train": {"shards": [{}]}}'])
+def test_a_damaged_index_is_replaced_by_counting(sharded: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    def counts() -> tuple[int, int, Any, list[int]]:
+        splits = splits_in(sharded)
+        return len(splits.train_shards), len(splits.val_shards), splits.train_shards.counts, list(splits.val.labels)
+
+    expected = counts()
+    (sharded / "index.json").write_text(text)
+    assert counts() == expected
+    assert "index.json: this index is damaged" in caplog.text
+    # The cached counts, too.
+    for path in Path(os.environ["KD_CACHE"]).glob("shards/*.json"):
+        path.write_text(text)
+    assert counts() == expected
 
 
 def test_a_shard_with_missing_samples_is_an_error_when_read(sharded: Path) -> None:

@@ -1,5 +1,7 @@
 """The store of a teacher's logits."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,20 @@ def test_corrupt_logits_and_checksums_are_not_read(tmp_path: Path, offset: int) 
     content[offset] ^= 1
     content.tofile(file)
     assert open_store(tmp_path).read(0, 0, images) is None
+
+
+def test_a_disk_that_fills_up_only_stops_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
+    images, logits = batch(0)
+    store = open_store(tmp_path)
+    # Without reserved space, writing to the mapping would end the process with SIGBUS.
+    torch.testing.assert_close(store.write(0, 0, images, logits), logits)
+    assert store.read(0, 0, images) is None
+    assert store.problem == "No space left on device"
+    assert list(store.folder.glob("*f32*")) == []
 
 
 def test_without_room_epochs_are_not_stored(tmp_path: Path) -> None:
