@@ -1,5 +1,6 @@
 """Files that are either complete or absent: written under a temporary name, flushed to disk, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -97,3 +98,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:  # noqa: ANN401 (whatever JSON can hold)
     """Write an indented JSON file atomically."""
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the weights in a folder of the Hugging Face hub."""
+    with (path / "model.safetensors" if path.is_dir() else path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

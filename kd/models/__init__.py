@@ -15,4 +15,4 @@ from kd.models.classifier import Classifier, Description, Ensemble
 from kd.models.compute import Compute, fastest, keep_large_blocks, why_not_compiled
 from kd.models.cost import CLASSIC, free_memory, largest_batch, measure_cost, measure_cost_by_name, training_bytes
 from kd.models.features import FeatureReader, Survey, survey
-from kd.models.weights import build_from_weights, read_class_names, read_safetensors, read_weights
+from kd.models.weights import build_from_weights, initialize_from, read_class_names, read_safetensors, read_weights

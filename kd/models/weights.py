@@ -198,6 +198,28 @@ def build_from_weights(
     return classifier.eval(), notes
 
 
+def initialize_from(classifier: Classifier, path: Path, *, flag: str) -> None:
+    """Initialize a network with the weights in a file; its classifier layer stays new if it has other classes.
+
+    Args:
+        classifier: The classifier, changed in place.
+        path: As of :func:`read_weights`.
+        flag: The flag that named the file, for messages.
+
+    Raises:
+        UserError: If the file can't be read, or its weights don't fit the network.
+    """
+    own, number = classifier.network.state_dict(), len(classifier.description.classes)
+    state = _without_prefix(read_weights(path).state, own)
+    head = {
+        key: own[key]
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape and _is_head(own[key], state[key], number)
+    }
+    _check_fit(state | head, own, path=path, architecture=classifier.description.architecture, flag=flag)
+    classifier.network.load_state_dict(state | head)
+
+
 def imagenet_names() -> list[str]:
     """Return the English names of ImageNet's 1,000 classes, in the order of the logits."""
     names: list[str] = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
@@ -267,7 +289,9 @@ def _without_prefix(state: State, own: Mapping[str, Tensor]) -> State:
     # Of several networks in a file, averages come first.
     ordered = sorted(prefixes, key=lambda prefix: (-sum(prefix + name in state for name in names), "ema" not in prefix))
     prefix = ordered[0] if ordered else ""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    # Not all projects save the counters of batch normalization, which evaluation doesn't use.
+    return {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | found
 
 
 def _check_fit(state: State, own: Mapping[str, Tensor], *, path: Path, architecture: str, flag: str) -> None:

@@ -34,14 +34,23 @@ from kd.data import (
     read_unlabeled,
 )
 from kd.errors import UserError
+from kd.files import sha256_of
 from kd.losses import Objective, build_objective
-from kd.models import Classifier, Ensemble, build_classifier, largest_batch, why_not_compiled
+from kd.models import (
+    Classifier,
+    Ensemble,
+    build_classifier,
+    initialize_from,
+    largest_batch,
+    usual_statistics,
+    why_not_compiled,
+)
 from kd.pipeline.caches import cache_images
 from kd.pipeline.run_store import kind_of, slug
 from kd.preflight import Finding, check_files, refuse
 from kd.provenance import Provenance, code_digests, environment
 from kd.randomness import seeded
-from kd.settings import Phase, Settings, settings_affecting, unsupported_by_streams
+from kd.settings import PUBLISHED, Phase, Settings, settings_affecting, unsupported_by_streams
 from kd.teachers import digest_of_weights
 from kd.training import Hardware, Recipe, build_trainer
 
@@ -198,6 +207,10 @@ def build_network(
         UserError: If it can't be built, or can't be trained with this batch size.
     """
     data, pretrained_flag = components.settings.data, f"--{role}_pretrained"
+    pretrained = getattr(components.settings.models, f"{role}_pretrained")
+    file = None if pretrained in (None, PUBLISHED) else Path(pretrained).expanduser()
+    usual = None if file is None else usual_statistics(architecture)
+    mean, std = usual or (components.images.mean, components.images.std)
     try:
         with seeded(seed, "weights"):
             classifier = build_classifier(
@@ -205,14 +218,18 @@ def build_network(
                 classes=components.splits.classes,
                 image_size=image_size or data.image_size,
                 resize=data.resize,
-                mean=components.images.mean,
-                std=components.images.std,
-                pretrained=getattr(components.settings.models, f"{role}_pretrained"),
+                mean=mean,
+                std=std,
+                pretrained=pretrained == PUBLISHED,
                 pretrained_flag=pretrained_flag,
             )
+        if file is not None:
+            initialize_from(classifier, file, flag=_MODEL_FLAGS[role])
     except UserError as error:
         if str(error).startswith(pretrained_flag):
             raise
+        if file is not None and str(error).startswith(str(file)):
+            raise UserError(f"{pretrained_flag} {error}") from error.__cause__
         raise UserError(f"{_MODEL_FLAGS[role]} {architecture}: {error}") from error.__cause__
     if components.batch_size == 1:
         _check_single_image(classifier)
@@ -277,6 +294,9 @@ def provenance_of(
         "image_cache": components.splits.train.cached_side,
     }
     settings = {name: values[name] for name in settings_affecting(kind)} | {"processes": components.world_size}
+    for name in ("teacher_pretrained", "student_pretrained"):
+        if name in settings:
+            settings[name] = _describe_pretrained(settings[name])
     if isinstance(components.splits, ShardedSplits):
         settings["stream_parts"] = parts_of_step(components.world_size)
     if objective is not None:
@@ -322,6 +342,13 @@ def _describe_hardware(hardware: Hardware, world_size: int) -> str:
     if hardware.accelerator in ("gpu", "cuda"):
         device = torch.cuda.get_device_name()
     return f"{world_size} × {device}, {torch.get_num_threads()} threads"
+
+
+def _describe_pretrained(value: str | None) -> bool | str:
+    """Return what a run's result depends on: a file's content, wherever it lies."""
+    if value in (None, PUBLISHED):
+        return value is not None
+    return f"file with SHA-256 {sha256_of(Path(str(value)).expanduser())}"
 
 
 def _load_images(settings: Settings, console: Console) -> Images:

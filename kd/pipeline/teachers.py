@@ -1,6 +1,5 @@
 """The teachers of an experiment: to be trained, found among earlier runs or given; combined and measured."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from kd.errors import UserError
+from kd.files import sha256_of
 from kd.models import Classifier, Ensemble, read_accuracy
 from kd.pipeline.components import Components, build_network, student_data
 from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, short_digest, slug
@@ -234,9 +234,7 @@ def _measure(
 
 def file_facts(checkpoint: Path) -> dict[str, str]:
     """Return the path and the SHA-256 of a teacher's file, for the report."""
-    file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
-    with file.open("rb") as content:
-        return {"teacher file": str(checkpoint), "SHA-256": hashlib.file_digest(content, "sha256").hexdigest()}
+    return {"teacher file": str(checkpoint), "SHA-256": sha256_of(checkpoint)}
 
 
 def _print_better_normalization(components: Components, console: Console, network: Classifier, accuracy: float) -> None:

@@ -33,6 +33,9 @@ from kd.settings.declaration import (
     setting,
 )
 
+PUBLISHED = "published"
+"""Value of ``teacher_pretrained`` for the published weights of the architecture."""
+
 _READ_WHOLE = "a stream is read as a whole; write shards of the subset instead"
 _NOT_STORED = "outputs for streamed images are not stored; leave it out"
 
@@ -209,10 +212,18 @@ class ModelSettings:
         TEACHER,
     )
     student_model: Text = setting("simple", "student, named as for --teacher_model", STUDENT, searchable=True)
-    teacher_pretrained: Switch = setting(False, "start the teacher from pretrained weights", TEACHER)
-    student_pretrained: Switch = setting(False, "start the student from pretrained weights", STUDENT, searchable=True)
-    assistant_pretrained: Switch = setting(
-        False, "start the assistants from pretrained weights", NOTHING, searchable=True
+    teacher_pretrained: Text | None = setting(
+        None,
+        "start the teacher from published ImageNet weights, or from those in a file; the classifier layer is new "
+        "unless the file has one with as many classes",
+        TEACHER,
+        bare=PUBLISHED,
+    )
+    student_pretrained: Text | None = setting(
+        None, "the same for the student", STUDENT, searchable=True, bare=PUBLISHED
+    )
+    assistant_pretrained: Text | None = setting(
+        None, "the same for the assistants", NOTHING, searchable=True, bare=PUBLISHED
     )
     teacher_checkpoint: tuple[Text, ...] = setting(
         (),

@@ -18,7 +18,7 @@ from kd.errors import UserError
 from kd.files import write_text
 from kd.registry import suggestion
 from kd.settings.help import print_help
-from kd.settings.schema import Settings, field_type, setting_fields
+from kd.settings.schema import PUBLISHED, Settings, field_type, setting_fields
 
 COMMAND_LINE = "on the command line"
 CONFIG_FILE = "config.yaml"
@@ -45,7 +45,7 @@ _FIRST_GENERATION = {
     "weight_decay": 0,
     "augment": "rotate",
     "loss": ["mse=1"],
-    "teacher_pretrained": True,
+    "teacher_pretrained": PUBLISHED,
 }
 
 # pydantic's types of errors, in words that follow "must be".

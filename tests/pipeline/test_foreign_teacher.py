@@ -130,3 +130,27 @@ def test_exported_files_teach(photos: Path, tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert distill(photos, exported, "--teacher_model", "mlp") == 0
     assert "teacher mlp · validation accuracy 100.0%" in capsys.readouterr().out
+
+
+def test_students_and_teachers_start_from_weights_in_a_file(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "their.pth", ["ant", "bee", "cat"])
+    flags = [*FLAGS.split()[:-4], "--data_dir", str(photos), "--learning_rate", "1e-6", "--mixup", "0", "--baseline"]
+    start = ["--student_model", "linear", "--student_pretrained", str(tmp_path / "their.pth")]
+    assert experiment([*flags, *start, "--name", "started"]) == 0
+    record = json.loads(Path("logs/started/baseline/version_0/metrics.json").read_text())
+    assert record["val_acc"] == 1
+    digest = hashlib.sha256((tmp_path / "their.pth").read_bytes()).hexdigest()
+    assert record["provenance"]["settings"]["student_pretrained"] == f"file with SHA-256 {digest}"
+    # Other classes: the classifier layer is new, the only one of this network.
+    save(tmp_path / "other.pth", ["ant", "bee", "cat", "dog"])
+    start[-1] = str(tmp_path / "other.pth")
+    assert experiment([*flags, *start, "--name", "new"]) == 0
+    record = json.loads(Path("logs/new/baseline/version_0/metrics.json").read_text())
+    assert record["val_acc"] < 1
+    capsys.readouterr()
+    start[1] = "mlp"
+    assert experiment([*flags, *start]) == 2
+    assert "--student_pretrained " in (error := capsys.readouterr().err)
+    assert "other.pth: its weights don't fit mlp" in error

@@ -173,7 +173,7 @@ def test_the_first_generations_file_means_what_it_meant() -> None:
     assert (flat["accelerator"], flat["devices"]) == ("auto", "1")
     recipe = {"optimizer": "sgd", "schedule": "constant", "augment": "rotate", "loss": ["mse=1"]}
     assert {key: flat[key] for key in recipe} == recipe
-    assert flat["teacher_pretrained"] is True
+    assert flat["teacher_pretrained"] == "published"
     assert len(remarks) == 1
     assert "first generation" in remarks[0]
 
