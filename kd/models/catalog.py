@@ -162,6 +162,11 @@ def _build_by_name(
     return SMALL[name](num_classes, image_size, **hyperparameters), None
 
 
+def published_size(name: str) -> int:
+    """Return the number of parameters of a network of torchvision with ImageNet's 1,000 classes."""
+    return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
+
+
 def torchvision_state(name: str) -> dict[str, Tensor]:
     """Return the names and shapes of the parameters and buffers of a network of torchvision, without data.
 
@@ -242,6 +247,5 @@ def parameters_by_name(*, with_timm: bool = False) -> list[tuple[str, str, int |
         with torch.device("meta"):
             network = factory(1000, 224)
         rows.append((name, "kd, at 224 px", sum(parameter.numel() for parameter in network.parameters())))
-    weights = {name: torchvision.models.get_model_weights(name).DEFAULT for name in torchvision_names()}
-    rows += [(name, "torchvision", published.meta["num_params"]) for name, published in weights.items()]
+    rows += [(name, "torchvision", published_size(name)) for name in torchvision_names()]
     return rows + ([(f"timm/{name}", "timm", None) for name in import_timm().list_models()] if with_timm else [])

@@ -12,7 +12,14 @@ import torchvision
 from torch import Tensor
 
 from kd.errors import DamagedFile, UserError
-from kd.models.catalog import build_classifier, import_timm, torchvision_names, torchvision_state, usual_statistics
+from kd.models.catalog import (
+    build_classifier,
+    import_timm,
+    published_size,
+    torchvision_names,
+    torchvision_state,
+    usual_statistics,
+)
 from kd.models.checkpoint import read_plain
 from kd.models.classifier import Classifier
 
@@ -22,6 +29,7 @@ State = dict[str, Tensor]
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _STATE_KEYS = (*_EMA_KEYS, "state_dict", "model_state_dict", "model", "net", "network", "weights", "module")
 _SHOWN = 3
+_COMPARED = 12
 _STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -181,7 +189,7 @@ def build_from_weights(
     outputs = {state[key].shape[0] for key in own.keys() & state.keys() if _is_head(own[key], state[key], number)}
     if len(outputs) == 1 and outputs != {number}:
         classifier, own = build(outputs.pop())
-    _check_fit(state, own, path=path, architecture=architecture, flag=flag)
+    _check_fit(state, own, given=weights.state, path=path, architecture=architecture, flag=flag)
     classifier.network.load_state_dict(state)
     number = len(classifier.description.classes)
     if classes is None and number == len(data_classes):
@@ -210,13 +218,15 @@ def initialize_from(classifier: Classifier, path: Path, *, flag: str) -> None:
         UserError: If the file can't be read, or its weights don't fit the network.
     """
     own, number = classifier.network.state_dict(), len(classifier.description.classes)
-    state = _without_prefix(read_weights(path).state, own)
+    given = read_weights(path).state
+    state = _without_prefix(given, own)
     head = {
         key: own[key]
         for key in own.keys() & state.keys()
         if own[key].shape != state[key].shape and _is_head(own[key], state[key], number)
     }
-    _check_fit(state | head, own, path=path, architecture=classifier.description.architecture, flag=flag)
+    architecture = classifier.description.architecture
+    _check_fit(state | head, own, given=given, path=path, architecture=architecture, flag=flag)
     classifier.network.load_state_dict(state | head)
 
 
@@ -294,8 +304,10 @@ def _without_prefix(state: State, own: Mapping[str, Tensor]) -> State:
     return {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | found
 
 
-def _check_fit(state: State, own: Mapping[str, Tensor], *, path: Path, architecture: str, flag: str) -> None:
-    """Refuse weights that don't fit a network, and name one that they fit."""
+def _check_fit(
+    state: State, own: Mapping[str, Tensor], *, given: State, path: Path, architecture: str, flag: str
+) -> None:
+    """Refuse weights that don't fit a network, and name one that fits those given in the file."""
     missing, unexpected = [key for key in own if key not in state], [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     if not (missing or unexpected or shapes):
@@ -306,21 +318,27 @@ def _check_fit(state: State, own: Mapping[str, Tensor], *, path: Path, architect
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
         if keys
     ]
-    fitting = _fitting_architecture(state)
+    fitting = _fitting_architecture(given)
     hint = f"; they fit {flag} {fitting}" if fitting else ""
     raise UserError(f"{path}: its weights don't fit {architecture}: {'; '.join(parts)}{hint}")
 
 
 def _fitting_architecture(state: State) -> str | None:
     """Return the network of torchvision that has just these parameter names and shapes, but for the last layer."""
-    for name in torchvision_names():
-        own = torchvision_state(name)
-        if not own:
-            continue
-        for given in (state, _without_prefix(state, own)):
-            if own.keys() == given.keys() and all(own[key].shape[1:] == given[key].shape[1:] for key in own):
-                return name
+    last = [value for value in state.values() if value.ndim > 1][-1:]
+    # With ImageNet's classes instead of its own, as published sizes are given.
+    size = sum(value.numel() for value in state.values()) + sum((1000 - len(head)) * head[0].numel() for head in last)
+    # Building all of them takes half a minute, so only those of a similar size are compared.
+    for name in sorted(torchvision_names(), key=lambda name: abs(published_size(name) - size))[:_COMPARED]:
+        own = _without_counters(torchvision_state(name))
+        given = _without_counters(_without_prefix(state, own))
+        if own and own.keys() == given.keys() and all(own[key].shape[1:] == given[key].shape[1:] for key in own):
+            return name
     return None
+
+
+def _without_counters(state: Mapping[str, Tensor]) -> State:
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
 def _check_outputs(classifier: Classifier, path: Path) -> None:
