@@ -294,7 +294,7 @@ def _without_prefix(state: State, own: Mapping[str, Tensor]) -> State:
     """Return the tensors whose names, without a common prefix such as ``module.``, match most of the network's."""
     names = list(own)
     prefixes = dict.fromkeys(
-        key[: -len(name)] for name in (names[0], names[-1]) for key in state if key == name or key.endswith(f".{name}")
+        key[: -len(name)] for name in names[:1] + names[-1:] for key in state if key == name or key.endswith(f".{name}")
     )
     # Of several networks in a file, averages come first.
     ordered = sorted(prefixes, key=lambda prefix: (-sum(prefix + name in state for name in names), "ema" not in prefix))
