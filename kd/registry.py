@@ -116,12 +116,16 @@ def _literal(node: ast.expr) -> Any:  # noqa: ANN401 (any literal)
 def check_hyperparameters(function: Callable[..., object], given: Mapping[str, Any], *, choice: str) -> None:
     """Raise a ``UserError``, which names the ``choice``, if a function doesn't accept the hyperparameters given."""
     known = inspect.signature(function).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        return
     for name in given:
-        if name not in known:
+        if not accepts(function, name):
             hint, names = suggestion(name, known), ", ".join(known) or "none"
             raise UserError(f"{choice!r}: there is no hyperparameter {name!r}{hint} (it takes: {names})")
+
+
+def accepts(function: Callable[..., object], name: str) -> bool:
+    """Return whether a function takes an argument of that name."""
+    known = inspect.signature(function).parameters
+    return name in known or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
 
 
 def is_own_code(name: str) -> bool:

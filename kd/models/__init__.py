@@ -1,6 +1,14 @@
 """Building a network by name, and reading one from a checkpoint."""
 
-from kd.models.catalog import build_classifier, parameters_by_name, usual_size, usual_statistics
+from kd.models.catalog import (
+    build_classifier,
+    build_embedder,
+    checked,
+    parameters_by_name,
+    published_state,
+    usual_size,
+    usual_statistics,
+)
 from kd.models.checkpoint import (
     CLASSIFIER_KEY,
     STATE_PREFIX,
@@ -11,8 +19,9 @@ from kd.models.checkpoint import (
     read_accuracy,
     read_plain,
 )
-from kd.models.classifier import Classifier, Description, Ensemble
+from kd.models.classifier import Classifier, Description, Embedder, Ensemble
 from kd.models.compute import Compute, fastest, keep_large_blocks, why_not_compiled
 from kd.models.cost import CLASSIC, free_memory, largest_batch, measure_cost, measure_cost_by_name, training_bytes
 from kd.models.features import FeatureReader, Survey, survey
-from kd.models.weights import build_from_weights, initialize_from, read_class_names, read_safetensors, read_weights
+from kd.models.fitting import IMAGENET, build_from_weights, initialize_from, keep_classes, name_outputs
+from kd.models.weights import Weights, imagenet_names, read_class_names, read_safetensors, read_weights

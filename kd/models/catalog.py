@@ -3,8 +3,7 @@
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchvision
@@ -12,9 +11,22 @@ from torch import Tensor, nn
 
 from kd.errors import UserError
 from kd.models import small
-from kd.models.classifier import Classifier, Description
+from kd.models.classifier import Classifier, Description, Embedder
+from kd.models.hub import (
+    TIMM,
+    TRANSFORMERS,
+    Statistics,
+    build_timm,
+    build_transformers,
+    fetch,
+    import_timm,
+    timm_configuration,
+    transformers_size,
+    transformers_statistics,
+)
 from kd.registry import (
     Registry,
+    accepts,
     call_own_code,
     check_hyperparameters,
     is_own_code,
@@ -30,10 +42,8 @@ for _factory in (small.simple, small.convnet, small.mlp, small.linear):
 
 # These have auxiliary heads, and weights for pixels in [-1, 1].
 _INCEPTION = ("googlenet", "inception_v3")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _IMAGENET_CLASSES = 1000
-
-_Built = tuple[nn.Module, tuple[tuple[float, ...], tuple[float, ...]] | None]
-"""A network, and the mean and standard deviation that its published weights expect, if it has them."""
 
 
 def torchvision_names() -> list[str]:
@@ -56,8 +66,9 @@ def build_classifier(
     """Build a classifier with a new head, and check it on images of the given size.
 
     Args:
-        architecture: A name from torchvision, ``timm/NAME``, ``simple``, ``convnet``, ``mlp`` or ``linear``, also
-            with hyperparameters as ``name(key=value)``; or ``path/to/file.py:factory``, called with ``num_classes``.
+        architecture: A name from torchvision, ``timm/NAME``, ``transformers/FOLDER``, ``simple``, ``convnet``, ``mlp``
+            or ``linear``, also with hyperparameters as ``name(key=value)``; or ``path/to/file.py:factory``, called with
+            ``num_classes`` if it takes that. A network that takes gray images gets the luminance of the colors.
         classes: Names of the classes.
         image_size: Side S of the images, in pixels.
         resize: How images become square, ``crop`` or ``squash``; only recorded in the description.
@@ -68,38 +79,95 @@ def build_classifier(
 
     Raises:
         UserError: If the name or a hyperparameter is unknown, the weights are unavailable, or the network doesn't
-            support such images.
+            support such images or ends in a softmax.
     """
-    name, hyperparameters = parse_choice(architecture)
     flag = pretrained_flag if pretrained else None
-    statistics = None
-    if is_own_code(name):
-        if pretrained:
-            raise UserError(f"{pretrained_flag}: {name} is your own code; load the weights there")
-        factory = load_own_code(name)
-        check_hyperparameters(factory, hyperparameters, choice=architecture)
-        network = call_own_code(architecture, factory, num_classes=len(classes), **hyperparameters)
-    else:
+    network = _build_network(architecture, len(classes), image_size, flag=flag)
+    mean, std = (usual_statistics(architecture) if pretrained else None) or (mean, std)
+    description = Description(architecture, classes, image_size, resize, mean, std)  # type: ignore[arg-type]
+    return checked(Classifier(network, description))
+
+
+def build_embedder(
+    architecture: str,
+    *,
+    classes: tuple[str, ...],
+    image_size: int,
+    resize: str = "crop",
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Embedder:
+    """Build a network without its classifier layer, whose outputs are features.
+
+    Args:
+        architecture: As of :func:`build_classifier`; the outputs of the user's own network are taken as its features.
+        classes: Classes of the data, for the description.
+        image_size: Side of the images, in pixels.
+        resize: How images become square.
+        mean: Per-channel mean of the images that it expects, in [0, 1].
+        std: Their standard deviation, likewise.
+
+    Raises:
+        UserError: As of :func:`build_classifier`.
+    """
+    name, _ = parse_choice(architecture)
+    # timm and transformers leave it out themselves.
+    network = _build_network(architecture, 0 if name.startswith((TIMM, TRANSFORMERS)) else len(classes), image_size)
+    if not (name.startswith((TIMM, TRANSFORMERS)) or is_own_code(name)):
+        layers = [(key, layer) for key, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        network.set_submodule(layers[-1][0], nn.Identity())
+    description = Description(architecture, classes, image_size, resize, mean, std)  # type: ignore[arg-type]
+    return checked(Embedder(network, description))
+
+
+def _build_network(architecture: str, num_classes: int, image_size: int, *, flag: str | None = None) -> nn.Module:
+    name, hyperparameters = parse_choice(architecture)
+    if not is_own_code(name):
         try:
-            network, statistics = _build_by_name(name, len(classes), image_size, hyperparameters, flag=flag)
+            return _build_by_name(name, num_classes, image_size, hyperparameters, flag=flag)
         except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
-            what = f"{architecture} can't be built for images of {image_size} px and {len(classes)} classes"
+            what = f"{architecture} can't be built for images of {image_size} px and {num_classes} classes"
             raise UserError(f"{what}: {error}") from None
+    if flag is not None:
+        raise UserError(f"{flag}: {name} is your own code; load the weights there")
+    factory = load_own_code(name)
+    check_hyperparameters(factory, hyperparameters, choice=architecture)
+    arguments = {"num_classes": num_classes} if accepts(factory, "num_classes") else {}
+    network = call_own_code(architecture, factory, **arguments | hyperparameters)
     if not isinstance(network, nn.Module):
         raise UserError(f"{architecture!r}: the factory returned a {type(network).__name__}, not a torch.nn.Module")
-    mean, std = statistics or (mean, std)
-    classifier = Classifier(network, Description(architecture, classes, image_size, resize, mean, std))  # type: ignore[arg-type]
-    _check_logits(classifier, image_size)
+    return network
+
+
+_AnyClassifier = TypeVar("_AnyClassifier", bound=Classifier)
+
+
+def checked(classifier: _AnyClassifier) -> _AnyClassifier:
+    """Return a classifier that was tried on images of its size, with gray images if it takes these.
+
+    Raises:
+        UserError: If it can't process such images, or its outputs aren't one logit for each class.
+    """
+    try:
+        _check_outputs(classifier)
+    except UserError as error:
+        try:
+            gray = classifier.for_gray_images()
+            _check_outputs(gray)
+        except UserError:
+            raise error from None
+        return gray
     return classifier
 
 
-def _check_logits(classifier: Classifier, size: int) -> None:
-    """Refuse a network that doesn't map images of this size to one logit per class."""
-    architecture = classifier.description.architecture
+def _check_outputs(classifier: Classifier) -> None:
+    """Refuse a network that doesn't map images of its size to one logit per class, or to features."""
+    description, architecture = classifier.description, classifier.description.architecture
+    size = description.image_size
     classifier.eval()
     try:
         with torch.no_grad():
-            logits = classifier(torch.zeros(2, 3, size, size))
+            outputs = classifier(torch.zeros(2, 3, size, size))
     except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         usual = usual_size(architecture)
@@ -109,29 +177,42 @@ def _check_logits(classifier: Classifier, size: int) -> None:
         ) from None
     finally:
         classifier.train()
-    expected = (2, len(classifier.description.classes))
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+    if isinstance(classifier, Embedder):
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2:  # noqa: PLR2004 (B, D)
+            raise UserError(f"{architecture}: expected features of shape (2, D) for 2 images, got {got}")
+        return
+    expected = (2, len(description.classes))
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
         raise UserError(f"{architecture}: expected logits of shape {expected} for 2 images, got {got}")
+    if bool((outputs >= 0).all()) and torch.allclose(outputs.float().sum(dim=1), torch.ones(2), atol=1e-4):
+        raise UserError(
+            f"{architecture}: the network's outputs are probabilities; distillation and training need logits: leave "
+            "out the softmax at its end"
+        )
 
 
 def usual_size(architecture: str) -> int | None:
-    """Return the image size that a network was designed for, in pixels, if torchvision or timm records it."""
+    """Return the image size that a network was designed for, in pixels, if its package records it."""
     name, _ = parse_choice(architecture)
-    if name.startswith("timm/"):
-        configuration = import_timm().get_pretrained_cfg(name.removeprefix("timm/"))
-        return int(configuration.input_size[-1]) if configuration is not None else None
+    if name.startswith(TRANSFORMERS):
+        return transformers_size(name.removeprefix(TRANSFORMERS))
+    if name.startswith(TIMM):
+        configuration = timm_configuration(name.removeprefix(TIMM))
+        return int(configuration["input_size"][-1]) if configuration is not None else None
     if name in torchvision_names():
         return int(torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0])
     return None
 
 
-def usual_statistics(architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def usual_statistics(architecture: str) -> Statistics | None:
     """Return the mean and standard deviation that a network's published weights expect, if these are recorded."""
     name, _ = parse_choice(architecture)
-    if name.startswith("timm/"):
-        configuration = import_timm().get_pretrained_cfg(name.removeprefix("timm/"))
-        return None if configuration is None else (tuple(configuration.mean), tuple(configuration.std))
+    if name.startswith(TRANSFORMERS):
+        return transformers_statistics(name.removeprefix(TRANSFORMERS))
+    if name.startswith(TIMM):
+        configuration = timm_configuration(name.removeprefix(TIMM))
+        return None if configuration is None else (tuple(configuration["mean"]), tuple(configuration["std"]))
     if name not in torchvision_names():
         return None
     if name in _INCEPTION:
@@ -140,26 +221,43 @@ def usual_statistics(architecture: str) -> tuple[tuple[float, ...], tuple[float,
     return tuple(preset.mean), tuple(preset.std)
 
 
-def import_timm() -> ModuleType:
-    """Import timm, an optional dependency."""
-    try:
-        import timm
-    except ImportError:
-        raise UserError("timm is not installed; install it with `pip install timm`") from None
-    return timm
+def published_state(architecture: str, flag: str) -> tuple[dict[str, Tensor], int]:
+    """Return the published weights of a network with their classifier layer, and their number of classes.
+
+    Args:
+        architecture: A name from torchvision or ``timm/NAME``.
+        flag: The flag that asks for them, for messages.
+
+    Raises:
+        UserError: If there are none, or they can't be downloaded.
+    """
+    (name, hyperparameters), number = parse_choice(architecture), _IMAGENET_CLASSES
+    if name.startswith(TIMM):
+        configuration = timm_configuration(name.removeprefix(TIMM)) or {}
+        number = int(configuration.get("num_classes", _IMAGENET_CLASSES))
+        network = build_timm(name.removeprefix(TIMM), number, hyperparameters, flag=flag)
+    elif name in torchvision_names():
+        network = _published_torchvision(name, flag)
+    else:
+        raise UserError(f"{flag}: there are no published weights for {name}")
+    return {key: value for key, value in network.state_dict().items() if not key.startswith(_AUXILIARY)}, number
 
 
 def _build_by_name(
     name: str, num_classes: int, image_size: int, hyperparameters: dict[str, Any], *, flag: str | None
-) -> _Built:
-    if name.startswith("timm/"):
-        return _build_timm(name.removeprefix("timm/"), num_classes, hyperparameters, flag=flag)
-    if name not in SMALL:
+) -> nn.Module:
+    if name.startswith(TIMM):
+        return build_timm(name.removeprefix(TIMM), num_classes, hyperparameters, flag=flag)
+    if name not in SMALL and not name.startswith(TRANSFORMERS):
         return _build_torchvision(name, num_classes, hyperparameters, flag=flag)
     if flag is not None:
-        raise UserError(f"{flag}: there are no published weights for {name}")
+        folder = name.removeprefix(TRANSFORMERS)
+        hint = f"; to start from those in the folder, use {flag} {folder}" if name not in SMALL else ""
+        raise UserError(f"{flag}: there are no published weights for {name}{hint}")
+    if name.startswith(TRANSFORMERS):
+        return build_transformers(name.removeprefix(TRANSFORMERS), num_classes, hyperparameters)
     check_hyperparameters(SMALL[name], hyperparameters, choice=name)
-    return SMALL[name](num_classes, image_size, **hyperparameters), None
+    return SMALL[name](num_classes, image_size, **hyperparameters)
 
 
 def published_size(name: str) -> int:
@@ -179,7 +277,7 @@ def torchvision_state(name: str) -> dict[str, Tensor]:
     return state
 
 
-def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> _Built:
+def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> nn.Module:
     if name not in torchvision_names():
         names = [*torchvision_names(), *SMALL]
         raise UserError(f"there is no network {name!r}{suggestion(name, names)} (`kd models` lists them all)")
@@ -187,11 +285,8 @@ def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, A
     options = {"aux_logits": False, "init_weights": flag is None} if name in _INCEPTION else {}
     network: nn.Module = builder(weights=None, num_classes=num_classes, **options | hyperparameters)
     if flag is None:
-        return network, None
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    # Loaded by torchvision, as some of its files name layers differently than its networks.
-    published = _fetch(functools.partial(builder, weights=weights), weights.url, flag).state_dict()
-    own = network.state_dict()
+        return network
+    published, own = _published_torchvision(name, flag).state_dict(), network.state_dict()
     head = {
         key
         for key, value in own.items()
@@ -206,38 +301,13 @@ def _build_torchvision(name: str, num_classes: int, hyperparameters: dict[str, A
             f"{len(others) - 1} other places"
         )
     network.load_state_dict(matching, strict=False)
-    return network, usual_statistics(name)
+    return network
 
 
-def _build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *, flag: str | None) -> _Built:
-    timm = import_timm()
-    if not timm.is_model(name):
-        raise UserError(f"there is no network 'timm/{name}'{suggestion(name, timm.list_models())} (`kd models --timm`)")
-    build = functools.partial(timm.create_model, name, num_classes=num_classes, **hyperparameters)
-    if flag is None:
-        return build(), None
-    configuration = timm.get_pretrained_cfg(name)
-    if configuration is None:
-        raise UserError(f"{flag}: timm has no published weights for {name}")
-    hub = f"https://huggingface.co/{configuration.hf_hub_id}/resolve/main/model.safetensors"
-    network = _fetch(functools.partial(build, pretrained=True), str(configuration.url or hub), flag)
-    return network, usual_statistics(f"timm/{name}")
-
-
-def _fetch(build: Callable[[], nn.Module], url: str, flag: str) -> nn.Module:
-    """Build a network with published weights; if they can't be downloaded, name the file and where to put it."""
-    try:
-        return build()
-    except (OSError, RuntimeError, ValueError) as error:
-        remedy = f"put that file into {torch.hub.get_dir()}/checkpoints"
-        if "huggingface.co" in url:
-            repository = "/".join(url.split("/")[3:5])
-            remedy = f"run `hf download {repository}` on a machine with access, and copy its Hugging Face cache here"
-        raise UserError(
-            f"{flag}: the weights can't be downloaded ({str(error).partition(chr(10))[0]}).\n"
-            f"  The missing file is {url.rpartition('/')[2]}, from {url}.\n"
-            f"  Without network access, {remedy}, or start from random weights with {flag.replace('--', '--no-')}."
-        ) from None
+def _published_torchvision(name: str, flag: str) -> nn.Module:
+    """Return a network as torchvision loads it, as some of its files name layers differently than its networks."""
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    return fetch(functools.partial(torchvision.models.get_model_builder(name), weights=weights), weights.url, flag)
 
 
 def parameters_by_name(*, with_timm: bool = False) -> list[tuple[str, str, int | None]]:

@@ -192,6 +192,8 @@ def build_from_state(
     if architecture is not None and not _same_network(architecture, description.architecture):
         raise UserError(f"{flag} {architecture}: {path} holds {description.architecture}")
     arguments = vars(description) | {"architecture": architecture or description.architecture}
+    # Found out again.
+    arguments.pop("channels")
     classifier = build_classifier(**arguments)
     try:
         classifier.load_state_dict(state)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,8 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
 class Description:
     """What is needed to rebuild a classifier and to use it; ``mean`` and ``std`` are per channel, for pixels in [0, 1].
 
-    The annotations are checked by :meth:`from_plain`, as a file may hold anything.
+    A network with one channel takes the luminance of the colors. The annotations are checked by :meth:`from_plain`, as
+    a file may hold anything.
     """
 
     architecture: str
@@ -31,6 +32,7 @@ class Description:
     resize: Literal["crop", "squash"]
     mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=3)]
     std: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=3)]
+    channels: Literal[1, 3] = 3
 
     def plain(self) -> dict[str, Any]:
         """Return strings, numbers and lists only, as a checkpoint that is read with ``weights_only=True`` needs."""
@@ -43,19 +45,27 @@ class Description:
 
 
 class Normalization(nn.Module):
-    """Subtract the mean of each channel of images ``(B, 3, H, W)`` and divide by its standard deviation."""
+    """Subtract the mean of each channel of images ``(B, 3, H, W)`` and divide by its standard deviation.
+
+    With one channel, the images are reduced to their luminance ``(B, 1, H, W)`` first, as in ITU-R BT.601.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], *, channels: int = 3) -> None:
         super().__init__()
+        self.channels = channels
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalize a batch, in the precision of this module."""
-        normalized: Tensor = (images.to(self.mean.dtype) - self.mean) / self.std
+        images = images.to(self.mean.dtype)
+        if self.channels == 1:
+            red, green, blue = images.unbind(dim=1)
+            images = (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+        normalized: Tensor = (images - self.mean) / self.std
         return normalized
 
 
@@ -72,7 +82,7 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, description: Description) -> None:
         super().__init__()
-        self.normalization = Normalization(description.mean, description.std)
+        self.normalization = Normalization(description.mean, description.std, channels=description.channels)
         self.network = network
         self.description = description
         # The positions of the logits that are used; all if None.
@@ -102,9 +112,22 @@ class Classifier(nn.Module):
         other.selected = self.selected
         return other.train(self.training)
 
+    def for_gray_images(self) -> Self:
+        """Return a classifier with the same network behind the luminance of the images."""
+        mean, std = ((sum(values) / len(values),) for values in (self.description.mean, self.description.std))
+        return type(self)(self.network, dataclasses.replace(self.description, mean=mean, std=std, channels=1))
+
     def count_parameters(self) -> int:
         """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.network.parameters()) or getattr(self.network, "size", 0)
+
+
+class Embedder(Classifier):
+    """A network without a classifier layer behind its own input normalization: a teacher of features alone.
+
+    Shape:
+        ``(B, 3, S, S)`` in [0, 1] to features ``(B, D)``.
+    """
 
 
 def as_logits(outputs: Any) -> Tensor:  # noqa: ANN401 (whatever a network returns)

@@ -1,27 +1,17 @@
-"""Weights from anywhere: the state dict in a file of another project, matched to a network's parameter names."""
+"""Reading weights and class names from files of other projects, without running code in them."""
 
 import collections
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor
 
 from kd.errors import DamagedFile, UserError
-from kd.models.catalog import (
-    build_classifier,
-    import_timm,
-    published_size,
-    torchvision_names,
-    torchvision_state,
-    usual_statistics,
-)
 from kd.models.checkpoint import read_plain
-from kd.models.classifier import Classifier
+from kd.models.hub import CONFIG, TIMM, TRANSFORMERS, import_timm, read_transformers
 
 State = dict[str, Tensor]
 
@@ -29,8 +19,7 @@ State = dict[str, Tensor]
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _STATE_KEYS = (*_EMA_KEYS, "state_dict", "model_state_dict", "model", "net", "network", "weights", "module")
 _SHOWN = 3
-_COMPARED = 12
-_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -108,126 +97,31 @@ def _states(content: object, name: str = "") -> Iterator[tuple[str, State]]:
 
 
 def _read_folder(folder: Path) -> Weights:
-    """Read a folder as timm and the Hugging Face hub write it."""
-    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    """Read a folder as timm, transformers and the Hugging Face hub write it."""
+    config_file = folder / CONFIG
     if not config_file.is_file():
-        raise UserError(f"{folder}: a folder must hold config.json and model.safetensors; there is no config.json")
+        raise UserError(f"{folder}: a folder must hold {CONFIG} and model.safetensors; there is no {CONFIG}")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
+        architecture, arguments = config.get("architecture"), config.get("model_args") or {}
+        if architecture is None and "model_type" in config:
+            state, names, statistics = read_transformers(folder)
+            mean, std = statistics or (None, None)
+            return Weights(state, f"{TRANSFORMERS}{folder}", tuple(names), mean, std)
         pretrained = {**config, **(config.get("pretrained_cfg") or {})}
         by_index = config.get("id2label") or {}
         names = pretrained.get("label_names") or [by_index[index] for index in sorted(by_index, key=int)]
-        architecture, arguments = config.get("architecture"), config.get("model_args") or {}
         mean, std = (tuple(map(float, pretrained[key])) if key in pretrained else None for key in ("mean", "std"))
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{config_file}: not a model's configuration: {error}") from None
     if architecture is None:
-        raise UserError(
-            f"{config_file}: names no architecture of timm; for a model of transformers, write a function that builds "
-            "it and returns its logits, and name that with --teacher_model my_code.py:function"
-        )
+        raise UserError(f"{config_file}: names neither an architecture of timm nor a model type of transformers")
     text = f"({', '.join(f'{name}={value!r}' for name, value in arguments.items())})" if arguments else ""
-    state = read_safetensors(weights_file)[1]
-    return Weights(state, f"timm/{architecture}{text}", tuple(map(str, names)) or None, mean, std)
-
-
-def build_from_weights(
-    weights: Weights,
-    path: Path,
-    *,
-    architecture: str,
-    data_classes: tuple[str, ...],
-    classes: tuple[str, ...] | None,
-    image_size: int,
-    resize: str = "crop",
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    flag: str = "--teacher_model",
-    classes_flag: str = "--teacher_classes",
-) -> tuple[Classifier, list[str]]:
-    """Build a classifier in evaluation mode from weights of another project.
-
-    Args:
-        weights: The weights.
-        path: Where they were read, for messages.
-        architecture: The network.
-        data_classes: The classes of the data; assumed to be the network's, in this order, if their number agrees and
-            nothing else names them.
-        classes: The class names in the order of the logits, if they are known.
-        image_size: Side of the images, in pixels.
-        resize: How images become square, ``crop`` or ``squash``.
-        mean: Mean of the pixels in [0, 1] by channel; ``None``: the file's, or else that of the architecture.
-        std: Standard deviation, likewise.
-        flag: The flag of the architecture, for messages.
-        classes_flag: The flag of the class names, for messages.
-
-    Returns:
-        The classifier, and notes on what was assumed.
-
-    Raises:
-        UserError: If the weights don't fit the network, or the class names the weights.
-    """
-    notes = list(weights.notes)
-    classes = classes or weights.classes
-    usual = usual_statistics(architecture)
-    if mean is None or std is None:
-        source = path.name if weights.mean else f"the configuration of {architecture}" if usual else "ImageNet, assumed"
-        file_mean, file_std = (weights.mean, weights.std) if weights.mean and weights.std else usual or _STATISTICS
-        mean, std = mean or file_mean, std or file_std
-        notes.append(f"normalization of {path.name}: mean {_listed(mean)}, std {_listed(std)} ({source})")
-
-    def build(number: int) -> tuple[Classifier, dict[str, Tensor]]:
-        names = classes if classes is not None and len(classes) == number else tuple(map(str, range(number)))
-        classifier = build_classifier(
-            architecture, classes=names, image_size=image_size, resize=resize, mean=mean, std=std
-        )
-        return classifier, classifier.network.state_dict()
-
-    number = len(classes or data_classes)
-    classifier, own = build(number)
-    state = _without_prefix(weights.state, own)
-    outputs = {state[key].shape[0] for key in own.keys() & state.keys() if _is_head(own[key], state[key], number)}
-    if len(outputs) == 1 and outputs != {number}:
-        classifier, own = build(outputs.pop())
-    _check_fit(state, own, given=weights.state, path=path, architecture=architecture, flag=flag)
-    classifier.network.load_state_dict(state)
-    number = len(classifier.description.classes)
-    if classes is None and number == len(data_classes):
-        notes.append(f"{path.name} doesn't name its classes: assumed to be the data's, in alphabetical order")
-        classifier = _renamed(classifier, data_classes)
-    elif classes is None or len(classes) != number:
-        known = "doesn't name its classes" if classes is None else f"was given {len(classes):,} class names"
-        imagenet = f", or {classes_flag} imagenet" if number == len(imagenet_names()) else ""
-        raise UserError(
-            f"{path}: has {number:,} outputs, and {known}; list them in the order of the outputs in a file and name it "
-            f"with {classes_flag} FILE (one name per line){imagenet}"
-        )
-    _check_outputs(classifier, path)
-    return classifier.eval(), notes
-
-
-def initialize_from(classifier: Classifier, path: Path, *, flag: str) -> None:
-    """Initialize a network with the weights in a file; its classifier layer stays new if it has other classes.
-
-    Args:
-        classifier: The classifier, changed in place.
-        path: As of :func:`read_weights`.
-        flag: The flag that named the file, for messages.
-
-    Raises:
-        UserError: If the file can't be read, or its weights don't fit the network.
-    """
-    own, number = classifier.network.state_dict(), len(classifier.description.classes)
-    given = read_weights(path).state
-    state = _without_prefix(given, own)
-    head = {
-        key: own[key]
-        for key in own.keys() & state.keys()
-        if own[key].shape != state[key].shape and _is_head(own[key], state[key], number)
-    }
-    architecture = classifier.description.architecture
-    _check_fit(state | head, own, given=given, path=path, architecture=architecture, flag=flag)
-    classifier.network.load_state_dict(state | head)
+    files = [folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()]
+    if not files:
+        raise UserError(f"{folder}: there are no weights in it ({' or '.join(_WEIGHTS_FILES)})")
+    state = read_weights(files[0]).state
+    return Weights(state, f"{TIMM}{architecture}{text}", tuple(map(str, names)) or None, mean, std)
 
 
 def imagenet_names() -> list[str]:
@@ -278,80 +172,3 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
         counts[name] += 1
         found.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
     return tuple(found)
-
-
-def _renamed(classifier: Classifier, classes: tuple[str, ...]) -> Classifier:
-    classifier.description = dataclasses.replace(classifier.description, classes=classes)
-    return classifier
-
-
-def _is_head(own: Tensor, given: Tensor, number: int) -> bool:
-    """Return whether two tensors may be those of a classifier layer with different numbers of classes."""
-    return own.ndim > 0 and given.ndim == own.ndim and own.shape[0] == number and own.shape[1:] == given.shape[1:]
-
-
-def _without_prefix(state: State, own: Mapping[str, Tensor]) -> State:
-    """Return the tensors whose names, without a common prefix such as ``module.``, match most of the network's."""
-    names = list(own)
-    prefixes = dict.fromkeys(
-        key[: -len(name)] for name in names[:1] + names[-1:] for key in state if key == name or key.endswith(f".{name}")
-    )
-    # Of several networks in a file, averages come first.
-    ordered = sorted(prefixes, key=lambda prefix: (-sum(prefix + name in state for name in names), "ema" not in prefix))
-    prefix = ordered[0] if ordered else ""
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    # Not all projects save the counters of batch normalization, which evaluation doesn't use.
-    return {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | found
-
-
-def _check_fit(
-    state: State, own: Mapping[str, Tensor], *, given: State, path: Path, architecture: str, flag: str
-) -> None:
-    """Refuse weights that don't fit a network, and name one that fits those given in the file."""
-    missing, unexpected = [key for key in own if key not in state], [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if not (missing or unexpected or shapes):
-        return
-    differing = [f"{key} {tuple(state[key].shape)}, expected {tuple(own[key].shape)}" for key in shapes]
-    parts = [
-        f"{len(keys):,} {kind} ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
-        if keys
-    ]
-    fitting = _fitting_architecture(given)
-    hint = f"; they fit {flag} {fitting}" if fitting else ""
-    raise UserError(f"{path}: its weights don't fit {architecture}: {'; '.join(parts)}{hint}")
-
-
-def _fitting_architecture(state: State) -> str | None:
-    """Return the network of torchvision that has just these parameter names and shapes, but for the last layer."""
-    last = [value for value in state.values() if value.ndim > 1][-1:]
-    # With ImageNet's classes instead of its own, as published sizes are given.
-    size = sum(value.numel() for value in state.values()) + sum((1000 - len(head)) * head[0].numel() for head in last)
-    # Building all of them takes half a minute, so only those of a similar size are compared.
-    for name in sorted(torchvision_names(), key=lambda name: abs(published_size(name) - size))[:_COMPARED]:
-        own = _without_counters(torchvision_state(name))
-        given = _without_counters(_without_prefix(state, own))
-        if own and own.keys() == given.keys() and all(own[key].shape[1:] == given[key].shape[1:] for key in own):
-            return name
-    return None
-
-
-def _without_counters(state: Mapping[str, Tensor]) -> State:
-    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-
-
-def _check_outputs(classifier: Classifier, path: Path) -> None:
-    """Refuse a network that ends in a softmax, whose outputs are no logits."""
-    size = classifier.description.image_size
-    with torch.no_grad():
-        outputs = classifier.eval()(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
-    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(dim=1), torch.ones(2), atol=1e-4):
-        raise UserError(
-            f"{path}: the network's outputs are probabilities; distillation needs logits: leave out the softmax at its "
-            "end"
-        )
-
-
-def _listed(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)

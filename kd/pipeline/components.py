@@ -41,6 +41,7 @@ from kd.models import (
     Ensemble,
     build_classifier,
     initialize_from,
+    keep_classes,
     largest_batch,
     usual_statistics,
     why_not_compiled,
@@ -51,7 +52,7 @@ from kd.preflight import Finding, check_files, refuse
 from kd.provenance import Provenance, code_digests, environment
 from kd.randomness import seeded
 from kd.settings import PUBLISHED, Phase, Settings, settings_affecting, unsupported_by_streams
-from kd.teachers import digest_of_weights
+from kd.teachers import Foreign, digest_of_weights, load_teacher
 from kd.training import Hardware, Recipe, build_trainer
 
 SKIPPED_FILE = "skipped-images.txt"
@@ -211,6 +212,9 @@ def build_network(
     file = None if pretrained in (None, PUBLISHED) else Path(pretrained).expanduser()
     usual = None if file is None else usual_statistics(architecture)
     mean, std = usual or (components.images.mean, components.images.std)
+    loaded = _load_student(components, architecture) if role == "student" else None
+    if loaded is not None:
+        mean, std = loaded.description.mean, loaded.description.std
     try:
         with seeded(seed, "weights"):
             classifier = build_classifier(
@@ -225,15 +229,41 @@ def build_network(
             )
         if file is not None:
             initialize_from(classifier, file, flag=_MODEL_FLAGS[role])
+        if loaded is not None:
+            keep_classes(classifier, loaded)
     except UserError as error:
         if str(error).startswith(pretrained_flag):
             raise
         if file is not None and str(error).startswith(str(file)):
             raise UserError(f"{pretrained_flag} {error}") from error.__cause__
         raise UserError(f"{_MODEL_FLAGS[role]} {architecture}: {error}") from error.__cause__
+    if not any(parameter.requires_grad for parameter in classifier.parameters()):
+        raise UserError(
+            f"{_MODEL_FLAGS[role]} {architecture}: all its weights are frozen (requires_grad is False): there is "
+            "nothing to train"
+        )
     if components.batch_size == 1:
         _check_single_image(classifier)
     return classifier
+
+
+def _load_student(components: Components, architecture: str) -> Classifier | None:
+    """Load the weights that the student starts from, by the loader of teachers, if ``--student_checkpoint`` is set."""
+    checkpoint, splits = components.settings.models.student_checkpoint, components.splits
+    if checkpoint is None:
+        return None
+    try:
+        loaded, _ = load_teacher(
+            Path(checkpoint).expanduser(),
+            model=architecture,
+            classes=splits.classes,
+            data=splits.name,
+            image_size=components.settings.data.image_size,
+            foreign=Foreign(prefix="student_"),
+        )
+    except UserError as error:
+        raise UserError(f"--student_checkpoint {error}") from error.__cause__
+    return loaded
 
 
 def build_student(components: Components, seed: int) -> Classifier:
@@ -296,7 +326,9 @@ def provenance_of(
     settings = {name: values[name] for name in settings_affecting(kind)} | {"processes": components.world_size}
     for name in ("teacher_pretrained", "student_pretrained"):
         if name in settings:
-            settings[name] = _describe_pretrained(settings[name])
+            settings[name] = describe_pretrained(settings[name])
+    if settings.get("student_checkpoint") is not None:
+        settings["student_checkpoint"] = describe_pretrained(settings["student_checkpoint"])
     if isinstance(components.splits, ShardedSplits):
         settings["stream_parts"] = parts_of_step(components.world_size)
     if objective is not None:
@@ -310,6 +342,16 @@ def provenance_of(
         "code": code_digests(texts),
         "environment": environment(_describe_hardware(components.hardware, components.world_size)),
     }
+
+
+def describe_pretrained(value: str | None) -> bool | str:
+    """Return what a run's result depends on: whether weights are published, or a file's content, wherever it lies."""
+    if value in (None, PUBLISHED):
+        return value is not None
+    path = Path(str(value)).expanduser()
+    if path.is_dir():
+        return ", ".join(f"{each.name} with SHA-256 {sha256_of(each)}" for each in sorted(path.iterdir()))
+    return f"file with SHA-256 {sha256_of(path)}"
 
 
 def default_workers(accelerator: str) -> int:
@@ -342,13 +384,6 @@ def _describe_hardware(hardware: Hardware, world_size: int) -> str:
     if hardware.accelerator in ("gpu", "cuda"):
         device = torch.cuda.get_device_name()
     return f"{world_size} × {device}, {torch.get_num_threads()} threads"
-
-
-def _describe_pretrained(value: str | None) -> bool | str:
-    """Return what a run's result depends on: a file's content, wherever it lies."""
-    if value in (None, PUBLISHED):
-        return value is not None
-    return f"file with SHA-256 {sha256_of(Path(str(value)).expanduser())}"
 
 
 def _load_images(settings: Settings, console: Console) -> Images:

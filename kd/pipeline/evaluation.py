@@ -9,7 +9,7 @@ from kd.errors import UserError
 from kd.models import load_classifier, measure_cost
 from kd.pipeline.components import default_workers
 from kd.pipeline.runner import Experiment
-from kd.teachers import Foreign, load_network
+from kd.teachers import NONE, Foreign, load_network
 from kd.training import Hardware, PredictionRecorder, evaluate
 
 
@@ -58,7 +58,7 @@ def evaluate_checkpoint(
         raise UserError(f"--num_workers {num_workers}: must be at least 0")
     images = validation_images(dataset, data_dir, val_data, download=download)
     classifier, notes = load_network(
-        Path(checkpoint).expanduser(),
+        None if checkpoint == NONE else Path(checkpoint).expanduser(),
         model=model,
         data_classes=images.classes,
         image_size=image_size,
@@ -85,17 +85,19 @@ def measure_costs(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Measure the network of each phase once: parameters, multiply-adds, latency and throughput on this machine.
 
     Returns:
-        The result of :func:`kd.models.measure_cost` by phase; phases without a checkpoint are left out.
+        The result of :func:`kd.models.measure_cost` by phase; ensembles and networks without a file are left out.
     """
     costs: dict[str, dict[str, Any]] = {}
     by_network: dict[tuple[str, int], dict[str, Any]] = {}
     for phase, (record, *_) in experiment.runs.items():
         # The students of compared objectives are one network, which another phase may have too.
         is_repeated = phase == "compared" and {"baseline", "distilled"} & experiment.runs.keys()
-        if is_repeated or not record.get("checkpoint"):
+        if is_repeated or not (record.get("checkpoint") or phase in experiment.teachers):
             continue
         try:
-            classifier = load_classifier(record["checkpoint"], architecture=record["model"])
+            classifier = experiment.teachers.get(phase) or load_classifier(
+                record["checkpoint"], architecture=record["model"]
+            )
         except UserError:
             # The checkpoint of an earlier run may have been removed since.
             continue

@@ -69,7 +69,7 @@ def find_teachers(settings: Settings, *, console: Console | None = None) -> tupl
     Raises:
         UserError: For a user's mistake, or with ``--strict`` for a warning.
     """
-    return tuple(str(found.checkpoint) for found, _ in prepare(settings, console or make_console()).found)
+    return tuple(found.name for found, _ in prepare(settings, console or make_console()).found)
 
 
 def _run_phases(runner: Runner, prepared: Prepared) -> None:
@@ -111,7 +111,7 @@ def _add_earlier_runs(runner: Runner, teacher: Teacher | None) -> None:
     for phase in ("baseline", "distilled"):
         if phase in runs or not (components.folder / phase).is_dir():
             continue
-        if phase == "distilled" and network is None and runs.get("teacher"):
+        if phase == "distilled" and network is None and runs.get("teacher") and runs["teacher"][0]["checkpoint"]:
             network = load_classifier(runs["teacher"][0]["checkpoint"], architecture=runs["teacher"][0]["model"])
         student = build_student(components, components.settings.phases.seed)
         provenance = provenance_of(components, phase, student, teacher=network if phase == "distilled" else None)

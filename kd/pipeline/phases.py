@@ -29,7 +29,9 @@ def provide_teacher(runner: Runner, prepared: Prepared) -> Teacher | None:
     """
     components, runs = runner.components, runner.experiment.runs
     teachers = [train_teacher(runner, network, seed) for seed, network in prepared.untrained]
-    teachers += [(str(found.checkpoint), network) for found, network in prepared.found]
+    teachers += [
+        (None if found.checkpoint is None else str(found.checkpoint), network) for found, network in prepared.found
+    ]
     if not teachers or not (components.distills or len(teachers) > 1):
         return None
     measured = []
@@ -37,9 +39,14 @@ def provide_teacher(runner: Runner, prepared: Prepared) -> Teacher | None:
         phase, checkpoints = teacher_phase(components, network), [checkpoint] if checkpoint else []
         teacher = measure_teacher(components, runner.console, "teacher", network, phase=phase, checkpoints=checkpoints)
         measured.append(teacher)
+        if teacher.accuracy is None:
+            # Without predictions, there is nothing to report.
+            continue
         if prepared.found:
             found = prepared.found[index][0]
-            provenance = found.record.get("provenance", {}) | {"teacher": file_facts(found.checkpoint)}
+            facts = file_facts(found.checkpoint, network.description.architecture)
+            provenance = found.record.get("provenance", {}) | {"teacher": facts}
+            runner.experiment.teachers[phase] = network
             earlier = {"seed": None} | found.record | {"provenance": provenance}
             runs.setdefault(phase, []).append(earlier | _record_of(teacher, phase) | {"checkpoint": checkpoint})
         elif network.description.image_size != components.settings.data.image_size:

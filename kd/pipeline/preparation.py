@@ -57,7 +57,8 @@ def prepare(settings: Settings, console: Console) -> Prepared:
     teacher = combine(teachers, settings) if teachers else None
     _print_networks(components, console, student=student, teacher=teacher)
     for each, _ in found:
-        console.print(f"teacher checkpoint: {each.checkpoint}")
+        origin = "own or published weights" if each.checkpoint is None else str(each.checkpoint)
+        console.print(f"teacher checkpoint: {origin}")
         contents = components.images.contents_for("teacher")
         if each.record and (changed := differences(each.record["provenance"], {"data": contents})):
             console.print(f"note: this teacher was trained with other images: {'; '.join(map(str, changed))}")

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kd.errors import UserError
 from kd.files import write_json
 from kd.provenance import ENVIRONMENT, Difference, Provenance, differences
 from kd.settings import CONFIG_FILE, Phase, Settings, write_config
+from kd.teachers import NONE
 from kd.training import Run
 
 METRICS_FILE = "metrics.json"
@@ -167,12 +168,17 @@ class FoundTeacher:
     """A teacher that was trained before.
 
     Args:
-        checkpoint: Its best checkpoint.
+        checkpoint: Its file; ``None``: its code loads its weights, or they are published.
         record: Its run's record; empty if there is none.
     """
 
-    checkpoint: Path
-    record: Record
+    checkpoint: Path | None
+    record: Record = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its file as ``--teacher_checkpoint`` names it."""
+        return NONE if self.checkpoint is None else str(self.checkpoint)
 
 
 def find_teacher(
@@ -184,6 +190,8 @@ def find_teacher(
     model: str,
     image_size: int,
     besides: Collection[FoundTeacher] = (),
+    pretrained: object = None,
+    fallback: FoundTeacher | None = None,
 ) -> FoundTeacher:
     """Return the newest finished teacher for the same data set, network and image size.
 
@@ -197,9 +205,11 @@ def find_teacher(
         model: The teacher's network.
         image_size: Side of the images, in pixels.
         besides: Teachers found already; another one of the same network must have another seed.
+        pretrained: What it must have been fine-tuned from, as a provenance records it; ``None``: anything.
+        fallback: The teacher if there is none.
 
     Raises:
-        UserError: If there is none; the message lists those that there are.
+        UserError: If there is none and no ``fallback``; the message lists those that there are.
     """
     taken = [(teacher.record.get("model"), teacher.record.get("seed")) for teacher in besides]
     paths = _newest_first(path for pattern in _TEACHER_FOLDERS for path in root.glob(f"*/{pattern}/{METRICS_FILE}"))
@@ -214,9 +224,13 @@ def find_teacher(
         kind = tuple(record.get(key) for key in ("data", "model", "image_size"))
         checkpoint = path.parent / BEST_CHECKPOINT
         is_new = (record["model"], record["seed"]) not in taken
-        if kind == (data, model, image_size) and checkpoint.is_file() and is_new:
+        settings = record["provenance"].get("settings") or {}
+        is_tuned = pretrained is None or settings.get("teacher_pretrained") == pretrained
+        if kind == (data, model, image_size) and checkpoint.is_file() and is_new and is_tuned:
             return FoundTeacher(checkpoint, record)
         others.append(f"{kind[1]} for {kind[0]} at {kind[2]} px ({path.parent})")
+    if fallback is not None:
+        return fallback
     found = f"\n  Found: {'; '.join(others)}." if others else ""
     another = " with another seed" if any(model == name for name, _ in taken) else ""
     raise UserError(
@@ -226,7 +240,9 @@ def find_teacher(
 
 
 def given_teacher(checkpoint: str) -> FoundTeacher:
-    """Return the teacher in a checkpoint, with its run's record if that lies beside it."""
+    """Return the teacher that ``--teacher_checkpoint`` names, with its run's record if that lies beside the file."""
+    if checkpoint == NONE:
+        return FoundTeacher(None)
     path = Path(checkpoint).expanduser()
     return FoundTeacher(path, read_record(path.parent.parent / METRICS_FILE) or {})
 

@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from kd.data import Batches
+from kd.models import Classifier
 from kd.pipeline import run_store
 from kd.pipeline.components import SKIPPED_FILE, Components, provenance_of
 from kd.pipeline.run_store import Record, slug
@@ -26,6 +27,7 @@ class Experiment:
         folder: Where its files are.
         data: Name of the data set.
         runs: The records of the runs by phase, those of comparable earlier runs included.
+        teachers: The teachers that were not trained here, by phase.
         kept: Whether files were written.
         is_global_zero: Whether this process, of several, is the one that prints and writes.
     """
@@ -33,6 +35,7 @@ class Experiment:
     folder: Path
     data: str
     runs: dict[str, list[Record]] = field(default_factory=dict)
+    teachers: dict[str, Classifier] = field(default_factory=dict)
     kept: bool = True
     is_global_zero: bool = True
 

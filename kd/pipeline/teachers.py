@@ -11,12 +11,13 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.files import sha256_of
-from kd.models import Classifier, Ensemble, read_accuracy
-from kd.pipeline.components import Components, build_network, student_data
+from kd.models import Classifier, Embedder, Ensemble, read_accuracy
+from kd.pipeline.components import Components, build_network, describe_pretrained, student_data
 from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, short_digest, slug
 from kd.preflight import Finding, check_accuracy, refuse
-from kd.settings import Settings
-from kd.teachers import Foreign, is_no_better_than_chance, load_teacher, majority_share
+from kd.registry import is_own_code, parse_choice
+from kd.settings import PUBLISHED, Settings
+from kd.teachers import NONE, Foreign, is_no_better_than_chance, load_teacher, majority_share
 from kd.training import PredictionRecorder, evaluate
 
 _CHECKED_IMAGES = 512
@@ -39,14 +40,14 @@ class Teacher:
     Args:
         network: The network.
         checkpoints: The files that its weights come from; none with ``--fast_dev_run``.
-        accuracy: Its accuracy on the student's validation images, in [0, 1].
+        accuracy: Its accuracy on the student's validation images, in [0, 1]; ``None`` for features alone.
         predictions: The file of its logits for each validation image, or ``None``.
         decisions: Its predicted classes, ``(N,)``, in the order of the validation images, or ``None``.
     """
 
     network: Classifier | Ensemble
     checkpoints: tuple[str, ...]
-    accuracy: float
+    accuracy: float | None
     predictions: str | None
     decisions: Tensor | None
 
@@ -75,8 +76,12 @@ def check_teacher_flags(settings: Settings) -> None:
                 f"--{name} {text}: {len(values)} given, but --teacher_model names {count}; give one for each"
             )
     for name, values in (("teacher_mean", models.teacher_mean), ("teacher_std", models.teacher_std)):
-        if len(values) not in (0, 3):
-            raise UserError(f"--{name} {' '.join(map(str, values))}: give three numbers, one for each color channel")
+        if len(values) not in (0, 1, 3):
+            raise UserError(
+                f"--{name} {' '.join(map(str, values))}: give three numbers, one for each color channel, or one for all"
+            )
+    if models.student_checkpoint and models.student_pretrained:
+        raise UserError("--student_checkpoint --student_pretrained: the student starts from one of them; drop one flag")
     if models.ensemble_weights and not sum(models.ensemble_weights) > 0:
         raise UserError("--ensemble_weights: at least one weight must be positive")
 
@@ -98,9 +103,12 @@ def trained_teachers(components: Components, console: Console) -> list[tuple[Fou
         UserError: If one isn't found, or doesn't fit the data.
     """
     splits, kinds = components.splits, _names_and_sizes(components.settings)
-    found = [given_teacher(path) for path in components.settings.models.teacher_checkpoint]
+    models = components.settings.models
+    found = [given_teacher(path) for path in models.teacher_checkpoint]
     if not found:
-        root, folder = components.folder.parent, components.folder
+        root, folder, pretrained = components.folder.parent, components.folder, models.teacher_pretrained
+        # Without a teacher that was fine-tuned from these weights, they teach as they are.
+        untuned = None if pretrained is None else given_teacher(NONE if pretrained == PUBLISHED else pretrained)
         for name, size in kinds:
             found.append(
                 find_teacher(
@@ -111,16 +119,18 @@ def trained_teachers(components: Components, console: Console) -> list[tuple[Fou
                     model=name,
                     image_size=size,
                     besides=found,
+                    pretrained=None if pretrained is None else describe_pretrained(pretrained),
+                    fallback=untuned,
                 )
             )
         # Networks that are named several times keep the order of their seeds, so that each keeps its weight.
         for kind in set(kinds):
             places = [index for index, other in enumerate(kinds) if other == kind]
-            by_seed = sorted((found[index] for index in places), key=lambda teacher: int(teacher.record["seed"]))
+            by_seed = sorted((found[index] for index in places), key=lambda teacher: int(teacher.record.get("seed", 0)))
             for index, teacher in zip(places, by_seed, strict=True):
                 found[index] = teacher
-    models = components.settings.models
-    foreign = Foreign(models.teacher_classes, models.teacher_mean, models.teacher_std)
+    is_published = models.teacher_pretrained == PUBLISHED
+    foreign = Foreign(models.teacher_classes, models.teacher_mean, models.teacher_std, published=is_published)
     loaded = []
     for teacher, (name, size) in zip(found, kinds, strict=True):
         network, notes = load_teacher(
@@ -168,6 +178,9 @@ def measure_teacher(
     Raises:
         UserError: If it is no better than chance, and ``--allow_weak_teacher`` isn't set.
     """
+    if isinstance(network, Embedder):
+        console.print(f"{role} {network.description.architecture} · features only: it has no accuracy")
+        return Teacher(network, tuple(checkpoints), None, None, None)
     path = components.folder / "predictions" / f"{slug(phase)}-{short_digest(chr(0).join(checkpoints))}.npz"
     recorder = PredictionRecorder(path if components.writes_files else None)
     accuracy, _ = _measure(components, console, role, network, checkpoints, recorder=recorder)
@@ -185,7 +198,9 @@ def check_teachers(
     """
     batches, findings = math.ceil(_CHECKED_IMAGES / components.batch_size), list[Finding]()
     for found, network in teachers:
-        findings += _measure(components, console, "teacher", network, [str(found.checkpoint)], batches=batches)[1]
+        checkpoints = [] if found.checkpoint is None else [str(found.checkpoint)]
+        if not isinstance(network, Embedder):
+            findings += _measure(components, console, "teacher", network, checkpoints, batches=batches)[1]
     return findings
 
 
@@ -232,9 +247,15 @@ def _measure(
     return accuracy, findings
 
 
-def file_facts(checkpoint: Path) -> dict[str, str]:
-    """Return the path and the SHA-256 of a teacher's file, for the report."""
-    return {"teacher file": str(checkpoint), "SHA-256": sha256_of(checkpoint)}
+def file_facts(checkpoint: Path | None, architecture: str) -> dict[str, str]:
+    """Return the path and the SHA-256 of a teacher's file, or of its code, for the report."""
+    name, _ = parse_choice(architecture)
+    if checkpoint is None and not is_own_code(name):
+        return {"teacher weights": f"published weights of {architecture}"}
+    path = checkpoint or Path(name.rpartition(":")[0]).expanduser()
+    # In a folder of the Hugging Face hub, the largest file holds the weights.
+    file = path if path.is_file() else max(path.iterdir(), key=lambda each: each.stat().st_size)
+    return {"teacher file": str(path), "SHA-256": sha256_of(file)}
 
 
 def _print_better_normalization(components: Components, console: Console, network: Classifier, accuracy: float) -> None:

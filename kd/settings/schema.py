@@ -215,12 +215,20 @@ class ModelSettings:
     teacher_pretrained: Text | None = setting(
         None,
         "start the teacher from published ImageNet weights, or from those in a file; the classifier layer is new "
-        "unless the file has one with as many classes",
+        "unless the file has one with as many classes. Without --train_teacher: the teacher that was fine-tuned from "
+        "them, or else these weights as they are",
         TEACHER,
         bare=PUBLISHED,
     )
     student_pretrained: Text | None = setting(
         None, "the same for the student", STUDENT, searchable=True, bare=PUBLISHED
+    )
+    student_checkpoint: Text | None = setting(
+        None,
+        "file of the student's initial weights with its classifier layer, whose classes are matched by name; of any "
+        "kind that --teacher_checkpoint takes",
+        STUDENT,
+        searchable=True,
     )
     assistant_pretrained: Text | None = setting(
         None, "the same for the assistants", NOTHING, searchable=True, bare=PUBLISHED
@@ -228,14 +236,16 @@ class ModelSettings:
     teacher_checkpoint: tuple[Text, ...] = setting(
         (),
         "file of the teacher's weights (one for each of several): a checkpoint, a state dict of any origin, "
-        "safetensors, ONNX, or a folder of the Hugging Face hub; empty: the one that --train_teacher wrote",
+        "safetensors, ONNX, a folder of timm or transformers, or none: the network's code loads its weights, or "
+        "--teacher_pretrained; empty: the one that --train_teacher wrote",
         NOTHING,
         per_machine=True,
     )
     teacher_classes: Text | None = setting(
         None,
         "class names of a teacher that was trained elsewhere, in the order of its outputs: a file (one per line, or "
-        "JSON), or imagenet; None: the file's, or else the data's",
+        "JSON), or imagenet; none: it has no classifier layer, only its features are distilled; None: the file's, or "
+        "else the data's",
         NOTHING,
     )
     teacher_mean: tuple[Share, ...] = setting(

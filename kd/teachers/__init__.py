@@ -2,6 +2,7 @@
 
 from kd.teachers.frozen import FrozenTeacher
 from kd.teachers.loading import (
+    NONE,
     Foreign,
     is_no_better_than_chance,
     load_network,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,20 +12,32 @@ from scipy.stats import binom
 from kd.errors import UserError
 from kd.exported import METADATA_KEY, parse_metadata, refuse_program
 from kd.models import (
+    IMAGENET,
     Classifier,
     Description,
+    Embedder,
+    Weights,
+    build_classifier,
+    build_embedder,
     build_from_state,
     build_from_weights,
+    checked,
+    imagenet_names,
     is_own_checkpoint,
     load_classifier,
+    name_outputs,
+    published_state,
     read_class_names,
     read_plain,
     read_safetensors,
     read_weights,
     usual_size,
-    usual_statistics,
 )
+from kd.registry import is_own_code, parse_choice
 from kd.teachers.onnx import OnnxNetwork
+
+NONE = "none"
+"""Name of no file, for networks whose code loads their weights; and of no classes, for teachers of features alone."""
 
 _SHOWN = 5
 _SIGNIFICANCE = 1e-3
@@ -36,28 +48,51 @@ class Foreign:
     """What the user says about a network that was trained elsewhere, where its file doesn't.
 
     Args:
-        classes: Its class names in the order of its logits: a file, or ``imagenet``; ``None``: the file's, or the
-            data's.
+        classes: Its class names in the order of its logits: a file, or ``imagenet``; ``none``: leave out its classifier
+            layer; ``None``: the file's, or the data's.
         mean: Mean of the pixels in [0, 1] by channel that it expects; empty: the file's, or the architecture's.
         std: Standard deviation, likewise.
         prefix: Of the flags that set these, for messages: ``teacher_`` of ``--teacher_classes``.
+        published: Whether to load published weights where no file is named.
     """
 
     classes: str | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     prefix: str = "teacher_"
+    published: bool = False
+
+    @property
+    def features_only(self) -> bool:
+        """Whether its classifier layer is left out."""
+        return self.classes == NONE
+
+    def read_classes(self, data_classes: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Read the class names, if they are given."""
+        if self.classes in (None, NONE):
+            return None
+        return read_class_names(str(self.classes), flag=f"--{self.prefix}classes", data_classes=data_classes)
+
+    @property
+    def naming(self) -> str:
+        """How to name the classes, for messages."""
+        if self.prefix == "student_":
+            return "--student_pretrained FILE replaces its classifier layer"
+        return (
+            "list them in the order of the outputs in a file and name it with "
+            f"--{self.prefix}classes FILE (one name per line); ImageNet's are known as --{self.prefix}classes imagenet"
+        )
 
 
 def load_network(
-    path: Path, *, model: str | None, data_classes: tuple[str, ...], image_size: int, foreign: Foreign
+    path: Path | None, *, model: str | None, data_classes: tuple[str, ...], image_size: int, foreign: Foreign
 ) -> tuple[Classifier, list[str]]:
     """Load a classifier, in evaluation mode, with all classes that it knows.
 
     Args:
         path: A checkpoint of kd; a file that ``kd export`` wrote; a state dict or a training checkpoint of another
-            project (``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors``); an ONNX file; or a folder with
-            ``config.json`` and ``model.safetensors``.
+            project (``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors``); an ONNX file; or a folder of timm or
+            transformers with ``config.json``. ``None``: the user's code loads the weights, or they are published.
         model: The network; needed where the file doesn't name it, or names a Python file.
         data_classes: The classes of the data.
         image_size: Side of the images, in pixels, for files that don't record it.
@@ -69,34 +104,36 @@ def load_network(
     Raises:
         UserError: If the file can't be read without running code, or doesn't fit the network or the class names.
     """
-    refuse_program(path)
     flag = f"--{foreign.prefix}model"
-    names = None
-    if foreign.classes is not None:
-        names = read_class_names(foreign.classes, flag=f"--{foreign.prefix}classes", data_classes=data_classes)
-    if path.suffix == ".onnx":
-        return _load_onnx(path, names=names, data_classes=data_classes, image_size=image_size, foreign=foreign)
-    if path.suffix == ".safetensors":
-        texts, state = read_safetensors(path)
-        if (metadata := parse_metadata(texts.get(METADATA_KEY))) is not None:
-            return build_from_state(metadata, state, path=path, architecture=model, flag=flag), []
-    elif not path.is_dir() and is_own_checkpoint(read_plain(path)):
-        return load_classifier(path, architecture=model, flag=flag), []
-    weights = read_weights(path)
+    if path is None:
+        if model is None:
+            raise UserError(f"{NONE}: without a file, add {flag} NAME")
+        if is_own_code(parse_choice(model)[0]):
+            return _load_own(model, data_classes=data_classes, image_size=image_size, foreign=foreign)
+        weights, source = _published(model, data_classes, foreign), f"published weights of {model}"
+    else:
+        refuse_program(path)
+        if path.suffix == ".onnx":
+            return _load_onnx(path, data_classes=data_classes, image_size=image_size, foreign=foreign)
+        own = _load_own_file(path, model=model, flag=flag)
+        if own is not None and not foreign.features_only:
+            return own, []
+        weights, source = read_weights(path) if own is None else _weights_of(own), str(path)
     architecture = weights.architecture or model
     if architecture is None:
-        raise UserError(f"{path}: doesn't name its network; add {flag} NAME")
+        raise UserError(f"{source}: doesn't name its network; add {flag} NAME")
     build = partial(
         build_from_weights,
         weights,
-        path,
+        source,
         architecture=architecture,
         data_classes=data_classes,
-        classes=names,
+        classes=foreign.read_classes(data_classes),
         mean=foreign.mean or None,
         std=foreign.std or None,
+        features_only=foreign.features_only,
         flag=flag,
-        classes_flag=f"--{foreign.prefix}classes",
+        naming=foreign.naming,
     )
     usual = usual_size(architecture)
     try:
@@ -109,7 +146,13 @@ def load_network(
 
 
 def load_teacher(
-    path: Path, *, model: str, classes: tuple[str, ...], data: str, image_size: int, foreign: Foreign | None = None
+    path: Path | None,
+    *,
+    model: str,
+    classes: tuple[str, ...],
+    data: str,
+    image_size: int,
+    foreign: Foreign | None = None,
 ) -> tuple[Classifier, list[str]]:
     """Load a teacher whose logits are those of the data's classes, matched by name.
 
@@ -127,10 +170,12 @@ def load_teacher(
     Raises:
         UserError: If it can't be loaded, lacks a class, or was trained by kd on images of another size.
     """
-    teacher, notes = load_network(
-        path, model=model, data_classes=classes, image_size=image_size, foreign=foreign or Foreign()
-    )
-    teacher, matched = match_teacher(teacher, classes, teacher_name=f"the teacher {path}", data=data)
+    foreign = foreign or Foreign()
+    teacher, notes = load_network(path, model=model, data_classes=classes, image_size=image_size, foreign=foreign)
+    if isinstance(teacher, Embedder):
+        return teacher, notes
+    role = foreign.prefix.strip("_")
+    teacher, matched = match_teacher(teacher, classes, teacher_name=f"the {role} {path or model}", data=data)
     trained_size = teacher.description.image_size
     if trained_size != image_size and not notes:
         raise UserError(
@@ -138,6 +183,56 @@ def load_teacher(
             f"add --teacher_image_size {trained_size} to resize the student's views for the teacher"
         )
     return teacher, [*notes, *matched]
+
+
+def _load_own_file(path: Path, *, model: str | None, flag: str) -> Classifier | None:
+    """Load a checkpoint of kd, or weights that ``kd export`` wrote; ``None`` for files of other projects."""
+    if path.suffix == ".safetensors":
+        texts, state = read_safetensors(path)
+        metadata = parse_metadata(texts.get(METADATA_KEY))
+        return None if metadata is None else build_from_state(metadata, state, path=path, architecture=model, flag=flag)
+    if not path.is_dir() and is_own_checkpoint(read_plain(path)):
+        return load_classifier(path, architecture=model, flag=flag)
+    return None
+
+
+def _weights_of(classifier: Classifier) -> Weights:
+    description = classifier.description
+    state = classifier.network.state_dict()
+    return Weights(state, description.architecture, description.classes, description.mean, description.std)
+
+
+def _published(model: str, data_classes: tuple[str, ...], foreign: Foreign) -> Weights:
+    """Return the published weights of a network, with ImageNet's class names if it has a thousand."""
+    flag = f"--{foreign.prefix}pretrained"
+    if not foreign.published:
+        raise UserError(
+            f"--{foreign.prefix}checkpoint {NONE}: {model} has no trained weights; add {flag} for its published ones, "
+            "or name a file"
+        )
+    state, number = published_state(model, flag)
+    is_imagenet = foreign.classes is None and number == len(imagenet_names())
+    names = read_class_names("imagenet", flag=flag, data_classes=data_classes) if is_imagenet else None
+    return Weights(state, classes=names)
+
+
+def _load_own(
+    model: str, *, data_classes: tuple[str, ...], image_size: int, foreign: Foreign
+) -> tuple[Classifier, list[str]]:
+    """Build a network by the user's code, which loads its weights."""
+    names, notes = foreign.read_classes(data_classes), list[str]()
+    mean, std = foreign.mean or IMAGENET[0], foreign.std or IMAGENET[1]
+    if not (foreign.mean and foreign.std):
+        notes.append(f"{model}: normalization of ImageNet assumed; --{foreign.prefix}mean and std change it")
+    build = build_embedder if foreign.features_only else build_classifier
+    try:
+        network = build(model, classes=names or data_classes, image_size=image_size, mean=mean, std=std)
+    except UserError as error:
+        hint = f"; {foreign.naming}" if "expected logits" in str(error) and names is None else ""
+        raise UserError(f"{error}{hint}") from error.__cause__
+    if names is None and not foreign.features_only:
+        notes.append(f"{model} doesn't name its classes: assumed to be the data's, in alphabetical order")
+    return network.eval(), notes
 
 
 def match_teacher(
@@ -163,34 +258,31 @@ def match_teacher(
 
 
 def _load_onnx(
-    path: Path, *, names: tuple[str, ...] | None, data_classes: tuple[str, ...], image_size: int, foreign: Foreign
+    path: Path, *, data_classes: tuple[str, ...], image_size: int, foreign: Foreign
 ) -> tuple[Classifier, list[str]]:
-    network = OnnxNetwork(path)
+    network, notes = OnnxNetwork(path), list[str]()
     size = network.image_size or image_size
     if network.metadata is not None:
         # An exported file normalizes by itself.
-        description = Description.from_plain(network.metadata | {"mean": (0.0,) * 3, "std": (1.0,) * 3})
+        description = Description.from_plain(network.metadata | {"mean": (0.0,) * 3, "std": (1.0,) * 3, "channels": 3})
         return Classifier(network, description).eval(), []
-    mean, std = usual_statistics("resnet18") or ((), ())
-    mean, std = foreign.mean or mean, foreign.std or std
+    mean, std = foreign.mean or IMAGENET[0], foreign.std or IMAGENET[1]
     with torch.no_grad():
         try:
             number = network(torch.zeros(1, 3, size, size)).shape[1]
         except Exception as error:  # noqa: BLE001 (onnxruntime raises a class of its own for each kind of failure)
             raise UserError(f"{path}: can't process images of {size} px: {str(error).splitlines()[0]}") from None
-    notes = []
     if not foreign.mean or not foreign.std:
         notes.append(f"{path.name}: normalization of ImageNet assumed; --{foreign.prefix}mean and std change it")
-    if names is None and number == len(data_classes):
-        notes.append(f"{path.name} doesn't name its classes: assumed to be the data's, in alphabetical order")
-        names = data_classes
-    if names is None or len(names) != number:
-        raise UserError(
-            f"{path}: has {number:,} outputs; name their classes, in this order, with --{foreign.prefix}classes FILE"
-        )
     if size != image_size:
         notes.append(f"{path.name} takes images of {size} px only: views are resized for it")
-    return Classifier(network, Description(path.name, names, size, "crop", mean, std)).eval(), notes
+    description = Description(path.name, data_classes, size, "crop", mean, std)
+    if foreign.features_only:
+        return Embedder(network, description).eval(), notes
+    names, assumed = name_outputs(
+        number, foreign.read_classes(data_classes), data_classes=data_classes, source=str(path), naming=foreign.naming
+    )
+    return checked(Classifier(network, replace(description, classes=names))).eval(), [*notes, *assumed]
 
 
 def majority_share(labels: Sequence[int]) -> float:

@@ -47,7 +47,7 @@ def left(root: Path, experiment: str, version: int, *, when: float, finished: bo
     return folder / "checkpoints" / "best.ckpt"
 
 
-def found(root: Path, folder: Path) -> Path:
+def found(root: Path, folder: Path) -> Path | None:
     return find_teacher(root, folder, data="photos", contents=CONTENTS, model="resnet18", image_size=32).checkpoint
 
 

@@ -163,7 +163,7 @@ def test_imagenet_is_known_by_synsets_and_english_names(tmp_path: Path) -> None:
         teacher, _ = load_named(tmp_path / "net.pth", "imagenet", classes)
         with torch.no_grad():
             torch.testing.assert_close(teacher(images), expected, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match=r"has 1,000 outputs, .*, or --teacher_classes imagenet"):
+    with pytest.raises(UserError, match=r"has 1,000 outputs, .* known as --teacher_classes imagenet"):
         load(tmp_path / "net.pth")
 
 
