@@ -17,6 +17,7 @@ from kd.losses.logits import (
 )
 from kd.losses.relations import Correlation, DecoupledKD, MultiLevel, NormalizedKD
 from kd.losses.features import AttentionTransfer, FeatureLoss, Hint, VariationalInformation
+from kd.losses.embeddings import Embedding, ReusedClassifier
 from kd.losses.similarities import ContrastiveRepresentation, ProbabilisticTransfer, RelationalKD, SimilarityPreserving
 from kd.losses.derivatives import JacobianMatching
 

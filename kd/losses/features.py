@@ -25,6 +25,7 @@ class FeatureLoss(BaseLoss):
 
     Attributes:
         every_stage: Whether the loss compares the last feature map of each stage by default.
+        reuses_head: Whether the student ends in the teacher's classifier layer, see `kd.models.reuse_head`.
 
     Shape:
         - student: ``(B, C', H', W')``, feature maps $F$, float32.
@@ -39,6 +40,7 @@ class FeatureLoss(BaseLoss):
     teacher_node: str | int | Sequence[str | int] | None = None
 
     every_stage: ClassVar[bool] = False
+    reuses_head: ClassVar[bool] = False
     constants: ClassVar[tuple[str, ...]] = ("student_node", "teacher_node")
 
     def __post_init__(self) -> None:

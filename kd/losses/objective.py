@@ -137,9 +137,19 @@ class Objective:
         return tuple(term for term in self.terms if isinstance(term.loss, FeatureLoss))
 
     @property
+    def reuses_head(self) -> bool:
+        """Whether the student ends in the teacher's classifier layer."""
+        return any(isinstance(term.loss, FeatureLoss) and term.loss.reuses_head for term in self.terms)
+
+    @property
     def trains_head(self) -> bool:
-        """Whether any term depends on the student's logits; otherwise its last layer gets no gradient."""
-        return any(term.uses_logits for term in self.terms)
+        """Whether the student's last layer is trained, or the teacher's; otherwise it gets no gradient."""
+        return self.reuses_head or any(term.uses_logits for term in self.terms)
+
+    @property
+    def terms_on_predictions(self) -> tuple[Term, ...]:
+        """The terms that depend on the teacher's logits or on their gradients."""
+        return tuple(term for term in self.terms if term.needs_teacher and not isinstance(term.loss, FeatureLoss))
 
     def bind(self, pairs: Mapping[str, Sequence[Pair]]) -> "Objective":
         """Return the objective with the pairs of feature maps to compare, by name of the term, and new adapters.

@@ -40,6 +40,9 @@ SMALL: Registry[Callable[..., nn.Module]] = Registry("network")
 for _factory in (small.simple, small.convnet, small.mlp, small.linear):
     SMALL.register(_factory.__name__)(_factory)
 
+REUSED_HEAD = "simkd"
+"""Name of the networks of :mod:`kd.models.reused_head`, ``simkd(student=..., teacher=...)``."""
+
 # These have auxiliary heads, and weights for pixels in [-1, 1].
 _INCEPTION = ("googlenet", "inception_v3")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -248,6 +251,11 @@ def _build_by_name(
 ) -> nn.Module:
     if name.startswith(TIMM):
         return build_timm(name.removeprefix(TIMM), num_classes, hyperparameters, flag=flag)
+    if name == REUSED_HEAD and hyperparameters:
+        # It consists of two networks that are built here.
+        from kd.models.reused_head import build_reused_head
+
+        return build_reused_head(num_classes, image_size, **hyperparameters)
     if name not in SMALL and not name.startswith(TRANSFORMERS):
         return _build_torchvision(name, num_classes, hyperparameters, flag=flag)
     if flag is not None:

@@ -91,7 +91,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
-        logits = as_logits(self.network(self.normalization(images)))
+        return self.select(self.network(self.normalization(images)))
+
+    def select(self, outputs: Any) -> Tensor:  # noqa: ANN401 (whatever a network returns)
+        """Return the logits ``(B, C)`` of the classifier's classes in the network's outputs."""
+        logits = as_logits(outputs)
         return logits if self.selected is None else logits[:, self.selected]
 
     def restricted_to(self, classes: Sequence[str]) -> "Classifier":

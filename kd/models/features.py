@@ -128,7 +128,7 @@ def _survey(classifier: Classifier) -> Survey:
     with torch.no_grad():
         logits = classifier.eval()(images)
     classifier.train(mode)
-    if not torch.equal(values[eval_nodes[-1]], logits):
+    if not torch.equal(classifier.select(values[eval_nodes[-1]]), logits):
         raise UserError(f"{architecture}: its features can't be read, as its last node is not its logits")
     nodes = {name: node for node, name in _names(extractor.eval_graph).items()}
     computed = [name for name in values if nodes[name].op not in ("placeholder", "get_attr")]
@@ -192,7 +192,41 @@ class FeatureReader:
         if self._extractor.training != training:
             self._extractor.train(training)
         values = self._extractor(self._classifier.normalization(images))
-        return values[self._logits[not training]], {node: as_map(values[node]) for node in self.nodes}
+        logits = self._classifier.select(values[self._logits[not training]])
+        return logits, {node: as_map(values[node]) for node in self.nodes}
+
+
+def split_at(classifier: Classifier, node: str) -> tuple[nn.Module, fx.GraphModule]:
+    """Split a network at a node, in evaluation mode for the second part.
+
+    Args:
+        classifier: The network; both parts share its weights.
+        node: A node on every path to the logits.
+
+    Returns:
+        The network up to the node, which returns its features by name, and the rest, from the features to the outputs.
+
+    Raises:
+        UserError: If the rest needs more than the features.
+    """
+    logits = survey(classifier).logits
+    extractor = _extractor(classifier, [node, logits[0]], [node, logits[1]])
+    named = {name: each for each, name in _names(extractor.eval_graph).items()}
+    graph = fx.Graph()
+    copies = {named[node]: graph.placeholder("features")}
+    needed, open_nodes = set[fx.Node](), [named[logits[1]]]
+    while open_nodes:
+        each = open_nodes.pop()
+        if each not in copies and each not in needed:
+            needed.add(each)
+            open_nodes += each.all_input_nodes
+    for each in extractor.eval_graph.nodes:
+        if each in needed:
+            if each.op == "placeholder":
+                raise UserError(f"{classifier.description.architecture}: what follows {node} depends on more than it")
+            copies[each] = graph.node_copy(each, copies.__getitem__)
+    graph.output(copies[named[logits[1]]])
+    return _extractor(classifier, [node], [node]), fx.GraphModule(extractor, graph)
 
 
 def _extractor(classifier: Classifier, train_nodes: Sequence[str], eval_nodes: Sequence[str]) -> Any:  # noqa: ANN401

@@ -38,11 +38,13 @@ from kd.files import sha256_of
 from kd.losses import Objective, build_objective
 from kd.models import (
     Classifier,
+    Embedder,
     Ensemble,
     build_classifier,
     initialize_from,
     keep_classes,
     largest_batch,
+    reuse_head,
     usual_statistics,
     why_not_compiled,
 )
@@ -269,6 +271,18 @@ def _load_student(components: Components, architecture: str) -> Classifier | Non
 def build_student(components: Components, seed: int) -> Classifier:
     """Build the student, with the same initial weights for the baseline and for distillation."""
     return build_network(components, "student", components.settings.models.student_model, seed)
+
+
+def with_teachers_head(student: Classifier, teacher: Classifier | Ensemble, seed: int) -> Classifier:
+    """Return a student that ends in its teacher's classifier layer; the weights between them depend on the seed.
+
+    Raises:
+        UserError: If a network can't be split there, or there are several teachers.
+    """
+    if not isinstance(teacher, Classifier) or isinstance(teacher, Embedder):
+        raise UserError("--loss simkd: the classifier layer of a single teacher is reused; name one that has it")
+    with seeded(seed, "reused head"):
+        return reuse_head(student, teacher)
 
 
 def build_recipe(settings: Settings) -> Recipe:

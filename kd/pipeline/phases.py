@@ -9,7 +9,15 @@ from kd.data import Batches, ImageData
 from kd.losses import Objective, build_objective
 from kd.models import Classifier, Ensemble, load_classifier
 from kd.pipeline.caches import logit_store
-from kd.pipeline.components import Components, build_network, build_recipe, build_student, student_data, teacher_data
+from kd.pipeline.components import (
+    Components,
+    build_network,
+    build_recipe,
+    build_student,
+    student_data,
+    teacher_data,
+    with_teachers_head,
+)
 from kd.pipeline.preparation import Prepared
 from kd.pipeline.run_store import Record, slug
 from kd.pipeline.runner import Runner
@@ -128,6 +136,8 @@ def distill(
         text: How the objective is written, if it is one of several to compare.
     """
     components, settings = runner.components, runner.components.settings
+    if objective.reuses_head:
+        student = with_teachers_head(student, teacher.network, seed)
     compute = components.hardware.compute_for(teacher.network, trains=False)
     runner.print_once(f"{teacher.network.description.architecture} · inference precision: {compute}")
     data = student_data(components, seed, objective)

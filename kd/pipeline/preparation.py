@@ -8,8 +8,15 @@ from rich.console import Console
 
 from kd import preflight
 from kd.errors import UserError
-from kd.models import Classifier, Ensemble
-from kd.pipeline.components import Components, build_components, build_network, build_student, student_data
+from kd.models import Classifier, Embedder, Ensemble
+from kd.pipeline.components import (
+    Components,
+    build_components,
+    build_network,
+    build_student,
+    student_data,
+    with_teachers_head,
+)
 from kd.pipeline.run_store import FoundTeacher
 from kd.pipeline.teachers import check_teacher_flags, combine, trained_teachers, untrained_teachers
 from kd.preflight import Finding
@@ -170,6 +177,13 @@ def _try_objectives(components: Components, console: Console, chain: Sequence[Cl
     trials += [(objective, *pairs[-1]) for objective in components.compared.values()]
     for objective, teacher, student in trials:
         assert isinstance(student, Classifier)  # noqa: S101 (for the type checker: only the first may be an ensemble)
+        if isinstance(teacher, Embedder) and (refused := objective.terms_on_predictions):
+            raise UserError(
+                f"--loss {refused[0].name}: compares predictions, but the teacher {teacher.description.architecture} has "
+                "only features (--teacher_classes none); use ce and embedding, or another loss on features"
+            )
+        if objective.reuses_head:
+            student = with_teachers_head(student, teacher, components.settings.phases.seed)  # noqa: PLW2901
         if objective.feature_terms or objective.needs_gradients:
             with seeded("dry run"):
                 DistillationModule(teacher=FrozenTeacher(teacher), student=student, objective=objective).dry_run()

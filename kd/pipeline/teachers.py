@@ -82,6 +82,8 @@ def check_teacher_flags(settings: Settings) -> None:
             )
     if models.student_checkpoint and models.student_pretrained:
         raise UserError("--student_checkpoint --student_pretrained: the student starts from one of them; drop one flag")
+    if models.teacher_classes == NONE and count > 1:
+        raise UserError("--teacher_classes none: several teachers are averaged by their predictions; name one")
     if models.ensemble_weights and not sum(models.ensemble_weights) > 0:
         raise UserError("--ensemble_weights: at least one weight must be positive")
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.losses import Outputs
-from kd.models import Classifier, Compute, Ensemble, FeatureReader, Survey, survey
+from kd.models import Classifier, Compute, Embedder, Ensemble, FeatureReader, Survey, survey
 from kd.models.classifier import resized
+
+_FEATURES = "features"
 
 
 class FrozenTeacher:
@@ -41,9 +43,23 @@ class FrozenTeacher:
         self._reader: FeatureReader | None = None
         self.description = network.description
 
+    @property
+    def features_only(self) -> bool:
+        """Whether it has no classifier layer, so that its only output is the node ``features``."""
+        return isinstance(self.network.members[0], Embedder)
+
     def survey(self) -> Survey:
         """List the nodes of the network, if it is a single one."""
-        return survey(self._only_member)
+        member = self._only_member
+        if not self.features_only:
+            return survey(member)
+        size, device = self.description.image_size, member.normalization.mean.device
+        with torch.no_grad():
+            width = int(member(torch.zeros(1, 3, size, size, device=device)).shape[1])
+        shapes = {_FEATURES: (width, 1, 1)}
+        return Survey(
+            self.description.architecture, shapes, (), (_FEATURES, _FEATURES), frozenset(shapes), (_FEATURES,)
+        )
 
     def with_outputs(self, *, nodes: Sequence[str] = (), gradients: bool = False) -> "FrozenTeacher":
         """Return a teacher with the same network that also outputs features or gradients.
@@ -54,7 +70,8 @@ class FrozenTeacher:
         """
         teacher = copy.copy(self)
         teacher._computes_gradients = gradients  # noqa: SLF001 (its own copy)
-        teacher._reader = FeatureReader(self._only_member, nodes) if nodes else None  # noqa: SLF001
+        reads_nodes = nodes and not self.features_only
+        teacher._reader = FeatureReader(self._only_member, nodes) if reads_nodes else None  # noqa: SLF001
         return teacher
 
     @property
@@ -79,7 +96,11 @@ class FrozenTeacher:
             images = images.detach().requires_grad_()
         # Not inference_mode: its tensors can't take part in the student's backward pass.
         with torch.set_grad_enabled(self._computes_gradients), self._precision(images.device):
-            if self._reader is None:
+            if self.features_only:
+                # It has no logits.
+                logits = images.new_empty(len(images), 0)
+                features = {_FEATURES: self.network(images)[:, :, None, None]}
+            elif self._reader is None:
                 logits, features = self.network(images), dict[str, Tensor]()
             else:
                 logits, features = self._reader(resized(images, self.description.image_size))

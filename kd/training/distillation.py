@@ -135,6 +135,8 @@ class DistillationModule(ClassifierModule):
 
         The validation batches are the same in every epoch, so the teacher's classes are computed once.
         """
+        if self.teacher.features_only:
+            return
         if batch_idx not in self._teacher_decisions:
             self._teacher_decisions[batch_idx] = self.teacher.decisions(images)
         decisions = self._teacher_decisions[batch_idx].to(logits.device)
