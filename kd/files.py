@@ -101,6 +101,12 @@ def write_json(path: Path, values: Any) -> None:  # noqa: ANN401 (whatever JSON 
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the weights in a folder of the Hugging Face hub."""
-    with (path / "model.safetensors" if path.is_dir() else path).open("rb") as file:
+    """Return the SHA-256 of a file, or of the largest in a folder, which holds the weights on the Hugging Face hub."""
+    file_in_it = max(path.iterdir(), key=lambda each: each.stat().st_size) if path.is_dir() else path
+    with file_in_it.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(content: bytes | memoryview) -> bytes:
+    """Return a hash of 16 bytes of an image file's content."""
+    return hashlib.blake2b(content, digest_size=16).digest()

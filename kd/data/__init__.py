@@ -13,4 +13,4 @@ from kd.data.mixing import Mixing
 from kd.data.sharding import write_shards
 from kd.data.shards import ShardedSplits
 from kd.data.streamed import ShardData, parts_of_step
-from kd.data.views import AUGMENTATIONS, plain_view, short_side
+from kd.data.views import AUGMENTATIONS, FIXED, plain_view, short_side

@@ -15,9 +15,10 @@ from PIL import Image
 from torchvision import datasets
 
 from kd.data.folders import read_folder, read_splits
-from kd.data.images import LabeledImages, Splits, content_digest
+from kd.data.images import LabeledImages, Splits
 from kd.data.shards import read_shards, read_validation_shards
 from kd.errors import UserError
+from kd.files import content_digest
 from kd.registry import Registry
 
 SHARDS = "webdataset"

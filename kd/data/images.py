@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.errors import UserError
+from kd.files import content_digest
 from kd.randomness import derive_seed
 
 T = TypeVar("T")
@@ -111,11 +112,6 @@ def apply_at(load: Callable[[T], Tensor], items: Sequence[T], index: int) -> Ten
 
 def _load_from_either(first: LabeledImages, second: LabeledImages, index: int) -> Tensor:
     return first.load(index) if index < len(first) else second.load(index - len(first))
-
-
-def content_digest(content: bytes | memoryview) -> bytes:
-    """Return a hash of 16 bytes of an image's content."""
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd.data.image_check import FileFinding, check_file
-from kd.data.images import LabeledImages, content_digest
+from kd.data.images import LabeledImages
 from kd.errors import UserError
-from kd.files import write_atomically
+from kd.files import content_digest, write_atomically
 
 _VERSION = 1
 _SAMPLE = 64

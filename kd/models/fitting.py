@@ -17,7 +17,7 @@ from kd.models.catalog import (
     usual_statistics,
 )
 from kd.models.classifier import Classifier
-from kd.models.hub import Statistics
+from kd.models.hub import Pooled, Statistics
 from kd.models.weights import State, Weights, read_weights
 
 _SHOWN = 3
@@ -77,13 +77,15 @@ def build_from_weights(
     common: dict[str, Any] = {"image_size": image_size, "resize": resize, "mean": mean, "std": std}
     if features_only:
         embedder = build_embedder(architecture, classes=data_classes, **common)
-        own = embedder.network.state_dict()
+        # The names of transformers' backbones are those without the wrapper.
+        network = embedder.network.backbone if isinstance(embedder.network, Pooled) else embedder.network
+        own = network.state_dict()
         state = _without_prefix(weights.state, own)
         if unused := sorted(state.keys() - own.keys()):
             notes.append(f"{name}: without the classifier layer, {_shorten(unused)} not used")
         kept = {key: value for key, value in state.items() if key in own}
         _check_fit(kept, own, given=weights.state, source=source, architecture=architecture, flag=flag)
-        embedder.network.load_state_dict(kept)
+        network.load_state_dict(kept)
         return embedder.eval(), notes
 
     def build(number: int) -> tuple[Classifier, dict[str, Tensor]]:

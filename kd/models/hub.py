@@ -44,19 +44,20 @@ def build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *, 
         flag: The flag that asks for published weights, or ``None``.
     """
     timm = import_timm()
-    has_source = name.startswith(_SOURCES)
-    if not (has_source or timm.is_model(name)):
+    if not (name.startswith(_SOURCES) or timm.is_model(name)):
         raise UserError(f"there is no network 'timm/{name}'{suggestion(name, timm.list_models())} (`kd models --timm`)")
     if name.startswith("local-dir:") and not (Path(name.partition(":")[2]) / CONFIG).is_file():
         raise UserError(f"{name.partition(':')[2]}: there is no {CONFIG} of timm in this folder")
-    build = functools.partial(timm.create_model, name, num_classes=num_classes, **hyperparameters)
-    if flag is None:
-        network: nn.Module = fetch(build, _url(name), None) if has_source else build()
+    build = functools.partial(
+        timm.create_model, name, num_classes=num_classes, pretrained=flag is not None, **hyperparameters
+    )
+    if flag is None or name.startswith("local-dir:"):
+        network: nn.Module = fetch(build, _url(name), None) if name.startswith("hf-hub:") else build()
         return network
     configuration = timm_configuration(name)
     if configuration is None:
         raise UserError(f"{flag}: timm has no published weights for {name}")
-    return fetch(functools.partial(build, pretrained=True), str(configuration.get("url") or _url(name)), flag)
+    return fetch(build, str(configuration.get("url") or _url(name)), flag)
 
 
 @functools.cache

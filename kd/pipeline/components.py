@@ -362,10 +362,7 @@ def describe_pretrained(value: str | None) -> bool | str:
     """Return what a run's result depends on: whether weights are published, or a file's content, wherever it lies."""
     if value in (None, PUBLISHED):
         return value is not None
-    path = Path(str(value)).expanduser()
-    if path.is_dir():
-        return ", ".join(f"{each.name} with SHA-256 {sha256_of(each)}" for each in sorted(path.iterdir()))
-    return f"file with SHA-256 {sha256_of(path)}"
+    return f"file with SHA-256 {sha256_of(Path(str(value)).expanduser())}"
 
 
 def default_workers(accelerator: str) -> int:

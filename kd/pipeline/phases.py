@@ -22,7 +22,7 @@ from kd.pipeline.preparation import Prepared
 from kd.pipeline.run_store import Record, slug
 from kd.pipeline.runner import Runner
 from kd.pipeline.teachers import Teacher, combine, file_facts, measure_teacher, teacher_phase
-from kd.teachers import FrozenTeacher, LogitStore
+from kd.teachers import FrozenTeacher, LogitStore, has_stored_logits
 from kd.training import ClassifierModule, DistillationModule
 
 
@@ -54,7 +54,8 @@ def provide_teacher(runner: Runner, prepared: Prepared) -> Teacher | None:
             found = prepared.found[index][0]
             facts = file_facts(found.checkpoint, network.description.architecture)
             provenance = found.record.get("provenance", {}) | {"teacher": facts}
-            runner.experiment.teachers[phase] = network
+            if not has_stored_logits(network):
+                runner.experiment.teachers[phase] = network
             earlier = {"seed": None} | found.record | {"provenance": provenance}
             runs.setdefault(phase, []).append(earlier | _record_of(teacher, phase) | {"checkpoint": checkpoint})
         elif network.description.image_size != components.settings.data.image_size:
@@ -182,7 +183,7 @@ def _store_opener(
     components: Components, network: Classifier | Ensemble, data: Batches
 ) -> Callable[[int, int], LogitStore | None] | None:
     # Streams may be too long to be stored.
-    if not components.writes_files or not isinstance(data, ImageData):
+    if has_stored_logits(network) or not components.writes_files or not isinstance(data, ImageData):
         return None
     hardware, settings = components.hardware, components.settings.data
     return logit_store(

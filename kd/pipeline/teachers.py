@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
+from kd.data import FIXED, ShardedSplits, plain_view
 from kd.errors import UserError
 from kd.files import sha256_of
 from kd.models import Classifier, Embedder, Ensemble, read_accuracy
@@ -17,7 +18,15 @@ from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, sho
 from kd.preflight import Finding, check_accuracy, refuse
 from kd.registry import is_own_code, parse_choice
 from kd.settings import PUBLISHED, Settings
-from kd.teachers import NONE, Foreign, is_no_better_than_chance, load_teacher, majority_share
+from kd.teachers import (
+    NONE,
+    Foreign,
+    StoredLogits,
+    has_stored_logits,
+    is_no_better_than_chance,
+    load_teacher,
+    majority_share,
+)
 from kd.training import PredictionRecorder, evaluate
 
 _CHECKED_IMAGES = 512
@@ -140,8 +149,41 @@ def trained_teachers(components: Components, console: Console) -> list[tuple[Fou
         )
         for note in notes:
             console.print(f"note: {note}")
+        if isinstance(network.network, StoredLogits):
+            _index_views(components, network.network, flag=f"--teacher_checkpoint {teacher.name}", image_size=size)
         loaded.append((teacher, network))
     return loaded
+
+
+def _index_views(components: Components, stored: StoredLogits, *, flag: str, image_size: int) -> None:
+    """Prepare the lookup of stored logits by the pixels of the student's views.
+
+    Raises:
+        UserError: If the views vary, or are others than those whose logits are stored.
+    """
+    data, splits = components.settings.data, components.splits
+    if isinstance(splits, ShardedSplits):
+        raise UserError(f"{flag}: stored logits can't be matched to the images of a stream; use an image folder")
+    if data.augment not in FIXED or components.mixing is not None:
+        given = "--mixup or --cutmix" if data.augment in FIXED else f"--augment {data.augment}"
+        raise UserError(
+            f"{flag}: stored logits are those of fixed views, but {given} makes new ones; use --augment none or flip, "
+            "without mixing"
+        )
+    if data.augment == "flip" and not stored.has_flipped:
+        raise UserError(
+            f"{flag}: has no logits of mirrored images for --augment flip; add kd predict --flip, or use none"
+        )
+    if image_size != data.image_size:
+        raise UserError(f"{flag} --teacher_image_size {image_size}: stored logits need none; leave it out")
+    view, root = (
+        plain_view(image_size, data.resize),
+        None if data.data_dir is None else Path(data.data_dir).expanduser(),
+    )
+    unlabeled = components.images.unlabeled
+    for kind, images in (("training", splits.train), ("validation", splits.val), ("unlabeled", unlabeled)):
+        if images is not None:
+            stored.index(images, view, kind=kind, root=root)
 
 
 def combine(teachers: Sequence[Classifier], settings: Settings) -> Classifier | Ensemble:
@@ -234,7 +276,8 @@ def _measure(
         findings = check_accuracy(recorded, accuracy, images=images, teacher=f"the {role} {name}")
     for finding in findings:
         console.print(str(finding))
-    if accuracy < _POOR and isinstance(network, Classifier) and settings.models.teacher_checkpoint:
+    is_given = bool(settings.models.teacher_checkpoint) and not has_stored_logits(network)
+    if accuracy < _POOR and is_given and isinstance(network, Classifier):
         _print_better_normalization(components, console, network, accuracy)
     refuse(findings, strict=settings.phases.strict)
     if is_no_better_than_chance(accuracy, labels, images=images):
@@ -255,9 +298,7 @@ def file_facts(checkpoint: Path | None, architecture: str) -> dict[str, str]:
     if checkpoint is None and not is_own_code(name):
         return {"teacher weights": f"published weights of {architecture}"}
     path = checkpoint or Path(name.rpartition(":")[0]).expanduser()
-    # In a folder of the Hugging Face hub, the largest file holds the weights.
-    file = path if path.is_file() else max(path.iterdir(), key=lambda each: each.stat().st_size)
-    return {"teacher file": str(path), "SHA-256": sha256_of(file)}
+    return {"teacher file": str(path), "SHA-256": sha256_of(path)}
 
 
 def _print_better_normalization(components: Components, console: Console, network: Classifier, accuracy: float) -> None:

@@ -103,10 +103,11 @@ class DataSettings:
         per_machine=True,
     )
     download: Switch = setting(False, "download a data set by name if it is missing", NOTHING, per_machine=True)
-    augment: Literal["none", "crop", "rotate", "trivial", "rand"] = setting(
+    augment: Literal["none", "flip", "crop", "rotate", "trivial", "rand"] = setting(
         "crop",
-        "augmentation of the training images: none, crop (random resized crop and flip), rotate (rotation by up to "
-        "30 degrees, then as crop), trivial (TrivialAugmentWide), rand (RandAugment)",
+        "augmentation of the training images: none, flip (horizontally, with probability 0.5), crop (random resized "
+        "crop and flip), rotate (rotation by up to 30 degrees, then as crop), trivial (TrivialAugmentWide), rand "
+        "(RandAugment)",
         ALL,
         searchable=True,
     )
@@ -236,8 +237,8 @@ class ModelSettings:
     teacher_checkpoint: tuple[Text, ...] = setting(
         (),
         "file of the teacher's weights (one for each of several): a checkpoint, a state dict of any origin, "
-        "safetensors, ONNX, a folder of timm or transformers, or none: the network's code loads its weights, or "
-        "--teacher_pretrained; empty: the one that --train_teacher wrote",
+        "safetensors, ONNX, a folder of timm or transformers, stored logits (kd predict --logits), or none: the "
+        "network's code loads its weights, or --teacher_pretrained; empty: the one that --train_teacher wrote",
         NOTHING,
         per_machine=True,
     )

@@ -11,3 +11,4 @@ from kd.teachers.loading import (
     match_teacher,
 )
 from kd.teachers.logit_store import LogitStore, digest_of_weights, verify_store
+from kd.teachers.stored_logits import StoredLogits, has_stored_logits

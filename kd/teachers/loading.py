@@ -35,6 +35,7 @@ from kd.models import (
 )
 from kd.registry import is_own_code, parse_choice
 from kd.teachers.onnx import OnnxNetwork
+from kd.teachers.stored_logits import TABLES, LogitTable, StoredLogits, read_table
 
 NONE = "none"
 """Name of no file, for networks whose code loads their weights; and of no classes, for teachers of features alone."""
@@ -115,6 +116,8 @@ def load_network(
         refuse_program(path)
         if path.suffix == ".onnx":
             return _load_onnx(path, data_classes=data_classes, image_size=image_size, foreign=foreign)
+        if path.suffix in TABLES and (table := read_table(path)) is not None:
+            return _load_table(table, path, data_classes=data_classes, image_size=image_size, foreign=foreign)
         own = _load_own_file(path, model=model, flag=flag)
         if own is not None and not foreign.features_only:
             return own, []
@@ -283,6 +286,22 @@ def _load_onnx(
         number, foreign.read_classes(data_classes), data_classes=data_classes, source=str(path), naming=foreign.naming
     )
     return checked(Classifier(network, replace(description, classes=names))).eval(), [*notes, *assumed]
+
+
+def _load_table(
+    table: LogitTable, path: Path, *, data_classes: tuple[str, ...], image_size: int, foreign: Foreign
+) -> tuple[Classifier, list[str]]:
+    names, assumed = name_outputs(
+        table.logits.shape[1],
+        foreign.read_classes(data_classes) or table.classes,
+        data_classes=data_classes,
+        source=str(path),
+        naming=foreign.naming,
+    )
+    # Pixels are compared as they are.
+    description = Description(path.name, names, image_size, "crop", (0.0,) * 3, (1.0,) * 3)
+    note = f"{path.name}: stored logits of {len(table.logits):,} images, of the views that their teacher saw"
+    return Classifier(StoredLogits(table, path), description).eval(), [note, *assumed]
 
 
 def majority_share(labels: Sequence[int]) -> float:

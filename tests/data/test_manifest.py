@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kd.data import LabeledImages, examine, manifest, read_folder
-from kd.data.images import content_digest
+from kd.files import content_digest
 from tests.conftest import write_images
 
 

@@ -16,6 +16,7 @@ from kd.losses import (
     LOSSES,
     AttentionTransfer,
     ContrastiveRepresentation,
+    Embedding,
     FeatureLoss,
     Hint,
     JacobianMatching,
@@ -23,10 +24,12 @@ from kd.losses import (
     Pair,
     ProbabilisticTransfer,
     RelationalKD,
+    ReusedClassifier,
     SimilarityPreserving,
     VariationalInformation,
     build_objective,
 )
+from kd.losses.features import Projection
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
@@ -35,6 +38,7 @@ EXAMPLES: dict[str, FeatureLoss] = {
     "hint": Hint(),
     "at": AttentionTransfer(p=3),
     "vid": VariationalInformation(variance=2.0),
+    "embedding": Embedding(),
     "sp": SimilarityPreserving(),
     "rkd": RelationalKD(distance=2.0, angle=3.0),
     "pkt": ProbabilisticTransfer(),
@@ -61,7 +65,8 @@ def value_of(name: str, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def test_every_feature_loss_has_an_example() -> None:
-    assert [*EXAMPLES, "jacobian"] == [name for name, loss in LOSSES.items() if not callable(loss())]
+    # The student of simkd has features of the teacher's width.
+    assert {*EXAMPLES, "simkd", "jacobian"} == {name for name, loss in LOSSES.items() if not callable(loss())}
 
 
 def pool_to_3x3(features: Array) -> Array:
@@ -136,6 +141,7 @@ FORMULAS: dict[str, Callable[[Array, Array, Weights], float]] = {
     "hint": lambda f, g, w: ((convolve_1x1(pool_to_3x3(f), w, "") - g) ** 2).mean(),
     "at": lambda f, g, w: ((attention(pool_to_3x3(f)) - attention(g)) ** 2).mean(),
     "vid": gaussian_nll,
+    "embedding": lambda f, g, w: np.diag(distance.cdist(pooled(convolve_1x1(f, w, "")), pooled(g), "cosine")).mean(),
     "sp": lambda f, g, w: float(np.linalg.norm(gram(f) - gram(g))) ** 2 / 25,
     "rkd": lambda f, g, w: (
         2 * huber(distances(pooled(f)), distances(pooled(g))) + 3 * huber(angles(pooled(f)), angles(pooled(g)))
@@ -180,6 +186,28 @@ def test_a_loss_is_invariant_to_rotations_of_the_channel_space(name: str) -> Non
 def test_relational_distillation_is_invariant_to_shifts_of_the_features() -> None:
     student, teacher = feature_maps()
     torch.testing.assert_close(value_of("rkd", student + 5, teacher - 3), value_of("rkd", student, teacher))
+
+
+def test_an_embedding_is_compared_by_mean_squared_error_if_asked() -> None:
+    student, teacher = feature_maps()
+    loss = Embedding(distance="mse")
+    adapter = adapter_of(loss, student, teacher)
+    assert isinstance(adapter, Projection)
+    weights = {key: value.numpy() for key, value in adapter.state_dict().items()}
+    expected = ((pooled(convolve_1x1(student.numpy(), weights, "")) - pooled(teacher.numpy())) ** 2).mean()
+    assert loss.compare(student, teacher, adapter).item() == pytest.approx(expected, rel=1e-6)
+    # Pooling makes maps of any size comparable with a vector.
+    vector = teacher.mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(loss.compare(student, vector, adapter), loss.compare(student, teacher, adapter))
+
+
+def test_simkd_is_the_squared_error_of_maps_of_the_smaller_size() -> None:
+    student, teacher = (features[:, :4] for features in feature_maps())
+    expected = ((pool_to_3x3(student.numpy()) - teacher.numpy()) ** 2).mean()
+    loss = ReusedClassifier()
+    assert loss.compare(student, teacher, None).item() == pytest.approx(expected)
+    assert loss.compare(teacher, student, None).item() == pytest.approx(expected)
+    assert (loss.nodes("student"), loss.nodes("teacher")) == (["projector"], [])
 
 
 def test_a_hint_has_an_adapter_only_if_widths_differ() -> None:
@@ -300,6 +328,7 @@ def test_attention_transfer_rejects_maps_of_one_pixel() -> None:
         ("at(power=2)=1", "there is no hyperparameter 'power'"),
         ("vid(variance=0)=1", "variance must be a number above 1e-05, not 0"),
         ("crd(tau=0)=1", "tau must be a number above 0, not 0"),
+        ("embedding(distance=l1)=1", "distance must be cosine or mse, not 'l1'"),
         ("crd(width=1.5)=1", "width must be a whole number above 0, not 1.5"),
         ("jacobian(normalize=2)=1", "normalize must be True or False, not 2"),
         ("hint(standardize=True)=1", "hint doesn't depend on the teacher's logits; remove standardize"),

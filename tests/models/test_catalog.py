@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from kd.errors import UserError
-from kd.models import Classifier, build_classifier, parameters_by_name
+from kd.models import Classifier, build_classifier, parameters_by_name, usual_statistics
 from kd.models.catalog import torchvision_names
 from kd.models.classifier import Normalization
 
@@ -203,6 +203,52 @@ def test_a_failed_download_names_the_file_and_where_to_put_it(monkeypatch: pytes
     assert f"The missing file is {file.name}" in message
     assert f"put that file into {tmp_path}/torch/hub/checkpoints" in message
     assert "--no-teacher_pretrained" in message
+
+
+def test_a_network_for_gray_images_sees_the_luminance() -> None:
+    pytest.importorskip("timm")
+    classifier = build("timm/resnet10t(in_chans=1)").eval()
+    assert (classifier.description.channels, len(classifier.description.mean)) == (1, 1)
+    images = torch.rand(2, 3, 64, 64)
+    gray = torchvision.transforms.functional.rgb_to_grayscale(images)
+    expected = (gray - classifier.description.mean[0]) / classifier.description.std[0]
+    # torchvision's weights of the colors have a sum of 0.9999.
+    torch.testing.assert_close(classifier.normalization(images), expected, rtol=0, atol=1e-3)
+    again = build("timm/resnet10t(in_chans=1)").eval()
+    again.load_state_dict(classifier.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), classifier(images), rtol=0, atol=0)
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused(tmp_path: Path) -> None:
+    code = tmp_path / "net.py"
+    code.write_text(
+        "from torch import nn\n\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes), nn.Softmax(1))\n"
+    )
+    with pytest.raises(UserError, match=r"net.py:net: the network's outputs are probabilities; .* need logits"):
+        build(f"{code}:net", image_size=8)
+
+
+@pytest.mark.parametrize("prefix", ["local-dir:", "hf-hub:"])
+def test_networks_of_timm_may_come_from_a_folder_or_the_hub(tmp_path: Path, prefix: str) -> None:
+    timm = pytest.importorskip("timm")
+    overlay = {"mean": (0.1,) * 3, "std": (0.2,) * 3}
+    network = timm.create_model("resnet10t", num_classes=5, pretrained_cfg_overlay=overlay)
+    timm.models.save_for_hf(network, tmp_path / "net")
+    if prefix == "hf-hub:":
+        with pytest.raises(UserError, match="the weights can't be downloaded"):
+            build("timm/hf-hub:nobody/nothing")
+        return
+    architecture = f"timm/{prefix}{tmp_path / 'net'}"
+    classifier = build(architecture, pretrained=True)
+    own, published = classifier.network.state_dict(), network.state_dict()
+    changed = {name for name in own if not torch.equal(own[name], published[name])}
+    assert changed <= {"fc.weight", "fc.bias"}
+    assert usual_statistics(architecture) == (classifier.description.mean, classifier.description.std)
+    assert classifier.description.mean == (0.1,) * 3
+    with pytest.raises(UserError, match=r"there is no config\.json of timm in this folder"):
+        build(f"timm/local-dir:{tmp_path}")
 
 
 def test_the_small_networks_have_no_published_weights() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.models import Classifier, build_classifier
+from kd.models import Classifier, Embedder, build_classifier
 from kd.teachers import Foreign, load_teacher
 
 CLASSES = ("ant", "bee", "cat")
@@ -124,6 +125,163 @@ def test_a_folder_of_timm_names_architecture_classes_and_normalization(tmp_path:
     with torch.no_grad():
         expected = network((images - 0.5) / 0.25)[:, [1, 2, 0]]
         torch.testing.assert_close(teacher(images), expected, rtol=0, atol=1e-4)
+
+
+def save_transformers(folder: Path, **values: Any) -> nn.Module:
+    """Save a tiny network of transformers with random weights as ``save_pretrained`` does, and return it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    names = ["cat", "ant", "bee"]
+    settings = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    configuration = transformers.ResNetConfig(
+        **settings, id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)}
+    )
+    network: nn.Module = transformers.ResNetForImageClassification(configuration)
+    network(torch.randn(8, 3, SIZE, SIZE))
+    network.eval().save_pretrained(folder)  # type: ignore[operator]  # typed as a tensor
+    preprocessing = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": SIZE}, **values}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return network
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_folder_of_transformers_names_classes_and_normalization(tmp_path: Path, form: str) -> None:
+    network = save_transformers(tmp_path)
+    if form == "bin":
+        torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    images = torch.rand(2, 3, SIZE, SIZE)
+    teacher = load(tmp_path)
+    with torch.no_grad():
+        expected = network((images - 0.5) / 0.25).logits[:, [1, 2, 0]]
+        torch.testing.assert_close(teacher(images), expected, rtol=0, atol=1e-4)
+    assert teacher.description.architecture == f"transformers/{tmp_path}"
+
+
+def test_a_folder_of_transformers_without_normalization_is_read_as_such(tmp_path: Path) -> None:
+    save_transformers(tmp_path, do_normalize=False)
+    assert load(tmp_path).description.mean == (0.0,) * 3
+
+
+def test_a_folder_of_timm_may_hold_its_weights_as_a_state_dict(original: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    torch.save(original.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "num_classes": 3}))
+    images = torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path)(images), expected_logits(original, images), rtol=0, atol=1e-4)
+
+
+BROKEN: dict[str, tuple[dict[str, str], str]] = {
+    "nothing": ({}, "a folder must hold config.json and model.safetensors; there is no config.json"),
+    "text": ({"config.json": "no"}, "not a model's configuration"),
+    "unknown": ({"config.json": "{}"}, "names neither an architecture of timm nor a model type of transformers"),
+    "no weights": (
+        {"config.json": '{"architecture": "resnet18"}'},
+        r"there are no weights in it \(model.safetensors or",
+    ),
+    "no classifier": ({"config.json": '{"model_type": "bert"}'}, "transformers can't read an image classifier in it"),
+    "no type": ({"config.json": '{"model_type": "nothing"}'}, "transformers can't read an image classifier in it"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_folder_that_can_not_be_read_is_refused(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("transformers")
+    files, words = BROKEN[name]
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=words):
+        load(tmp_path)
+
+
+def test_published_weights_teach_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18().eval()
+    torch.save(network.state_dict(), tmp_path / "published.pth")
+    weights = torchvision.models.get_model_weights("resnet18").DEFAULT
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(weights.value, "url", (tmp_path / "published.pth").as_uri())
+    monkeypatch.setattr(torch.hub, "HASH_REGEX", re.compile("(never)"))
+    foreign, classes = Foreign(published=True), ("tench", "English springer")
+    teacher, notes = load_teacher(
+        None, model="resnet18", classes=classes, data="pets", image_size=SIZE, foreign=foreign
+    )
+    images = torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), expected_logits(network, images)[:, [0, 217]], rtol=0, atol=1e-4)
+    assert "the teacher knows 1,000 classes: its predictions are restricted to the 2 of pets" in notes
+    with pytest.raises(UserError, match="resnet18 has no trained weights; add --teacher_pretrained for its published"):
+        load_teacher(None, model="resnet18", classes=classes, data="pets", image_size=SIZE)
+
+
+def write_own(folder: Path, body: str) -> str:
+    (folder / "own.py").write_text(f"import torch\nimport torchvision\n\n\ndef net(num_classes=3):\n{body}")
+    return f"{folder / 'own.py'}:net"
+
+
+def test_the_users_code_may_load_its_own_weights(original: nn.Module, tmp_path: Path) -> None:
+    torch.save(original.state_dict(), tmp_path / "theirs.pth")
+    body = (
+        "    network = torchvision.models.resnet18(num_classes=3)\n"
+        f"    network.load_state_dict(torch.load({str(tmp_path / 'theirs.pth')!r}))\n    return network\n"
+    )
+    model, images = write_own(tmp_path, body), torch.rand(2, 3, SIZE, SIZE)
+    teacher, notes = load_teacher(None, model=model, classes=CLASSES, data="pets", image_size=SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), expected_logits(original, images), rtol=0, atol=1e-4)
+    assert any("normalization of ImageNet assumed" in note for note in notes)
+    assert any("doesn't name its classes" in note for note in notes)
+    with pytest.raises(UserError, match=r"expected logits of shape \(2, 2\).* list them in the order of the outputs"):
+        load_teacher(None, model=model, classes=("ant", "bee"), data="pets", image_size=SIZE)
+    (tmp_path / "names").write_text("ant\nbee\ncat\n")
+    foreign = Foreign(classes=str(tmp_path / "names"))
+    teacher, _ = load_teacher(None, model=model, classes=("bee", "cat"), data="pets", image_size=SIZE, foreign=foreign)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), expected_logits(original, images)[:, [1, 2]], rtol=0, atol=1e-4)
+
+
+def load_features(path: Path | None, model: str) -> tuple[Classifier, list[str]]:
+    foreign = Foreign(classes="none")
+    return load_teacher(path, model=model, classes=CLASSES, data="pets", image_size=SIZE, foreign=foreign)
+
+
+@pytest.mark.parametrize("form", ["plain.pth", "headless.pth", "parallel.pth"])
+def test_a_network_without_its_classifier_layer_gives_features(original: nn.Module, tmp_path: Path, form: str) -> None:
+    state = {key: value for key, value in original.state_dict().items() if "fc" not in key or form != "headless.pth"}
+    torch.save(prefixed("module." if form == "parallel.pth" else "", state), tmp_path / form)
+    teacher, notes = load_features(tmp_path / form, "resnet18")
+    assert isinstance(teacher, Embedder)
+    images = torch.rand(2, 3, SIZE, SIZE)
+    backbone = nn.Sequential(*list(original.children())[:-1], nn.Flatten())
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), expected_logits(backbone, images), rtol=0, atol=1e-4)
+    assert any("fc.bias, fc.weight not used" in note for note in notes) == (form != "headless.pth")
+
+
+def test_a_file_without_a_classifier_layer_is_refused_with_the_remedy(original: nn.Module, tmp_path: Path) -> None:
+    torch.save({key: value for key, value in original.state_dict().items() if "fc" not in key}, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"2 missing \(fc.weight, fc.bias\); .* --teacher_classes none --loss"):
+        load(tmp_path / "net.pth")
+
+
+def test_backbones_of_timm_transformers_and_own_code_give_features(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    images, mean, std = torch.rand(2, 3, SIZE, SIZE), torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", img_size=SIZE, depth=1, num_classes=0).eval()
+    torch.save(network.state_dict(), tmp_path / "dino.pth")
+    teacher, _ = load_features(tmp_path / "dino.pth", f"timm/vit_tiny_patch16_224(img_size={SIZE}, depth=1)")
+    with torch.no_grad():
+        # Published with a mean and a deviation of one half.
+        torch.testing.assert_close(teacher(images), network((images - 0.5) / 0.5), rtol=0, atol=1e-4)
+    save_transformers(tmp_path / "folder")
+    teacher, _ = load_features(tmp_path / "folder", "resnet18")
+    assert tuple(teacher(images).shape) == (2, 16)
+    model = write_own(tmp_path, "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())\n")
+    teacher, _ = load_features(None, model)
+    pooled = nn.functional.adaptive_avg_pool2d((images - mean) / std, 2).flatten(1)
+    torch.testing.assert_close(teacher(images), pooled)
 
 
 def load_named(path: Path, names: Path | str, classes: tuple[str, ...]) -> tuple[Classifier, list[str]]:
