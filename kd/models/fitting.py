@@ -214,7 +214,7 @@ def _check_fit(
     hint = f"; they fit {flag} {fitting}" if fitting else ""
     if not (hint or shapes) and len({key.rpartition(".")[0] for key in missing}) == 1:
         hint = (
-            "; if they have no classifier layer, distill the network's features: --teacher_classes none --loss ce=0.5 "
+            "; if they have no classifier layer, distill the network's features: --teacher_features --loss ce=0.5 "
             "embedding=0.5"
         )
     raise UserError(f"{source}: its weights don't fit {architecture}: {'; '.join(parts)}{hint}")

@@ -179,7 +179,7 @@ def _try_objectives(components: Components, console: Console, chain: Sequence[Cl
         assert isinstance(student, Classifier)  # noqa: S101 (for the type checker: only the first may be an ensemble)
         if isinstance(teacher, Embedder) and (refused := objective.terms_on_predictions):
             raise UserError(
-                f"--loss {refused[0].name}: compares predictions, but --teacher_classes none leaves the teacher "
+                f"--loss {refused[0].name}: compares predictions, but --teacher_features leaves the teacher "
                 f"{teacher.description.architecture} its features only; use ce and embedding, or other feature losses"
             )
         if objective.reuses_head:

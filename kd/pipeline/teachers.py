@@ -91,8 +91,8 @@ def check_teacher_flags(settings: Settings) -> None:
             )
     if models.student_checkpoint and models.student_pretrained:
         raise UserError("--student_checkpoint --student_pretrained: the student starts from one of them; drop one flag")
-    if models.teacher_classes == NONE and count > 1:
-        raise UserError("--teacher_classes none: several teachers are averaged by their predictions; name one")
+    if models.teacher_features and count > 1:
+        raise UserError("--teacher_features: several teachers are averaged by their predictions; name one")
     if models.ensemble_weights and not sum(models.ensemble_weights) > 0:
         raise UserError("--ensemble_weights: at least one weight must be positive")
 
@@ -141,7 +141,13 @@ def trained_teachers(components: Components, console: Console) -> list[tuple[Fou
             for index, teacher in zip(places, by_seed, strict=True):
                 found[index] = teacher
     is_published = models.teacher_pretrained == PUBLISHED
-    foreign = Foreign(models.teacher_classes, models.teacher_mean, models.teacher_std, published=is_published)
+    foreign = Foreign(
+        models.teacher_classes,
+        models.teacher_mean,
+        models.teacher_std,
+        published=is_published,
+        features_only=models.teacher_features,
+    )
     loaded = []
     for teacher, (name, size) in zip(found, kinds, strict=True):
         network, notes = load_teacher(

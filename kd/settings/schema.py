@@ -245,9 +245,11 @@ class ModelSettings:
     teacher_classes: Text | None = setting(
         None,
         "class names of a teacher that was trained elsewhere, in the order of its outputs: a file (one per line, or "
-        "JSON), or imagenet; none: it has no classifier layer, only its features are distilled; None: the file's, or "
-        "else the data's",
+        "JSON), or imagenet; None: the file's, or else the data's",
         NOTHING,
+    )
+    teacher_features: Switch = setting(
+        False, "distill the teacher's features alone, without a classifier layer, by losses such as embedding", NOTHING
     )
     teacher_mean: tuple[Share, ...] = setting(
         (),

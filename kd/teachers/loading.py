@@ -38,7 +38,7 @@ from kd.teachers.onnx import OnnxNetwork
 from kd.teachers.stored_logits import TABLES, LogitTable, StoredLogits, read_table
 
 NONE = "none"
-"""Name of no file, for networks whose code loads their weights; and of no classes, for teachers of features alone."""
+"""Name of no file, for networks whose code loads their weights."""
 
 _SHOWN = 5
 _SIGNIFICANCE = 1e-3
@@ -49,12 +49,13 @@ class Foreign:
     """What the user says about a network that was trained elsewhere, where its file doesn't.
 
     Args:
-        classes: Its class names in the order of its logits: a file, or ``imagenet``; ``none``: leave out its classifier
-            layer; ``None``: the file's, or the data's.
+        classes: Its class names in the order of its logits: a file, or ``imagenet``; ``None``: the file's, or the
+            data's.
         mean: Mean of the pixels in [0, 1] by channel that it expects; empty: the file's, or the architecture's.
         std: Standard deviation, likewise.
         prefix: Of the flags that set these, for messages: ``teacher_`` of ``--teacher_classes``.
         published: Whether to load published weights where no file is named.
+        features_only: Whether to leave out its classifier layer.
     """
 
     classes: str | None = None
@@ -62,17 +63,13 @@ class Foreign:
     std: tuple[float, ...] = ()
     prefix: str = "teacher_"
     published: bool = False
-
-    @property
-    def features_only(self) -> bool:
-        """Whether its classifier layer is left out."""
-        return self.classes == NONE
+    features_only: bool = False
 
     def read_classes(self, data_classes: tuple[str, ...]) -> tuple[str, ...] | None:
         """Read the class names, if they are given."""
-        if self.classes in (None, NONE):
+        if self.classes is None:
             return None
-        return read_class_names(str(self.classes), flag=f"--{self.prefix}classes", data_classes=data_classes)
+        return read_class_names(self.classes, flag=f"--{self.prefix}classes", data_classes=data_classes)
 
     @property
     def naming(self) -> str:

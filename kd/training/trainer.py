@@ -32,6 +32,8 @@ _IRRELEVANT_WARNINGS = (
     ".*available but not used.*",
     # A resumed run continues in its folder.
     ".*exists and is not empty.*",
+    # A reused classifier layer isn't trained.
+    ".*in eval mode at the start of training.*",
     # Lightning calls a function that torch has renamed.
     ".*isinstance.treespec, LeafSpec.*",
 )

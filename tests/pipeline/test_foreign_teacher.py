@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 from torch import nn
 
 from kd.cli import experiment, main
+from kd.models import build_classifier
 
 SIZE = 16
 COLORS = {"ant": (220, 40, 40), "bee": (40, 220, 40), "cat": (40, 40, 220)}
+EVALUATE = ["--image_size", str(SIZE), "--accelerator", "cpu"]
 FLAGS = (
     f"--image_size {SIZE} --batch_size 8 --augment none --accelerator cpu --max_epochs 2 --name pets "
     "--student_model mlp"
@@ -51,8 +54,14 @@ def save(path: Path, order: list[str]) -> Path:
     return path
 
 
+def flags_with(*more: str) -> list[str]:
+    """Return the common flags but those that are given."""
+    words = iter(FLAGS.split())
+    return [word for flag, value in zip(words, words, strict=True) if flag not in more for word in (flag, value)]
+
+
 def distill(photos: Path, teacher: Path, *more: str) -> int:
-    flags = [*FLAGS.split(), "--distill", "--data_dir", str(photos), "--teacher_checkpoint", str(teacher), *more]
+    flags = [*flags_with(*more), "--distill", "--data_dir", str(photos), "--teacher_checkpoint", str(teacher), *more]
     return experiment(flags if "--teacher_model" in more else [*flags, "--teacher_model", "linear"])
 
 
@@ -154,3 +163,235 @@ def test_students_and_teachers_start_from_weights_in_a_file(
     assert experiment([*flags, *start]) == 2
     assert "--student_pretrained " in (error := capsys.readouterr().err)
     assert "other.pth: its weights don't fit mlp" in error
+
+
+OWN_CODE = """
+import torch
+from torch import nn
+
+
+def bright(num_classes):
+    # Compares the means of the color channels.
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+    network[2].weight.data = torch.eye(3)
+    network[2].bias.data.zero_()
+    return network
+
+
+def embedding():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+def frozen(num_classes):
+    return bright(num_classes).requires_grad_(False)
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(OWN_CODE)
+    return path
+
+
+def phases(name: str = "pets") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(f"logs/{name}/summary.json").read_text())["phases"]
+    return found
+
+
+def test_the_users_code_that_loads_its_weights_teaches_without_a_file(
+    photos: Path, code: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*FLAGS.split(), "--distill", "--data_dir", str(photos), "--teacher_model", f"{code}:bright"]
+    assert experiment(flags) == 2
+    assert "no teacher found" in capsys.readouterr().err
+    assert experiment([*flags, "--teacher_checkpoint", "none"]) == 0
+    assert "bright · validation accuracy 100.0%" in capsys.readouterr().out
+    teacher = phases()["teacher"]
+    digest = hashlib.sha256(code.read_bytes()).hexdigest()
+    assert teacher["provenance"]["teacher"] == {"teacher file": str(code), "SHA-256": digest}
+    assert teacher["cost"]["parameters"] == 12
+    assert main(["evaluate", "none", "--model", f"{code}:bright", *EVALUATE, "--data_dir", str(photos)]) == 0
+    assert "100.00%" in capsys.readouterr().out
+
+
+def test_frozen_networks_are_refused(photos: Path, code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*FLAGS.split()[:-2], "--data_dir", str(photos), "--student_model", f"{code}:frozen"]
+    assert experiment(flags) == 2
+    assert "all its weights are frozen (requires_grad is False): there is nothing to train" in capsys.readouterr().err
+
+
+def test_fine_tuned_weights_come_before_published_ones(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = save(tmp_path / "their.pth", ["ant", "bee", "cat"])
+    flags = [*FLAGS.split(), "--data_dir", str(photos), "--teacher_model", "linear"]
+    assert experiment([*flags, "--train_teacher"]) == 0
+    scratch = "logs/pets/teacher/version_0"
+    capsys.readouterr()
+    # The teacher that was trained from scratch isn't the one asked for.
+    pretrained = ["--teacher_pretrained", str(weights)]
+    assert experiment([*flags, *pretrained, "--distill"]) == 0
+    assert f"teacher checkpoint: {weights}" in capsys.readouterr().out
+    assert experiment([*flags, *pretrained, "--train_teacher"]) == 0
+    capsys.readouterr()
+    assert experiment([*flags, *pretrained, "--distill"]) == 0
+    assert "teacher checkpoint: logs/pets/teacher/version_1" in capsys.readouterr().out
+    assert experiment([*flags, "--distill", "--teacher_pretrained"]) == 2
+    assert "there are no published weights for linear" in capsys.readouterr().err
+    assert Path(scratch).is_dir()
+
+
+def test_a_teacher_of_features_alone_teaches(photos: Path, code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = ["--teacher_model", f"{code}:embedding", "--teacher_checkpoint", "none", "--teacher_features"]
+    flags = [*FLAGS.split()[:-1], "simple", "--distill", "--baseline", "--data_dir", str(photos), *teacher]
+    assert experiment(flags) == 2
+    assert "--loss kl: compares predictions, but --teacher_features leaves the teacher" in capsys.readouterr().err
+    assert experiment([*flags, "--loss", "ce=0.5", "embedding=0.5"]) == 0
+    output = capsys.readouterr().out
+    assert "embedding · features only: it has no accuracy" in output
+    assert "Distillation changed accuracy by" in output
+    assert set(phases()) == {"baseline", "distilled"}
+    # Labels aren't needed.
+    flags[flags.index("--name") + 1] = "alone"
+    assert experiment([*flags, "--loss", "embedding(distance=mse)"]) == 0
+    assert set(phases("alone")) == {"baseline", "distilled"}
+
+
+def test_simkd_gives_one_plain_network(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    flags = [*FLAGS.split()[:-1], "simple", "--train_teacher", "--distill", "--data_dir", str(photos)]
+    flags += ["--teacher_model", "convnet(widths=[8,16])", "--loss", "simkd=1", "--ema", "0.9", "--allow_weak_teacher"]
+    assert experiment(flags) == 0
+    checkpoint = "logs/pets/distilled/version_0/checkpoints/last.ckpt"
+    accuracy = phases()["distilled"]["val_acc_mean"]
+    capsys.readouterr()
+    assert main(["evaluate", checkpoint, "--data_dir", str(photos), "--accelerator", "cpu"]) == 0
+    assert f"{accuracy:.2%}" in capsys.readouterr().out
+    assert main(["export", checkpoint, "--output", "student.onnx", "--data_dir", str(photos)]) == 0
+    assert re.search(r"student.onnx.*100\.00%", capsys.readouterr().out)
+
+
+def store_logits(photos: Path, teacher: Path, *more: str) -> None:
+    described = ["--model", "linear", "--image_size", str(SIZE), "--classes", str(teacher.with_name("names.txt"))]
+    teacher.with_name("names.txt").write_text("ant\nbee\ncat\n")
+    assert main(["predict", str(teacher), str(photos), *described, *more]) == 0
+
+
+def rewrite(table: Path, suffix: str, photos: Path) -> Path:
+    """Write a table of logits as other projects may, by path and without the hashes of the images."""
+    target = table.with_suffix(suffix)
+    with np.load(table) as file:
+        names, logits = file["keys"].tolist(), file["logits"]
+    if suffix == ".safetensors":
+        save_file = pytest.importorskip("safetensors.numpy").save_file
+        save_file({"logits": logits}, target, {"keys": json.dumps(names)})
+    elif suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        paths = [str(photos / name) for name in names]
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pyarrow.table({"path": paths, "logits": list(logits)}), target
+        )
+    return target
+
+
+def assert_same_weights(first: str, second: str) -> None:
+    """Compare the distilled students of two experiments."""
+    live, stored = (
+        torch.load(f"logs/{name}/distilled/version_0/checkpoints/last.ckpt")["state_dict"] for name in (first, second)
+    )
+    for key, value in live.items():
+        torch.testing.assert_close(stored[key], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
+def test_stored_logits_teach_as_the_teacher_itself(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    teacher = save(tmp_path / "their.pth", ["ant", "bee", "cat"])
+    store_logits(photos, teacher, "--logits", str(tmp_path / "logits.npz"))
+    assert distill(photos, teacher, "--name", "live") == 0
+    table = rewrite(tmp_path / "logits.npz", suffix, photos)
+    assert distill(photos, table, "--name", "stored") == 0
+    assert f"teacher logits{suffix} · validation accuracy 100.0%" in capsys.readouterr().out
+    assert_same_weights("live", "stored")
+
+
+def test_stored_logits_of_mirrored_images_teach_flipped_views(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, table = save(tmp_path / "their.pth", ["ant", "bee", "cat"]), tmp_path / "logits.npz"
+    store_logits(photos, teacher, "--logits", str(table), "--flip")
+    for name, file in (("live", teacher), ("stored", table)):
+        assert distill(photos, file, "--augment", "flip", "--name", name) == 0
+    assert_same_weights("live", "stored")
+
+
+def test_stored_logits_that_can_not_teach_are_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, table = save(tmp_path / "their.pth", ["ant", "bee", "cat"]), tmp_path / "logits.npz"
+    store_logits(photos, teacher, "--logits", str(table))
+    capsys.readouterr()
+
+    def refusal(*flags: str) -> str:
+        assert distill(photos, table, *flags) == 2
+        return capsys.readouterr().err
+
+    assert "fixed views, but --augment crop makes new ones; use --augment none or flip" in refusal("--augment", "crop")
+    assert "fixed views, but --mixup or --cutmix makes new ones" in refusal("--mixup", "0.2")
+    assert "has no logits of mirrored images for --augment flip" in refusal("--augment", "flip")
+    assert "stored logits need none; leave it out" in refusal("--teacher_image_size", "8")
+    # An image that has changed since is another one.
+    changed = photos / "train" / "ant" / "3.png"
+    Image.new("RGB", (SIZE, SIZE), (1, 2, 3)).save(changed)
+    assert f"has no logits for 1 of the 24 training images, such as {changed}" in refusal()
+    table.write_bytes(b"no table")
+    assert "can't be read as a table of logits" in refusal()
+    np.savez(table, logits=np.zeros((2, 3), dtype=np.float32), keys=np.array(["a"]))
+    assert "logits must have one row for each of the 1 images" in refusal()
+    np.savez(table, scores=np.zeros((2, 3)))
+    assert "needs keys (or path) and logits; it has scores" in refusal()
+
+
+def test_a_student_starts_from_its_own_weights_with_its_classes_by_name(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*FLAGS.split()[:-4], "--data_dir", str(photos), "--learning_rate", "1e-6", "--baseline"]
+    start = ["--student_model", "linear", "--student_checkpoint", str(save(tmp_path / "s.pth", ["ant", "bee", "cat"]))]
+    assert experiment([*flags, *start, "--name", "plain"]) == 0
+    assert phases("plain")["baseline"]["val_acc_mean"] == 1
+    settings = phases("plain")["baseline"]["provenance"]["settings"]
+    assert settings["student_checkpoint"].startswith("file with SHA-256 ")
+    # A checkpoint that names its classes, more of them, in another order.
+    order = ("cat", "dog", "ant", "bee")
+    classifier = build_classifier("linear", classes=order, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
+    classifier.network.load_state_dict(color_network(list(order)))
+    state = {f"model.{key}": value for key, value in classifier.state_dict().items()}
+    torch.save({"classifier": classifier.description.plain(), "state_dict": state}, tmp_path / "own.ckpt")
+    start[-1] = str(tmp_path / "own.ckpt")
+    assert experiment([*flags, *start, "--name", "named"]) == 0
+    assert phases("named")["baseline"]["val_acc_mean"] == 1
+    trained = torch.load("logs/named/baseline/version_0/checkpoints/best.ckpt")["state_dict"]
+    assert len(trained["model.network.1.bias"]) == 3
+    capsys.readouterr()
+    start[-1] = str(save(tmp_path / "four.pth", list(order)))
+    assert experiment([*flags, *start]) == 2
+    assert "has 4 outputs, and doesn't name its classes; --student_pretrained FILE replaces" in capsys.readouterr().err
+    assert experiment([*flags, *start, "--student_pretrained", start[-1]]) == 2
+    assert "the student starts from one of them; drop one flag" in capsys.readouterr().err
+
+
+def test_teachers_of_mixed_origin_form_an_ensemble_and_teach_an_assistant(
+    photos: Path, tmp_path: Path, code: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, table = save(tmp_path / "their.pth", ["ant", "bee", "cat"]), tmp_path / "logits.npz"
+    store_logits(photos, teacher, "--logits", str(table))
+    flags = [*FLAGS.split(), "--distill", "--data_dir", str(photos), "--ensemble_weights", "2", "1", "1"]
+    flags += ["--teacher_model", "linear", f"{code}:bright", "densenet121", "--assistants", "simple"]
+    assert experiment([*flags, "--teacher_checkpoint", str(teacher), "none", str(table)]) == 0
+    output = capsys.readouterr().out
+    for name in ("linear", "bright", "logits.npz"):
+        assert f"{name} · validation accuracy 100.0%" in output
+    assert "ensemble linear + " in output
+    assert "assistant simple · validation accuracy" in output

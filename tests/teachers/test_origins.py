@@ -242,7 +242,7 @@ def test_the_users_code_may_load_its_own_weights(original: nn.Module, tmp_path: 
 
 
 def load_features(path: Path | None, model: str) -> tuple[Classifier, list[str]]:
-    foreign = Foreign(classes="none")
+    foreign = Foreign(features_only=True)
     return load_teacher(path, model=model, classes=CLASSES, data="pets", image_size=SIZE, foreign=foreign)
 
 
@@ -261,7 +261,7 @@ def test_a_network_without_its_classifier_layer_gives_features(original: nn.Modu
 
 def test_a_file_without_a_classifier_layer_is_refused_with_the_remedy(original: nn.Module, tmp_path: Path) -> None:
     torch.save({key: value for key, value in original.state_dict().items() if "fc" not in key}, tmp_path / "net.pth")
-    with pytest.raises(UserError, match=r"2 missing \(fc.weight, fc.bias\); .* --teacher_classes none --loss"):
+    with pytest.raises(UserError, match=r"2 missing \(fc.weight, fc.bias\); .* --teacher_features --loss"):
         load(tmp_path / "net.pth")
 
 
