@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd.errors import UserError
-from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, build_classifier, load_classifier
+from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, build_classifier, load_classifier, read_accuracy
 
 
 def save(classifier: Classifier, path: Path, **more: Any) -> Path:
@@ -30,6 +30,27 @@ def test_a_loaded_classifier_is_identical_and_in_evaluation_mode(tmp_path: Path)
     torch.testing.assert_close(loaded(images), classifier.eval()(images), rtol=0, atol=0)
     assert loaded.description == classifier.description
     assert not loaded.training
+
+
+def test_a_checkpoint_of_version_0_1_is_read(tmp_path: Path) -> None:
+    classifier = convnet()
+    description = {
+        "architecture": "convnet(widths=[4, 6])",
+        "classes": ["a", "b"],
+        "image_size": 16,
+        "resize": "squash",
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.1, 0.2, 0.3],
+        "val_acc": 0.25,
+    }
+    state = {f"model.{name}": value for name, value in classifier.state_dict().items()}
+    content = {"epoch": 3, "global_step": 40, "pytorch-lightning_version": "2.6.6", "loops": {}, "state_dict": state}
+    torch.save(content | {"classifier": description}, tmp_path / "best.ckpt")
+    loaded = load_classifier(tmp_path / "best.ckpt")
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(loaded(images), classifier.eval()(images), rtol=0, atol=0)
+    assert loaded.description.classes == ("a", "b")
+    assert read_accuracy(tmp_path / "best.ckpt") == 0.25
 
 
 class Payload:

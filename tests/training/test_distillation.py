@@ -12,7 +12,7 @@ from torch import Tensor
 from kd.data import ImageData, Mixing, read_splits
 from kd.errors import UserError
 from kd.losses import LOSSES, build_objective
-from kd.models import Classifier, Ensemble, build_classifier, load_classifier
+from kd.models import Classifier, Ensemble, build_classifier, load_classifier, reuse_head
 from kd.teachers import FrozenTeacher
 from kd.training import DistillationModule, Hardware, Recipe, Run, build_trainer, train
 from tests.conftest import CLASSES, MakeFolder
@@ -29,10 +29,11 @@ def network(architecture: str, seed: int = 0, size: int = SIZE) -> Classifier:
 
 def module(loss: str, *, student: str = STUDENT, teacher: str = TEACHER, **options: Any) -> DistillationModule:
     recipe = Recipe(learning_rate=0.02, weight_decay=0.0, schedule="constant")
+    objective, taught_by, learner = build_objective(loss), network(teacher), network(student, seed=1)
     return DistillationModule(
-        teacher=FrozenTeacher(network(teacher)),
-        student=network(student, seed=1),
-        objective=build_objective(loss),
+        teacher=FrozenTeacher(taught_by),
+        student=reuse_head(learner, taught_by) if objective.reuses_head else learner,
+        objective=objective,
         recipe=recipe,
         **options,
     )
