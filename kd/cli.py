@@ -70,7 +70,8 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     resolved, console = resolve(arguments, prog=prog), make_console()
 
     from kd.pipeline import measure_costs, run_experiment
-    from kd.report import gain_sentence, print_summary, summarize, write_report, write_summary
+    from kd.report import PICTURES, gain_sentence, print_summary, summarize, write_report, write_summary
+    from kd.training import log_report
 
     with _origins_in_errors(resolved, console):
         done = run_experiment(resolved.settings, console=console)
@@ -83,7 +84,10 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     if summary_file is None:
         console.print("--fast_dev_run: one batch of everything; the figures mean nothing, and no files were written.")
         return
-    files = [write_report([done.folder]), summary_file, done.folder / CONFIG_FILE]
+    page, machine = write_report([done.folder]), resolved.settings.machine
+    figures = sorted((done.folder / PICTURES).glob("*.png"))
+    log_report(machine.logger, folder=done.folder, root=done.folder.parent, page=page, figures=figures)
+    files = [page, summary_file, done.folder / CONFIG_FILE]
     console.print(f"\nFiles in {done.folder}:")
     for file in [*files, *_best_checkpoint(done.runs)]:
         console.print(f"  {file.relative_to(done.folder) if file.is_relative_to(done.folder) else file}")

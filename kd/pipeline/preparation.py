@@ -24,7 +24,7 @@ from kd.provenance import differences
 from kd.randomness import seeded
 from kd.settings import Settings
 from kd.teachers import FrozenTeacher
-from kd.training import DistillationModule
+from kd.training import DistillationModule, check_loggers
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def _check_flags(components: Components) -> None:
     """Refuse flags that contradict each other."""
     settings = components.settings
     check_teacher_flags(settings)
+    check_loggers(settings.machine.logger)
     if any(objective is components.objective and not objective.needs_teacher for objective in components.objectives):
         raise UserError(
             f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distill, as no term uses the "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from kd.data import Batches
@@ -14,7 +15,7 @@ from kd.pipeline import run_store
 from kd.pipeline.components import SKIPPED_FILE, Components, provenance_of
 from kd.pipeline.run_store import Record, slug
 from kd.pipeline.teachers import Teacher
-from kd.training import ClassifierModule, Interruption, ResumeOptions, Run, RunTensorBoard, newest_checkpoint, train
+from kd.training import ClassifierModule, Interruption, ResumeOptions, Run, build_loggers, newest_checkpoint, train
 
 OnEpoch = Callable[[int, float], object]
 
@@ -149,12 +150,24 @@ class Runner:
             max_steps=optimization.teacher_steps if is_teacher else optimization.max_steps,
             gradient_clip=optimization.gradient_clip,
             accumulate=optimization.accumulate,
-            loggers=[RunTensorBoard(folder, purge_step=resume.first_step)] if components.writes_files else [],
+            loggers=self._loggers(folder, first_step=resume.first_step) if components.writes_files else [],
             hyperparameters=values,
             title=title,
             console=self.console,
             resume=resume,
             on_epoch=self._on_epoch if phase == "distilled" else None,
+        )
+
+    def _loggers(self, folder: Path, *, first_step: int) -> list[Logger]:
+        """Build the loggers of a run; on the server of a logger it is called as its folder within the experiment."""
+        place = self.components.folder
+        return build_loggers(
+            self.components.settings.machine.logger,
+            folder=folder,
+            root=place.parent,
+            experiment=place.absolute().name,
+            run=folder.relative_to(place).as_posix(),
+            first_step=first_step,
         )
 
     def _title(self, phase: str, architecture: str, seed: int, objective: str | None) -> str:

@@ -1,6 +1,6 @@
 """Summary, tables and page of an experiment."""
 
-from kd.report.page import write_report
+from kd.report.page import PICTURES, write_report
 from kd.report.summary import read_summary, summarize, title_of, write_summary
 from kd.report.sweep import print_sweep, write_sweep
 from kd.report.tables import (

@@ -32,6 +32,7 @@ from kd.report.tables import (
 from kd.report.verdict import gain_of, gain_sentence, significance
 
 PICTURES = "figures"
+"""Folder of the figures beside a page."""
 _MAX_CURVES = 6
 """Largest number of objectives with distinguishable curves."""
 _EVENTS = "report"

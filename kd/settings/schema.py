@@ -366,6 +366,14 @@ class MachineSettings:
         per_machine=True,
     )
     default_root_dir: Text = setting("logs", "folder of all experiments", NOTHING, per_machine=True)
+    logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = setting(
+        ("tensorboard",),
+        "loggers: tensorboard, csv (metrics.csv in the run's folder), wandb (Weights & Biases; WANDB_PROJECT and "
+        "WANDB_MODE=offline count), mlflow (a database in default_root_dir, or MLFLOW_TRACKING_URI); several are "
+        "possible",
+        NOTHING,
+        per_machine=True,
+    )
     checkpoint_every: Count | None = setting(
         None,
         "steps between checkpoints to resume from; None: at the ends of epochs, at most twice a minute",

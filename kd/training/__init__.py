@@ -8,4 +8,5 @@ from kd.training.optimization import Recipe
 from kd.training.predictions import PredictionRecorder
 from kd.training.resume import Interruption, ResumeOptions, newest_checkpoint
 from kd.training.run import Run, evaluate, train
+from kd.training.tracking import build_loggers, check_loggers, log_report
 from kd.training.trainer import Hardware, build_trainer, quiet_lightning

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -28,8 +29,7 @@ class RunTensorBoard(TensorBoardLogger):
 class TrainingImages(Callback):
     """Logs a grid of the first augmented training images with their labels.
 
-    A logger shows images if it has ``log_image(key=, images=, step=)``, as Weights & Biases', or
-    ``experiment.add_image(tag, image, step)``, as TensorBoard's.
+    See :func:`show_image`.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,10 +38,23 @@ class TrainingImages(Callback):
             return
         image = draw_views(batches_of(trainer))
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image(key="train/images", images=[to_pil_image(image)], step=0)
-            elif hasattr(getattr(logger, "experiment", None), "add_image"):
-                logger.experiment.add_image("train/images", image, 0)  # type: ignore[attr-defined]
+            show_image(logger, "train/images", image)
+
+
+def show_image(logger: Any, name: str, image: Tensor) -> None:
+    """Log an image ``(3, H, W)``, uint8, where a logger shows images.
+
+    It does if it has ``log_image(key=, images=, step=)``, as Weights & Biases',
+    ``experiment.add_image(tag, image, step)``, as TensorBoard's, or
+    ``experiment.log_image(run_id, image, key=, step=)``, as MLflow's.
+    """
+    experiment: Any = getattr(logger, "experiment", None)
+    if hasattr(logger, "log_image"):
+        logger.log_image(key=name, images=[to_pil_image(image)], step=0)
+    elif hasattr(experiment, "add_image"):
+        experiment.add_image(name, image, 0)
+    elif hasattr(experiment, "log_image"):
+        experiment.log_image(logger.run_id, to_pil_image(image), key=name, step=0)
 
 
 def draw_views(data: Batches, *, count: int = 16) -> Tensor:
