@@ -69,25 +69,18 @@ def experiment(arguments: Sequence[str] | None = None, *, prog: str = "experimen
 def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
     resolved, console = resolve(arguments, prog=prog), make_console()
 
-    from kd.pipeline import measure_costs, run_experiment
-    from kd.report import PICTURES, gain_sentence, print_summary, summarize, write_report, write_summary
-    from kd.training import log_report
+    from kd.api import run
+    from kd.report import gain_sentence, print_summary
 
     with _origins_in_errors(resolved, console):
-        done = run_experiment(resolved.settings, console=console)
+        done, summary = run(resolved.settings, console)
     if not done.is_global_zero:
         return
-    costs = measure_costs(done) if done.kept else {}
-    summary = summarize(done.runs, data=done.data, folder=done.folder, costs=costs)
-    summary_file = write_summary(summary, done.folder) if done.kept else None
     print_summary(summary, Console())
-    if summary_file is None:
+    if not done.kept:
         console.print("--fast_dev_run: one batch of everything; the figures mean nothing, and no files were written.")
         return
-    page, machine = write_report([done.folder]), resolved.settings.machine
-    figures = sorted((done.folder / PICTURES).glob("*.png"))
-    log_report(machine.logger, folder=done.folder, root=done.folder.parent, page=page, figures=figures)
-    files = [page, summary_file, done.folder / CONFIG_FILE]
+    files = [done.folder / name for name in ("report.html", "summary.json", CONFIG_FILE)]
     console.print(f"\nFiles in {done.folder}:")
     for file in [*files, *_best_checkpoint(done.runs)]:
         console.print(f"  {file.relative_to(done.folder) if file.is_relative_to(done.folder) else file}")

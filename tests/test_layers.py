@@ -13,6 +13,7 @@ LAYERS = (
     {"training", "preflight", "report"},
     {"pipeline", "deploy"},
     {"sweep"},
+    {"api"},
     {"cli"},
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}

@@ -13,6 +13,7 @@ from kd.errors import UserError
 from kd.models import small
 from kd.models.classifier import Classifier, Description, Embedder
 from kd.models.hub import (
+    IMAGENET,
     TIMM,
     TRANSFORMERS,
     Statistics,
@@ -61,8 +62,8 @@ def build_classifier(
     classes: tuple[str, ...],
     image_size: int,
     resize: str = "crop",
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    mean: tuple[float, ...] = IMAGENET[0],
+    std: tuple[float, ...] = IMAGENET[1],
     pretrained: bool = False,
     pretrained_flag: str = "--teacher_pretrained",
 ) -> Classifier:
@@ -75,7 +76,7 @@ def build_classifier(
         classes: Names of the classes.
         image_size: Side S of the images, in pixels.
         resize: How images become square, ``crop`` or ``squash``; only recorded in the description.
-        mean: Per-channel mean of the data, in [0, 1], for a network without published weights.
+        mean: Per-channel mean of the data, in [0, 1], for a network without published weights; default: ImageNet's.
         std: Per-channel standard deviation of the data, likewise.
         pretrained: Start from published weights and their normalization; the head is always new.
         pretrained_flag: The flag of ``pretrained``, for error messages.

@@ -17,14 +17,11 @@ from kd.models.catalog import (
     usual_statistics,
 )
 from kd.models.classifier import Classifier
-from kd.models.hub import Pooled, Statistics
+from kd.models.hub import IMAGENET, Pooled
 from kd.models.weights import State, Weights, read_weights
 
 _SHOWN = 3
 _COMPARED = 12
-
-IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of ImageNet's pixels in [0, 1], by channel."""
 
 
 def build_from_weights(

@@ -19,6 +19,9 @@ TIMM, TRANSFORMERS = "timm/", "transformers/"
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of the pixels in [0, 1], by channel."""
 
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Those of ImageNet."""
+
 CONFIG = "config.json"
 _PREPROCESSOR = "preprocessor_config.json"
 _SOURCES = ("hf-hub:", "local-dir:")

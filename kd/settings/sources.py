@@ -92,7 +92,11 @@ class Resolved(NamedTuple):
 
 
 def resolve(
-    arguments: Sequence[str], *, prog: str = "experiment.py", values: Mapping[str, Mapping[str, Any]] | None = None
+    arguments: Sequence[str],
+    *,
+    prog: str = "experiment.py",
+    values: Mapping[str, Mapping[str, Any]] | None = None,
+    reads_flags_file: bool = True,
 ) -> Resolved:
     """Read and merge all sources: defaults < file of flags < resumed experiment < YAML files < command line.
 
@@ -101,6 +105,7 @@ def resolve(
         prog: The program's name, for ``--help``.
         values: Further settings by name, under their origin, as if each were a ``--config`` file after those on the
             command line.
+        reads_flags_file: Whether to read the file of flags.
 
     Raises:
         UserError: If a source is missing or can't be read, or a name or value in it is not legal.
@@ -111,7 +116,9 @@ def resolve(
         raise SystemExit(0)
     command_line = _read_flags(arguments, origin=COMMAND_LINE)
     named = _validate({name: given for name, given in command_line.items() if name in (*_SOURCES, "resume")})
-    flags_file, remarks = _read_flags_file(named.sources.args_file, is_required="args_file" in command_line)
+    flags_file, remarks = Values(), list[str]()
+    if reads_flags_file:
+        flags_file, remarks = _read_flags_file(named.sources.args_file, is_required="args_file" in command_line)
     configs = [_read_mapping(read_yaml(Path(file)), origin=file) for file in named.sources.config]
     configs += [_read_mapping(mapping, origin=origin) for origin, mapping in (values or {}).items()]
     merged: Values = {}

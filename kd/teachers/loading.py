@@ -148,7 +148,7 @@ def load_network(
 def load_teacher(
     path: Path | None,
     *,
-    model: str,
+    model: str | None,
     classes: tuple[str, ...],
     data: str,
     image_size: int,
