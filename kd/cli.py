@@ -168,6 +168,7 @@ def _evaluate(
         devices: Number of devices, or their indices.
         precision: auto, or Lightning's: 32-true, bf16-mixed, ...
     """
+    from kd.deploy.loading import find_checkpoint
     from kd.pipeline import evaluate_checkpoint
     from kd.report.measures import Predictions, measure
     from kd.teachers import Foreign
@@ -176,7 +177,7 @@ def _evaluate(
     with tempfile.TemporaryDirectory() as folder:
         keep = Path(folder) / "predictions.npz"
         evaluate_checkpoint(
-            checkpoint,
+            str(find_checkpoint(Path(checkpoint).expanduser())),
             dataset=dataset,
             data_dir=data_dir,
             val_data=val_data,
@@ -340,7 +341,7 @@ def _export(
     """Export a student with a model card, and verify the exported file against the checkpoint.
 
     Args:
-        checkpoint: Checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt.
+        checkpoint: Checkpoint, such as logs/NAME/distilled/version_0/checkpoints/best.ckpt, or an experiment's folder.
         output: File to write, ending in .onnx, .pt2 (torch) or .safetensors.
         format: onnx, torch (torch.export), or safetensors (weights only).
         quantize: int8 also writes NAME.int8.onnx, calibrated on training images.
@@ -351,30 +352,30 @@ def _export(
     """
     from kd.deploy.card import write_card
     from kd.deploy.export import export_student, load_checkpoint_splits
+    from kd.deploy.loading import find_checkpoint
 
-    path = Path(checkpoint).expanduser()
-    exported = export_student(
-        path,
-        output,
-        file_format=format,
-        splits=load_checkpoint_splits(path, dataset=dataset, data_dir=data_dir, val_data=val_data),
-        quantize=quantize == "int8",
-        model=model,
-    )
+    path, console, splits = find_checkpoint(Path(checkpoint).expanduser()), make_console(), None
+    try:
+        splits = load_checkpoint_splits(path, dataset=dataset, data_dir=data_dir, val_data=val_data)
+    except UserError as error:
+        if any((dataset, data_dir, val_data)) or quantize == "int8" or not path.is_file():
+            raise
+        console.print(f"note: verified on random images, as the validation images can't be read: {error}")
+    exported = export_student(path, output, file_format=format, splits=splits, quantize=quantize == "int8", model=model)
     card = write_card(exported, path)
-    table = Table(title=f"{checkpoint}, verified on {exported[0].images:,} validation images", title_justify="left")
+    kind, recorded = "random" if splits is None else "validation", exported[0].metadata["val_acc"]
+    table = Table(title=f"{path}, verified on {exported[0].images:,} {kind} images", title_justify="left")
     for heading in ("file", "MB", "accuracy", "agreement", "max logit difference"):
         table.add_column(heading, justify="left" if heading == "file" else "right", overflow="fold")
-    table.add_row("(checkpoint)", "", f"{exported[0].metadata['val_acc']:.2%}", "", "")
+    table.add_row("(checkpoint)", "", "" if recorded is None else f"{recorded:.2%}", "", "")
     for file in exported:
         table.add_row(
             file.path.name,
             f"{file.megabytes:.2f}",
-            f"{file.accuracy:.2%}",
+            "not measured" if file.accuracy is None else f"{file.accuracy:.2%}",
             f"{file.agreement:.2%}",
             f"{file.difference:.1e}",
         )
-    console = make_console()
     console.print(table)
     console.print(f"Model card: {card}")
 

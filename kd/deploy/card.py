@@ -37,16 +37,21 @@ def write_card(exported: Sequence[Exported], checkpoint: Path) -> Path:
     ]
     facts = "\n".join(f"| {name} | {text} |" for name, text in rows if text)
     results = "\n".join(
-        f"| `{file.path.name}` | {file.megabytes:.2f} MB | {file.accuracy:.2%} | {file.agreement:.2%} |"
+        f"| `{file.path.name}` | {file.megabytes:.2f} MB | {_percent(file.accuracy)} | {file.agreement:.2%} |"
         for file in exported
     )
-    card = f"""# {first.path.stem}: {metadata["architecture"]} for {metadata["data"]}
+    data, measured = metrics.get("data", metadata["data"]), f"checkpoint accuracy {_percent(metadata['val_acc'])}."
+    images = f"{first.images:,} validation images of {metadata['data']}; {measured}"
+    if first.accuracy is None:
+        images = f"Verified on {first.images} random images, as the validation images weren't there: accuracy was not "
+        images += f"measured on the exported file. In training: {measured}"
+    card = f"""# {first.path.stem}: {metadata["architecture"]} for {data or "unknown data"}
 
 | | |
 |---|---|
 {facts}
 
-{first.images:,} validation images of {metadata["data"]}; checkpoint accuracy {metadata["val_acc"]:.2%}.
+{images}
 
 | file | size | accuracy | agreement with the checkpoint |
 |---|---|---|---|
@@ -68,6 +73,10 @@ def _read_run_metrics(checkpoint: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return metrics if isinstance(metrics, dict) else {}
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{share:.2%}"
 
 
 def _as_text(value: Any) -> str:  # noqa: ANN401 (whatever JSON can hold)

@@ -22,7 +22,7 @@ from kd.deploy.loading import FORMATS, Array, Student, as_student, open_student
 from kd.errors import UserError
 from kd.exported import METADATA_KEY
 from kd.files import write_atomically
-from kd.models import Classifier, load_classifier
+from kd.models import Classifier, load_classifier, read_accuracy
 
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference between a logit of a float32 file and the checkpoint's."""
@@ -40,11 +40,11 @@ class Exported:
     Args:
         path: The file.
         megabytes: Its size, in 10^6 bytes.
-        images: Number of validation images.
+        images: Number of validation images, or of random ones.
         difference: Largest absolute difference between its logits and the checkpoint's.
         agreement: Fraction of images on which both predict the same class.
-        accuracy: Its accuracy, in [0, 1].
-        metadata: Its metadata; ``val_acc`` is the checkpoint's accuracy on the same images.
+        accuracy: Its accuracy, in [0, 1]; ``None`` on random images.
+        metadata: Its metadata; ``val_acc`` is the checkpoint's accuracy on the same images, or else as it records it.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Exported:
     images: int
     difference: float
     agreement: float
-    accuracy: float
+    accuracy: float | None
     metadata: dict[str, Any] = field(repr=False)
 
 
@@ -84,7 +84,7 @@ def export_student(
     output: str | Path,
     *,
     file_format: str,
-    splits: Splits,
+    splits: Splits | None,
     quantize: bool = False,
     model: str | None = None,
 ) -> list[Exported]:
@@ -96,7 +96,7 @@ def export_student(
         checkpoint: The checkpoint.
         output: The file to write, with the suffix of its format.
         file_format: ``onnx``, ``torch`` (torch.export) or ``safetensors``.
-        splits: The images; quantization is calibrated on training images.
+        splits: The images; quantization is calibrated on training images. ``None``: random images, without accuracy.
         quantize: Also write an 8-bit ONNX file, ``NAME.int8.onnx``.
         model: Architecture; required if the checkpoint names a Python file, whose code then runs.
 
@@ -106,13 +106,18 @@ def export_student(
     output = Path(output).expanduser()
     _check_request(output, file_format, quantize=quantize)
     classifier = load_classifier(checkpoint, architecture=model)
-    if classifier.description.classes != splits.classes:
+    if splits is None and quantize:
+        raise UserError("--quantize int8: is calibrated on training images; name them with --data_dir")
+    if splits is not None and classifier.description.classes != splits.classes:
         raise UserError(f"{checkpoint}: its classes are not those of {splits.name}; name its images with --data_dir")
     metadata = classifier.description.plain()
-    expected = _compute_logits(as_student(classifier, metadata), splits.val)
+    images = None if splits is None else splits.val
+    expected = _compute_logits(as_student(classifier, metadata), images)
     metadata |= {
-        "val_acc": float((expected.argmax(axis=1) == np.asarray(splits.val.labels)).mean()),
-        "data": splits.name,
+        "val_acc": read_accuracy(checkpoint)
+        if images is None
+        else float((expected.argmax(axis=1) == np.asarray(images.labels)).mean()),
+        "data": None if splits is None else splits.name,
         "format": file_format,
         "parameters": classifier.count_parameters(),
     }
@@ -124,20 +129,20 @@ def export_student(
             student = as_student(torch.export.load(file).module(), metadata)
         else:
             student = open_student(file, model=model)
-        exported = [_verify(student, file, output, splits.val, expected, metadata)]
+        exported = [_verify(student, file, output, images, expected, metadata)]
         if exported[0].difference > LARGEST_DIFFERENCE:
             raise UserError(
                 f"{output}: not written, as its logits differ from the checkpoint's by up to "
-                f"{exported[0].difference:.2g} on {exported[0].images} validation images (limit "
+                f"{exported[0].difference:.2g} on {exported[0].images} images (limit "
                 f"{LARGEST_DIFFERENCE:g}); try another --format"
             )
         files = {output: file}
-        if quantize:
+        if quantize and splits is not None:
             quantized, target = (path.with_suffix(f".int8{path.suffix}") for path in (file, output))
             metadata = metadata | {"quantized": "int8"}
             _quantize(file, quantized, splits.train, metadata)
             files[target] = quantized
-            exported.append(_verify(open_student(quantized), quantized, target, splits.val, expected, metadata))
+            exported.append(_verify(open_student(quantized), quantized, target, images, expected, metadata))
         for target, source in files.items():
             with source.open("rb") as content, write_atomically(target) as written:
                 shutil.copyfileobj(content, written)
@@ -155,10 +160,10 @@ def _check_request(output: Path, file_format: str, *, quantize: bool) -> None:
 
 
 def _verify(
-    student: Student, file: Path, path: Path, images: LabeledImages, expected: Array, metadata: dict[str, Any]
+    student: Student, file: Path, path: Path, images: LabeledImages | None, expected: Array, metadata: dict[str, Any]
 ) -> Exported:
     """Compare a student's logits with the checkpoint's; ``path`` is where the file will be."""
-    logits, labels = _compute_logits(student, images), np.asarray(images.labels)
+    logits = _compute_logits(student, images)
     predictions = logits.argmax(axis=1)
     return Exported(
         path=path,
@@ -166,12 +171,15 @@ def _verify(
         images=len(logits),
         difference=float(np.abs(logits - expected).max()),
         agreement=float((predictions == expected.argmax(axis=1)).mean()),
-        accuracy=float((predictions == labels).mean()),
+        accuracy=None if images is None else float((predictions == np.asarray(images.labels)).mean()),
         metadata=metadata,
     )
 
 
-def _compute_logits(student: Student, images: LabeledImages) -> Array:
+def _compute_logits(student: Student, images: LabeledImages | None) -> Array:
+    if images is None:
+        size = int(student.metadata["image_size"])
+        return student.logits(np.random.default_rng(0).random((_BATCH_SIZE, 3, size, size), dtype=np.float32))
     return np.concatenate([student.logits(batch) for batch in _batches(images, range(len(images)), student.metadata)])
 
 
@@ -183,7 +191,7 @@ def _batches(images: LabeledImages, indices: Sequence[int], metadata: Mapping[st
 
 
 def _write_onnx(classifier: Classifier, metadata: dict[str, Any], path: Path) -> None:
-    with _silenced():
+    with _silenced(), _traced(classifier, "onnx"):
         torch.onnx.export(
             classifier,
             (_example(classifier),),
@@ -209,7 +217,7 @@ def _add_onnx_metadata(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def _write_program(classifier: Classifier, metadata: dict[str, Any], path: Path) -> None:
-    with _silenced():
+    with _silenced(), _traced(classifier, "torch"):
         program = torch.export.export(
             classifier, (_example(classifier),), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
@@ -219,7 +227,12 @@ def _write_program(classifier: Classifier, metadata: dict[str, Any], path: Path)
 def _write_safetensors(classifier: Classifier, metadata: dict[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
-    state = {name: value.contiguous() for name, value in classifier.state_dict().items()}
+    # A layer under two names is written once.
+    once = {
+        (value.data_ptr(), value.shape) if value.numel() else name: name
+        for name, value in classifier.state_dict().items()
+    }
+    state = {name: value.contiguous() for name, value in classifier.state_dict().items() if name in once.values()}
     save_file(state, path, metadata={METADATA_KEY: json.dumps(metadata)})
 
 
@@ -258,6 +271,22 @@ def _quantize(source: Path, target: Path, training: LabeledImages, metadata: dic
             per_channel=True,
         )
     _add_onnx_metadata(target, metadata)
+
+
+@contextlib.contextmanager
+def _traced(classifier: Classifier, file_format: str) -> Iterator[None]:
+    """Report in one message that torch.export can't trace a network."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise UserError(
+            f"--format {file_format}: torch.export can't trace {classifier.description.architecture}: {reason}; "
+            "--format safetensors doesn't trace"
+        ) from error
 
 
 @contextlib.contextmanager

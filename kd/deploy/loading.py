@@ -3,6 +3,8 @@
 torch is imported only for files that need it: an ONNX file is run by onnxruntime and numpy alone.
 """
 
+import contextlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,27 @@ class Student:
 
     metadata: Mapping[str, Any]
     logits: Callable[[Array], Array]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint in a folder: a run's, or that of an experiment's most accurate distilled student.
+
+    Without a distilled student it is the baseline's or the teacher's. A file is returned as it is.
+
+    Raises:
+        UserError: If there is none in the folder.
+    """
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path
+    for pattern in ("", "version_*/", *(f"{kind}/**/" for kind in ("distilled", "compared", "baseline", "teacher"))):
+        found = list[tuple[float, Path]]()
+        for record in path.glob(f"{pattern}metrics.json"):
+            best = record.parent / "checkpoints" / "best.ckpt"
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found.append((float(json.loads(record.read_text(encoding="utf-8"))["best_val_acc"]), best))
+        if found:
+            return max(found)[1]
+    raise UserError(f"{path}: no finished run in this folder; name an experiment (logs/NAME), a run or a checkpoint")
 
 
 def open_student(path: str | Path, *, model: str | None = None) -> Student:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from kd.deploy.loading import Array, Student, as_student, open_student
+from kd.deploy.loading import Array, Student, as_student, find_checkpoint, open_student
 from kd.errors import UserError
 from kd.files import content_digest, write_atomically
 from kd.pixels import IMAGE_SUFFIXES, decode, square
@@ -88,10 +88,11 @@ def _batches(
 
 
 def _open(options: argparse.Namespace) -> Student:
-    """Open a file of kd, or with --model, --classes, --mean, --std or --image_size one of another project."""
+    """Open a file or a folder of kd, or one of another project, which the flags of that group describe."""
     is_foreign = options.classes or options.mean or options.std or options.image_size
-    if not is_foreign and Path(options.student).suffix in (".onnx", ".ckpt", ".safetensors"):
-        return open_student(options.student, model=options.model)
+    student = find_checkpoint(Path(options.student).expanduser())
+    if not is_foreign and student.suffix in (".onnx", ".ckpt", ".safetensors"):
+        return open_student(student, model=options.model)
     from kd.teachers import NONE, Foreign, load_network
 
     path = None if options.student == NONE else Path(options.student).expanduser()

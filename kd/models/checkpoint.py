@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kd.errors import DamagedFile, UserError
 from kd.models.catalog import build_classifier
-from kd.models.classifier import Classifier, Description
+from kd.models.classifier import Classifier, Description, load_weights
 from kd.registry import is_own_code, parse_choice
 
 CLASSIFIER_KEY = "classifier"
@@ -196,7 +196,7 @@ def build_from_state(
     arguments.pop("channels")
     classifier = build_classifier(**arguments)
     try:
-        classifier.load_state_dict(state)
+        load_weights(classifier, state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its weights don't match {description.architecture}: {error}") from None
     return classifier.eval()

@@ -1,6 +1,7 @@
 """Classifiers as they are trained, saved and shipped: a network behind its input normalization, or an ensemble."""
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -94,8 +95,13 @@ class Classifier(nn.Module):
         return self.select(self.network(self.normalization(images)))
 
     def select(self, outputs: Any) -> Tensor:  # noqa: ANN401 (whatever a network returns)
-        """Return the logits ``(B, C)`` of the classifier's classes in the network's outputs."""
+        """Return the logits ``(B, C)`` of the classifier's classes in the network's outputs.
+
+        The single output of a binary classifier is the logit of its second class; that of the first is 0.
+        """
         logits = as_logits(outputs)
+        if logits.ndim == 2 and logits.shape[1] == 1 and len(self.description.classes) == 2:  # noqa: PLR2004 (B, 1)
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits if self.selected is None else logits[:, self.selected]
 
     def restricted_to(self, classes: Sequence[str]) -> "Classifier":
@@ -124,6 +130,25 @@ class Classifier(nn.Module):
     def count_parameters(self) -> int:
         """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.network.parameters()) or getattr(self.network, "size", 0)
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict, plain or not, as one that the module itself returned.
+
+    The versions of its layers are those of the installed packages, which torchvision's MNASNets ask for, and a layer
+    under two names needs to be there only once.
+
+    Raises:
+        RuntimeError: If names or shapes don't match.
+    """
+    own = module.state_dict()
+    complete = OrderedDict(state)
+    by_memory = {value.data_ptr(): state[name] for name, value in own.items() if name in state and value.numel()}
+    for name, value in own.items():
+        if name not in complete and value.data_ptr() in by_memory:
+            complete[name] = by_memory[value.data_ptr()]
+    complete._metadata = own._metadata  # type: ignore[attr-defined]  # noqa: SLF001 (where torch keeps versions)
+    module.load_state_dict(complete)
 
 
 class Embedder(Classifier):

@@ -16,7 +16,7 @@ from kd.models.catalog import (
     torchvision_state,
     usual_statistics,
 )
-from kd.models.classifier import Classifier
+from kd.models.classifier import Classifier, load_weights
 from kd.models.hub import IMAGENET, Pooled
 from kd.models.weights import State, Weights, read_weights
 
@@ -82,7 +82,7 @@ def build_from_weights(
             notes.append(f"{name}: without the classifier layer, {_shorten(unused)} not used")
         kept = {key: value for key, value in state.items() if key in own}
         _check_fit(kept, own, given=weights.state, source=source, architecture=architecture, flag=flag)
-        network.load_state_dict(kept)
+        load_weights(network, kept)
         return embedder.eval(), notes
 
     def build(number: int) -> tuple[Classifier, dict[str, Tensor]]:
@@ -97,7 +97,7 @@ def build_from_weights(
     if len(outputs) == 1 and outputs != {number}:
         classifier, own = build(outputs.pop())
     _check_fit(state, own, given=weights.state, source=source, architecture=architecture, flag=flag)
-    classifier.network.load_state_dict(state)
+    load_weights(classifier.network, state)
     names, assumed = name_outputs(
         len(classifier.description.classes), classes, data_classes=data_classes, source=source, naming=naming
     )
@@ -150,7 +150,7 @@ def initialize_from(classifier: Classifier, path: Path, *, flag: str) -> None:
     }
     architecture = classifier.description.architecture
     _check_fit(state | head, own, given=given, source=str(path), architecture=architecture, flag=flag)
-    classifier.network.load_state_dict(state | head)
+    load_weights(classifier.network, state | head)
 
 
 def keep_classes(student: Classifier, loaded: Classifier) -> None:
@@ -171,7 +171,7 @@ def keep_classes(student: Classifier, loaded: Classifier) -> None:
         larger = build_classifier(classes=others, **arguments)
         head = [key for key, value in larger.network.state_dict().items() if own[key].shape != value.shape]
         state |= {key: state[key][selected] for key in head}
-    student.network.load_state_dict(state)
+    load_weights(student.network, state)
 
 
 def _is_head(own: Tensor, given: Tensor, number: int) -> bool:

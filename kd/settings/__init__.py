@@ -12,4 +12,5 @@ from kd.settings.schema import (
     settings_affecting,
     unsupported_by_streams,
 )
-from kd.settings.sources import CONFIG_FILE, Resolved, read_yaml, resolve, with_origin, write_config
+from kd.settings.sources import CONFIG_FILE, Resolved, resolve, with_origin, write_config
+from kd.settings.yaml_files import read_yaml

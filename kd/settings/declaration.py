@@ -36,7 +36,8 @@ def _read_text(value: object) -> object:
     """Convert a number, a date or a truth value of a YAML file to text."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int | float | date) else value
+    # A number in a YAML file remembers how it was written.
+    return str(getattr(value, "text", value)) if isinstance(value, int | float | date) else value
 
 
 NUMBER = BeforeValidator(_read_number)
@@ -64,6 +65,7 @@ def setting(
     streams_allow: tuple[str, ...] = (),
     bare: str | None = None,
     formerly: str | None = None,
+    known_as: tuple[str, ...] = (),
 ) -> Any:  # noqa: ANN401 (a field has the type of its annotation)
     """Declare a setting with everything that the program needs to know about it.
 
@@ -77,6 +79,7 @@ def setting(
         streams_allow: Values besides the default that such a data set can have nevertheless.
         bare: The value of the flag without a value; ``None``: a value is required (switches are then ``true``).
         formerly: The name that it had in earlier versions, whose files are still read.
+        known_as: What other tools call it, for the message on an unknown flag.
     """
     facts = {
         "help": help_text,
@@ -87,5 +90,6 @@ def setting(
         "streams_allow": streams_allow,
         "bare": bare,
         "formerly": formerly,
+        "known_as": known_as,
     }
     return dataclasses.field(default=default, metadata=facts)

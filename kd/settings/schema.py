@@ -78,7 +78,11 @@ class DataSettings:
     )
     # Results depend on the contents of the images, which a run's provenance records, wherever they are.
     data_dir: Text | None = setting(
-        None, "folder of the images; None: the cache folder, for data sets by name", NOTHING, per_machine=True
+        None,
+        "folder of the images; None: the cache folder, for data sets by name",
+        NOTHING,
+        per_machine=True,
+        known_as=("data", "data_path", "dataset_dir", "root"),
     )
     train_data: Text = setting(
         "train", "folder of the training images in --data_dir (webdataset: or a pattern of shards)", NOTHING
@@ -86,7 +90,12 @@ class DataSettings:
     val_data: Text = setting(
         "val", "folder of the validation images in --data_dir (webdataset: or a pattern of shards)", NOTHING
     )
-    image_size: Count = setting(224, "side of the square input images, in pixels", ALL)
+    image_size: Count = setting(
+        224,
+        "side of the square input images, in pixels",
+        ALL,
+        known_as=("imgsz", "img_size", "input_size", "resolution", "crop_size"),
+    )
     num_classes: Annotated[int, Field(strict=True, ge=2, le=INT64_MAX), NUMBER] | None = setting(
         None, "expected number of classes, checked against the data; never required", NOTHING
     )
@@ -95,12 +104,14 @@ class DataSettings:
         "images per batch on each device; auto: the largest power of two up to 512 that fits into memory",
         ALL,
         searchable=True,
+        known_as=("batch", "bs", "train_batch_size", "per_device_train_batch_size"),
     )
     num_workers: Natural | None = setting(
         None,
         "data loading processes; 0: load in the main process; None: from the number of cores",
         NOTHING,
         per_machine=True,
+        known_as=("workers", "dataloader_num_workers"),
     )
     download: Switch = setting(False, "download a data set by name if it is missing", NOTHING, per_machine=True)
     augment: Literal["none", "flip", "crop", "rotate", "trivial", "rand"] = setting(
@@ -110,6 +121,7 @@ class DataSettings:
         "(RandAugment)",
         ALL,
         searchable=True,
+        known_as=("aa", "auto_augment", "augmentation"),
     )
     resize: Literal["crop", "squash"] = setting(
         "crop",
@@ -162,6 +174,7 @@ class DataSettings:
         per_machine=True,
         not_for_streams="streamed images are not cached; leave it out",
         streams_allow=("none",),
+        known_as=("cache",),
     )
     teacher_cache: Text = setting(
         "auto",
@@ -211,8 +224,15 @@ class ModelSettings:
         "teacher: a torchvision name, timm/NAME, simple, convnet(widths=[16,32]), ..., or path/to/file.py:function; "
         "several form an ensemble",
         TEACHER,
+        known_as=("teacher", "teacher_arch"),
     )
-    student_model: Text = setting("simple", "student, named as for --teacher_model", STUDENT, searchable=True)
+    student_model: Text = setting(
+        "simple",
+        "student, named as for --teacher_model",
+        STUDENT,
+        searchable=True,
+        known_as=("model", "arch", "student", "student_arch"),
+    )
     teacher_pretrained: Text | None = setting(
         None,
         "start the teacher from published ImageNet weights, or from those in a file; the classifier layer is new "
@@ -222,7 +242,7 @@ class ModelSettings:
         bare=PUBLISHED,
     )
     student_pretrained: Text | None = setting(
-        None, "the same for the student", STUDENT, searchable=True, bare=PUBLISHED
+        None, "the same for the student", STUDENT, searchable=True, bare=PUBLISHED, known_as=("pretrained",)
     )
     student_checkpoint: Text | None = setting(
         None,
@@ -241,6 +261,7 @@ class ModelSettings:
         "network's code loads its weights, or --teacher_pretrained; empty: the one that --train_teacher wrote",
         NOTHING,
         per_machine=True,
+        known_as=("teacher_path", "teacher_weights_path"),
     )
     teacher_classes: Text | None = setting(
         None,
@@ -289,6 +310,7 @@ class ObjectiveSettings:
         "terms with their weights; `kd losses` lists them; your own: path/to/file.py:function=0.9",
         DISTILLED,
         searchable=True,
+        known_as=("criterion", "distill_loss", "alpha"),
     )
     compare_losses: tuple[Text, ...] = setting(
         (), 'objectives to compare, each in quotes ("ce=0.1 kl=0.9" mse): one student is distilled with each', NOTHING
@@ -298,8 +320,11 @@ class ObjectiveSettings:
         "temperature of the terms that have one and don't set it themselves; None: each term's default",
         DISTILLED,
         searchable=True,
+        known_as=("T", "tau", "kd_T"),
     )
-    label_smoothing: Share = setting(0.0, "label smoothing of the term ce", STUDENT, searchable=True)
+    label_smoothing: Share = setting(
+        0.0, "label smoothing of the term ce", STUDENT, searchable=True, known_as=("smoothing",)
+    )
     teacher_label_smoothing: Share = setting(
         0.0, "label smoothing for --train_teacher; it makes a worse teacher", TEACHER
     )
@@ -309,20 +334,36 @@ class ObjectiveSettings:
 class OptimizationSettings:
     """How the networks are trained. A ``teacher_`` setting that is None takes the student's value."""
 
-    optimizer: Literal["sgd", "adamw"] = setting("adamw", "sgd or adamw", ALL, searchable=True)
-    learning_rate: Positive = setting(1e-3, "peak learning rate", ALL, searchable=True)
+    optimizer: Literal["sgd", "adamw"] = setting(
+        "adamw", "sgd or adamw", ALL, searchable=True, known_as=("opt", "optim")
+    )
+    learning_rate: Positive = setting(
+        1e-3, "peak learning rate", ALL, searchable=True, known_as=("lr", "lr0", "max_lr")
+    )
     teacher_learning_rate: Positive | None = setting(None, "peak learning rate of the teacher", TEACHER)
     momentum: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False), NUMBER] = setting(
         0.9, "momentum of sgd; first beta of adamw", ALL, searchable=True
     )
     weight_decay: NonNegative = setting(
-        0.01, "weight decay; biases and normalization layers are exempt", ALL, searchable=True
+        0.01, "weight decay; biases and normalization layers are exempt", ALL, searchable=True, known_as=("wd",)
     )
     schedule: Literal["cosine", "constant"] = setting(
-        "cosine", "learning rate after the warm-up: cosine decay to zero, or constant", ALL, searchable=True
+        "cosine",
+        "learning rate after the warm-up: cosine decay to zero, or constant",
+        ALL,
+        searchable=True,
+        known_as=("sched", "lr_scheduler", "lr_scheduler_type", "scheduler"),
     )
-    warmup_epochs: NonNegative = setting(0.0, "epochs of linear learning rate warm-up from zero", ALL, searchable=True)
-    max_epochs: Count = setting(20, "number of epochs", ALL, searchable=True)
+    warmup_epochs: NonNegative = setting(
+        0.0,
+        "epochs of linear learning rate warm-up from zero",
+        ALL,
+        searchable=True,
+        known_as=("warmup", "lr_warmup_epochs"),
+    )
+    max_epochs: Count = setting(
+        20, "number of epochs", ALL, searchable=True, known_as=("epochs", "num_epochs", "num_train_epochs")
+    )
     teacher_epochs: Count | None = setting(None, "number of epochs of the teacher", TEACHER)
     max_steps: Count | None = setting(
         None, "stop after this many optimizer steps, if that is earlier", STUDENT, searchable=True
@@ -334,11 +375,22 @@ class OptimizationSettings:
         "and saved",
         STUDENT,
         searchable=True,
+        known_as=("model_ema", "model_ema_decay"),
     )
     gradient_clip: Positive | None = setting(
-        None, "maximum norm of the gradient; None: no clipping", ALL, searchable=True
+        None,
+        "maximum norm of the gradient; None: no clipping",
+        ALL,
+        searchable=True,
+        known_as=("clip_grad", "clip_grad_norm", "max_grad_norm", "gradient_clip_val"),
     )
-    accumulate: Count = setting(1, "gradient accumulation: batches per optimizer step", ALL, searchable=True)
+    accumulate: Count = setting(
+        1,
+        "gradient accumulation: batches per optimizer step",
+        ALL,
+        searchable=True,
+        known_as=("grad_accum_steps", "gradient_accumulation_steps", "accumulate_grad_batches"),
+    )
 
 
 @dataclass(frozen=True)
@@ -346,15 +398,26 @@ class MachineSettings:
     """Hardware, through Lightning, and files."""
 
     accelerator: Text = setting(
-        "auto", "Lightning's accelerator: auto (a GPU if there is one), cpu, gpu, ...", NOTHING, per_machine=True
+        "auto",
+        "Lightning's accelerator: auto (a GPU if there is one), cpu, gpu, ...",
+        NOTHING,
+        per_machine=True,
+        known_as=("device",),
     )
     devices: Text = setting(
-        "auto", "number of devices (2), or their indices ('0,1'; '1,' for the second only)", NOTHING, per_machine=True
+        "auto",
+        "number of devices (2), or their indices ('0,1'; '1,' for the second only)",
+        NOTHING,
+        per_machine=True,
+        known_as=("gpus", "ngpu", "num_gpus", "nproc_per_node"),
     )
-    num_nodes: Count = setting(1, "number of machines", NOTHING, per_machine=True)
+    num_nodes: Count = setting(1, "number of machines", NOTHING, per_machine=True, known_as=("nodes", "nnodes"))
     strategy: Text = setting("auto", "Lightning's strategy: auto, ddp, fsdp, ...", NOTHING, per_machine=True)
     precision: Text = setting(
-        "auto", "auto (the fastest on this machine at the same accuracy), or Lightning's: 32-true, bf16-mixed, ...", ALL
+        "auto",
+        "auto (the fastest on this machine at the same accuracy), or Lightning's: 32-true, bf16-mixed, ...",
+        ALL,
+        known_as=("amp", "fp16", "bf16", "half", "mixed_precision"),
     )
     channels_last: Annotated[Literal["auto", "true", "false"], TEXT] = setting(
         "auto", "channels-last memory format; auto: where it is faster", ALL, per_machine=True
@@ -365,7 +428,13 @@ class MachineSettings:
         ALL,
         per_machine=True,
     )
-    default_root_dir: Text = setting("logs", "folder of all experiments", NOTHING, per_machine=True)
+    default_root_dir: Text = setting(
+        "logs",
+        "folder of all experiments",
+        NOTHING,
+        per_machine=True,
+        known_as=("output", "output_dir", "project", "log_dir", "save_dir"),
+    )
     logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = setting(
         ("tensorboard",),
         "loggers: tensorboard, csv (metrics.csv in the run's folder), wandb (Weights & Biases; WANDB_PROJECT and "

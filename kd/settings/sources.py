@@ -3,6 +3,7 @@
 Each source is read into a mapping from names to raw values with their origins; the merged mapping is validated once.
 """
 
+import difflib
 import json
 import re
 import reprlib
@@ -16,9 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from kd.errors import UserError
 from kd.files import write_text
-from kd.registry import suggestion
 from kd.settings.help import print_help
 from kd.settings.schema import PUBLISHED, Settings, field_type, setting_fields
+from kd.settings.yaml_files import read_text, read_yaml
 
 COMMAND_LINE = "on the command line"
 CONFIG_FILE = "config.yaml"
@@ -30,6 +31,9 @@ _SEVERAL = frozenset(declared.name for _, declared in setting_fields() if isinst
 _RENAMED = {
     declared.metadata["formerly"]: declared.name for _, declared in setting_fields() if declared.metadata["formerly"]
 }
+_KNOWN_AS = {other: declared.name for _, declared in setting_fields() for other in declared.metadata["known_as"]}
+_ALIKE = 0.75
+"""Similarity of two names, from 0 to 1, from which one may be a misspelling of the other."""
 _SOURCES = frozenset(name for name, section in _SECTION_OF.items() if section == "sources")
 
 # A few lines of YAML can unfold to more than fits into memory.
@@ -114,11 +118,13 @@ def resolve(
     if set(arguments) & {"-h", "--help"}:
         print_help(prog)
         raise SystemExit(0)
-    command_line = _read_flags(arguments, origin=COMMAND_LINE)
+    remarks = list[str]()
+    command_line = _read_flags(arguments, origin=COMMAND_LINE, remarks=remarks)
     named = _validate({name: given for name, given in command_line.items() if name in (*_SOURCES, "resume")})
-    flags_file, remarks = Values(), list[str]()
+    flags_file = Values()
     if reads_flags_file:
-        flags_file, remarks = _read_flags_file(named.sources.args_file, is_required="args_file" in command_line)
+        flags_file, notes = _read_flags_file(named.sources.args_file, is_required="args_file" in command_line)
+        remarks += notes
     configs = [_read_mapping(read_yaml(Path(file)), origin=file) for file in named.sources.config]
     configs += [_read_mapping(mapping, origin=origin) for origin, mapping in (values or {}).items()]
     merged: Values = {}
@@ -142,23 +148,6 @@ def with_origin(message: str, origins: Mapping[str, str]) -> str:
 def write_config(settings: Settings, path: Path) -> None:
     """Write the resolved settings as a YAML file that ``--config`` reads again."""
     write_text(path, yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True))
-
-
-def read_yaml(file: Path) -> dict[Any, Any]:
-    """Read a YAML file of ``name: value`` lines, without checking names or values.
-
-    Raises:
-        UserError: If the file is missing or holds something else.
-    """
-    try:
-        values = yaml.safe_load(_read_text(file.expanduser()))
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 (malformed dates and numbers raise anything)
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{file}: must hold 'name: value' lines, not a {type(values).__name__}")
-    return values or {}
 
 
 def _error(message: str, origin: str) -> UserError:
@@ -201,8 +190,11 @@ def _plain(name: str, value: object) -> object:
     return None if word == "none" and type(None) in getattr(field_type(name), "__args__", ()) else value
 
 
-def _read_flags(words: Sequence[str], *, origin: str) -> Values:
-    """Read flags: ``--name value``, ``--name=value``, ``--name a b c``, ``--switch``, ``--no-switch``."""
+def _read_flags(words: Sequence[str], *, origin: str, remarks: list[str] | None = None) -> Values:
+    """Read flags: ``--name value``, ``--name=value``, ``--name a b c``, ``--switch``, ``--no-switch``.
+
+    A flag given twice is an error, or if there is a list of ``remarks``, the last one wins and is added to it.
+    """
     values: Values = {}
     rest = list(words)
     while rest:
@@ -210,8 +202,10 @@ def _read_flags(words: Sequence[str], *, origin: str) -> Values:
         if not _is_flag(flag):
             raise _error(f"{flag}{equals}{value}: expected a flag such as --distill here", origin)
         name, negated = _setting_of(flag, origin=origin)
-        if name in values:
+        if name in values and remarks is None:
             raise _error(f"--{name}: given twice; keep one of them", origin)
+        if name in values and remarks is not None:
+            remarks.append(f"note: --{name} is given twice: the last one counts")
         given = [value] if equals else []
         while rest and not _is_flag(rest[0]):
             given.append(rest.pop(0))
@@ -239,8 +233,16 @@ def _setting_of(flag: str, *, origin: str) -> tuple[str, bool]:
     positive = name.removeprefix("no-")
     if positive in _SWITCHES or _BARE.get(positive) is not None:
         return positive, True
-    hint = suggestion("--" + flag.lstrip("-").replace("-", "_"), [f"--{known}" for known in _SECTION_OF])
+    hint = _hint(flag.lstrip("-").replace("-", "_"), "--")
     raise _error(f"{flag}: unknown flag{hint or '; --help lists all flags'}", origin)
+
+
+def _hint(name: str, prefix: str = "") -> str:
+    """Return a suggestion for an unknown name: by what other tools call a setting, or else by its spelling."""
+    if name in _KNOWN_AS:
+        return f"; here it is {prefix}{_KNOWN_AS[name]}"
+    known = [f"{prefix}{each}" for each in difflib.get_close_matches(name, _SECTION_OF, n=1, cutoff=_ALIKE)]
+    return f"; did you mean {known[0]!r}?" if known else ""
 
 
 def _read_flags_file(path: str, *, is_required: bool) -> tuple[Values, list[str]]:
@@ -250,7 +252,7 @@ def _read_flags_file(path: str, *, is_required: bool) -> tuple[Values, list[str]
         if is_required:
             raise UserError(f"--args_file {path}: no such file")
         return {}, []
-    text = _read_text(file)
+    text = read_text(file)
     if text.lstrip().startswith("{"):
         remark = (
             f"{file}: read as a file of the first generation; its recipe is added: "
@@ -272,7 +274,7 @@ def _logical_lines(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     start = 1
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            words = shlex.split(line, comments=True)
+            words = _split(line)
         except ValueError as error:
             raise UserError(f"{file}, line {number}: {error}") from None
         if pending and words and words[0].startswith("-"):
@@ -283,6 +285,23 @@ def _logical_lines(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         pending = pending + words
     if pending:
         yield start, pending
+
+
+def _split(line: str) -> list[str]:
+    """Split a line into words, with quotes as in a shell; backslashes are kept, as in the paths of Windows.
+
+    A comment begins with a # at the beginning of a word.
+    """
+    quote = ""
+    for index, letter in enumerate(line):
+        if quote or letter in "\"'":
+            quote = "" if letter == quote else quote or letter
+        elif letter == "#" and (not index or line[index - 1].isspace()):
+            line = line[:index]
+            break
+    lexer = shlex.shlex(line, posix=True)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    return list(lexer)
 
 
 def _read_first_generation(file: Path, text: str) -> Values:
@@ -327,7 +346,7 @@ def _read_mapping(mapping: Mapping[Any, object], *, origin: str) -> Values:
         key = _RENAMED.get(given, given) if isinstance(given, str) else given
         where = f"{origin}, key {_SHORT.repr(given)}"
         if not isinstance(key, str) or key not in _SECTION_OF:
-            hint = suggestion(key, _SECTION_OF) if isinstance(key, str) else ""
+            hint = _hint(key) if isinstance(key, str) else ""
             raise _error(f"{_SHORT.repr(key)}: unknown setting{hint or '; --help lists all settings'}", where)
         if key not in _SEVERAL:
             values[key] = Given(_plain(key, value), where)
@@ -337,12 +356,3 @@ def _read_mapping(mapping: Mapping[Any, object], *, origin: str) -> Values:
             items = [item if isinstance(item, _CONTAINERS) else f"{term}={item}" for term, item in value.items()]
         values[key] = Given([item for item in items if item is not None], where)
     return values
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: can't be read: {error}") from None

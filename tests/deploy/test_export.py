@@ -13,14 +13,17 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from torch import nn
 
 from kd import load_student
 from kd.cli import main
 from kd.data import load_image, plain_view
 from kd.deploy import FORMATS, open_student
 from kd.deploy.export import export_student, load_checkpoint_splits
+from kd.deploy.loading import find_checkpoint
 from kd.errors import UserError
-from kd.models import load_classifier
+from kd.models import Classifier, Description, build_classifier, load_classifier
 from kd.pixels import decode, square
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run
@@ -138,6 +141,97 @@ def test_a_checkpoint_outside_its_run_needs_data_dir(checkpoint: Path, tmp_path:
     with pytest.raises(UserError, match=r"config\.yaml does not exist; name them with --data_dir"):
         load_checkpoint_splits(alone)
     assert len(load_checkpoint_splits(alone, data_dir=str(tmp_path / "photos")).val) > 0
+
+
+def test_an_experiments_folder_stands_for_its_best_student(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (Path("logs/shipped"), Path("logs/shipped/distilled/version_0")):
+        assert find_checkpoint(folder) == Path("logs/shipped/distilled/version_0/checkpoints/best.ckpt")
+    assert find_checkpoint(Path("logs/shipped/teacher")).parts[-4:-2] == ("teacher", "version_0")
+    assert main(["export", "logs/shipped", "--output", "student.safetensors", "--format", "safetensors"]) == 0
+    assert main(["predict", "logs/shipped", "photos"]) == 0
+    assert main(["evaluate", "logs/shipped", "--data_dir", "photos", "--accelerator", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["export", str(tmp_path), "--output", "student.onnx"]) == 2
+    assert "no finished run in this folder; name an experiment (logs/NAME)" in capsys.readouterr().err
+
+
+def test_a_student_is_exported_without_its_images(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = shutil.copy(checkpoint, tmp_path / "alone.ckpt")
+    assert main(["export", str(alone), "--output", "alone.onnx"]) == 0
+    output = capsys.readouterr().out
+    assert "note: verified on random images, as the validation images can't be read" in output
+    assert "not measured" in output
+    card = Path("alone.md").read_text()
+    assert "Verified on 64 random images" in card
+    assert "accuracy was not measured" in card
+    student = open_student("alone.onnx")
+    size = student.metadata["image_size"]
+    images = np.random.default_rng(1).random((3, 3, size, size), dtype=np.float32)
+    with torch.no_grad():
+        expected = load_classifier(alone)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(student.logits(images), expected, atol=1e-4)
+    assert main(["export", str(alone), "--output", "alone.onnx", "--quantize", "int8"]) == 2
+    assert main(["export", str(alone), "--output", "alone.onnx", "--data_dir", "nowhere"]) == 2
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 8 * 8, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.linear(images.flatten(1))
+        return logits if images.mean() > 0 else -logits
+
+
+def write_checkpoint(network: nn.Module, code: Path, path: Path) -> str:
+    """Write a checkpoint of a network from the user's code; return its name."""
+    description = Description(f"{code}:net", ("ant", "bee"), 8, "crop", (0.5,) * 3, (0.5,) * 3)
+    classifier = Classifier(network, description)
+    state = {f"model.{name}": value for name, value in classifier.state_dict().items()}
+    torch.save({"classifier": description.plain(), "state_dict": state}, path)
+    return description.architecture
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torch"])
+def test_a_network_that_can_not_be_traced_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file_format: str
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "from tests.deploy.test_export import Untraceable\n\n\ndef net():\n    return Untraceable()\n"
+    )
+    model = write_checkpoint(Untraceable(), tmp_path / "own.py", tmp_path / "u.ckpt")
+    output = f"u{FORMATS[file_format]}"
+    flags = ["--output", output, "--format", file_format, "--model", model]
+    assert main(["export", str(tmp_path / "u.ckpt"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"--format {file_format}: torch.export can't trace" in error
+    assert "--format safetensors doesn't trace" in error
+    assert not Path(output).exists()
+
+
+def test_a_layer_under_two_names_is_exported_once(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.first = nn.Linear(192, 2)\n        self.second = self.first\n\n"
+        "    def forward(self, images):\n        return self.second(images.flatten(1))\n\n\nnet = Net\n"
+    )
+    model = f"{tmp_path / 'own.py'}:net"
+    classifier = build_classifier(model, classes=("ant", "bee"), image_size=8)
+    state = {f"model.{name}": value for name, value in classifier.state_dict().items()}
+    torch.save({"classifier": classifier.description.plain(), "state_dict": state}, tmp_path / "t.ckpt")
+    file = tmp_path / "t.safetensors"
+    export_student(tmp_path / "t.ckpt", file, file_format="safetensors", splits=None, model=model)
+    with safe_open(file, framework="pt") as opened:
+        assert len([name for name in opened.keys() if name.endswith("weight")]) == 1  # noqa: SIM118
+    images = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
+    with torch.no_grad():
+        expected = classifier.eval()(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(open_student(file, model=model).logits(images), expected, atol=1e-6)
 
 
 def test_images_are_resized_as_for_validation(tmp_path: Path) -> None:

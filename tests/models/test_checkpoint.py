@@ -32,6 +32,47 @@ def test_a_loaded_classifier_is_identical_and_in_evaluation_mode(tmp_path: Path)
     assert not loaded.training
 
 
+FAMILIES = {
+    "alexnet": 64,
+    "convnext_tiny": 32,
+    "densenet121": 32,
+    "efficientnet_b0": 32,
+    "googlenet": 32,
+    "inception_v3": 75,
+    "maxvit_t": 224,
+    "mnasnet0_5": 32,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "regnet_y_400mf": 32,
+    "resnet18": 32,
+    "shufflenet_v2_x0_5": 32,
+    "squeezenet1_1": 32,
+    "swin_t": 32,
+    "vit_b_32": 224,
+}
+"""The smallest network of each of torchvision's families but VGG, whose files are large, and the side of its images."""
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_network_of_each_family_is_saved_and_loaded(tmp_path: Path, architecture: str) -> None:
+    size = FAMILIES[architecture]
+    classifier = build_classifier(architecture, classes=("a", "b"), image_size=size).eval()
+    images = torch.rand(1, 3, size, size)
+    with torch.no_grad():
+        expected = classifier(images)
+        torch.testing.assert_close(load_classifier(save(classifier, tmp_path / "c.ckpt"))(images), expected)
+
+
+def test_one_output_for_two_classes_is_the_logit_of_the_second(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 1))\n"
+    )
+    classifier = build_classifier(f"{tmp_path / 'own.py'}:net", classes=("ant", "bee"), image_size=8)
+    images = torch.rand(5, 3, 8, 8)
+    logits, single = classifier(images), classifier.network(classifier.normalization(images))
+    torch.testing.assert_close(logits.softmax(dim=1)[:, 1], single.sigmoid()[:, 0])
+
+
 def test_a_checkpoint_of_version_0_1_is_read(tmp_path: Path) -> None:
     classifier = convnet()
     description = {

@@ -11,7 +11,17 @@ from kd.settings import (
     unsupported_by_streams,
 )
 
-FACTS = {"help", "affects", "searchable", "per_machine", "not_for_streams", "streams_allow", "bare", "formerly"}
+FACTS = {
+    "help",
+    "affects",
+    "searchable",
+    "per_machine",
+    "not_for_streams",
+    "streams_allow",
+    "bare",
+    "formerly",
+    "known_as",
+}
 
 
 def test_each_setting_has_one_name_and_declares_its_facts() -> None:

@@ -49,6 +49,84 @@ def test_later_sources_win() -> None:
     assert (flat["seed"], flat["seeds"], flat["batch_size"], flat["max_epochs"]) == (1, 2, 3, 4)
 
 
+def test_of_a_flag_given_twice_on_the_command_line_the_last_one_counts() -> None:
+    settings, remarks, _ = resolve(["--seed", "1", "--loss", "mse", "--seed", "2", "--loss", "kl=1"])
+    assert (settings.phases.seed, settings.objective.loss) == (2, ("kl=1",))
+    assert remarks == [
+        "note: --seed is given twice: the last one counts",
+        "note: --loss is given twice: the last one counts",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        (r"--data_dir C:\data\cats", r"C:\data\cats"),
+        (r"--data_dir 'C:\my cats'  # a comment", r"C:\my cats"),
+        ("--data_dir /data/cats#2 # a comment", "/data/cats#2"),
+        ("--data_dir '/data/#1 cats'", "/data/#1 cats"),
+        ("#--data_dir /data/dogs\n--data_dir /data/cats", "/data/cats"),
+    ],
+)
+def test_backslashes_and_number_signs_in_values_are_kept(line: str, path: str) -> None:
+    Path("commandline_args.txt").write_text(line)
+    assert resolved()["data_dir"] == path
+
+
+@pytest.mark.parametrize(
+    ("flag", "setting"),
+    [
+        ("lr", "learning_rate"),
+        ("epochs", "max_epochs"),
+        ("imgsz", "image_size"),
+        ("workers", "num_workers"),
+        ("wd", "weight_decay"),
+        ("amp", "precision"),
+        ("arch", "student_model"),
+        ("pretrained", "student_pretrained"),
+    ],
+)
+def test_what_other_tools_call_a_setting_is_answered_with_its_name(flag: str, setting: str) -> None:
+    with pytest.raises(UserError, match=f"^--{flag}: unknown flag; here it is --{setting}$"):
+        resolve([f"--{flag}", "1"])
+    Path("c.yaml").write_text(f"{flag}: 1")
+    with pytest.raises(UserError, match=f"^'{flag}': unknown setting; here it is {setting}\n"):
+        resolve(["--config", "c.yaml"])
+
+
+@pytest.mark.parametrize("flag", ["--quux", "--zoom", "--verbose"])
+def test_a_flag_that_is_near_to_none_gets_no_suggestion(flag: str) -> None:
+    with pytest.raises(UserError, match=f"^{flag}: unknown flag; --help lists all flags$"):
+        resolve([flag, "1"])
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("image_cache: off", "image_cache", "off"),
+        ("name: no", "name", "no"),
+        ("name: 3.10", "name", "3.10"),
+        ("name: 0123", "name", "0123"),
+        ("name: 2026-11-27", "name", "2026-11-27"),
+        ("channels_last: false", "channels_last", "false"),
+        ("max_steps: 0123", "max_steps", 123),
+        ("learning_rate: 1e-3", "learning_rate", 1e-3),
+        ("distill: true", "distill", True),
+        ("name: null", "name", None),
+        ("loss: {ce: 0.50, kl: 1}", "loss", ["ce=0.5", "kl=1"]),
+    ],
+)
+def test_plain_words_in_a_yaml_file_are_text_where_text_is_expected(line: str, name: str, value: object) -> None:
+    Path("c.yaml").write_text(line)
+    assert resolved("--config", "c.yaml")[name] == value
+
+
+def test_a_key_given_twice_in_a_yaml_file_is_an_error() -> None:
+    Path("c.yaml").write_text("seed: 1\nmax_epochs: 2\nseed: 3\n")
+    with pytest.raises(UserError, match=r"^c.yaml: key 'seed': given twice, in lines 1 and 3; keep one of them$"):
+        resolve(["--config", "c.yaml"])
+
+
 def test_a_resumed_folder_gives_its_settings_and_the_command_line_wins(tmp_path: Path) -> None:
     write_config(
         resolve(["--max_epochs", "7", "--seeds", "2", "--name", "old"]).settings, tmp_path / "x" / "config.yaml"
@@ -270,7 +348,6 @@ def test_a_malformed_file_is_a_clean_error(file: str, text: str, words: str) -> 
         ("--distill=maybe", "--distill maybe: must be true or false"),
         ("--no-distill true", "--no-distill: takes no value; write --distill true or --distill false"),
         ("--no-seeds", "--no-seeds: unknown flag"),
-        ("--seed 1 --seed 2", "--seed: given twice; keep one of them"),
         ("stray", "stray: expected a flag such as --distill here"),
         ("--config absent.yaml", "absent.yaml: no such file"),
         ("--config .", ".: can't be read"),
