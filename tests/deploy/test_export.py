@@ -150,8 +150,8 @@ def test_an_experiments_folder_stands_for_its_best_student(
         assert find_checkpoint(folder) == Path("logs/shipped/distilled/version_0/checkpoints/best.ckpt")
     assert find_checkpoint(Path("logs/shipped/teacher")).parts[-4:-2] == ("teacher", "version_0")
     assert main(["export", "logs/shipped", "--output", "student.safetensors", "--format", "safetensors"]) == 0
-    assert main(["predict", "logs/shipped", "photos"]) == 0
-    assert main(["evaluate", "logs/shipped", "--data_dir", "photos", "--accelerator", "cpu"]) == 0
+    assert main(["predict", "logs/shipped", str(tmp_path / "photos")]) == 0
+    assert main(["evaluate", "logs/shipped", "--data_dir", str(tmp_path / "photos"), "--accelerator", "cpu"]) == 0
     capsys.readouterr()
     assert main(["export", str(tmp_path), "--output", "student.onnx"]) == 2
     assert "no finished run in this folder; name an experiment (logs/NAME)" in capsys.readouterr().err
