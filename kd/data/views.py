@@ -27,6 +27,13 @@ AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
 """Augmentations by name: functions of the image size in pixels that return the transforms, uint8 to uint8, in order."""
 
 
+@AUGMENTATIONS.register("pad_crop")
+def pad_crop(size: int) -> list[View]:
+    """Padding by zeros, an eighth of the side, then a random crop and flip; He et al. (2015), section 4.2."""
+    whole = [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
+    return [*whole, v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
+
+
 @AUGMENTATIONS.register("crop")
 def crop(size: int) -> list[View]:
     """Random resized crop (8 to 100 % of the area, 3:4 to 4:3) and flip; Szegedy et al. (2014), section 6."""

@@ -22,7 +22,7 @@ from kd.pipeline.teachers import check_teacher_flags, combine, trained_teachers,
 from kd.preflight import Finding
 from kd.provenance import differences
 from kd.randomness import seeded
-from kd.settings import Settings
+from kd.settings import ObjectiveSettings, Settings
 from kd.teachers import FrozenTeacher
 from kd.training import DistillationModule, check_loggers
 
@@ -52,6 +52,7 @@ def prepare(settings: Settings, console: Console) -> Prepared:
     """
     components = build_components(settings, console)
     _check_flags(components)
+    _note_unused_loss(components, console)
     for note in components.notes:
         console.print(note)
     seed, distills, trains_teacher = settings.phases.seed, components.distills, settings.phases.train_teacher
@@ -88,10 +89,35 @@ def _check_flags(components: Components) -> None:
             f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distill, as no term uses the "
             "teacher; add one such as kl=0.9, or train with --baseline"
         )
+    _check_optimization(settings)
     if settings.optimization.ema is not None and settings.machine.precision in ("bf16-true", "16-true"):
         raise UserError(
             f"--ema --precision {settings.machine.precision}: half precision is too coarse for an average of weights; "
             "use bf16-mixed"
+        )
+
+
+def _check_optimization(settings: Settings) -> None:
+    """Refuse settings of the optimization that have no effect or contradict each other."""
+    optimization = settings.optimization
+    if optimization.nesterov and (optimization.optimizer != "sgd" or not optimization.momentum):
+        raise UserError("--nesterov: is a kind of momentum of sgd; add --optimizer sgd and a --momentum above 0")
+    if optimization.schedule == "multistep" and not optimization.milestones:
+        raise UserError("--schedule multistep: needs --milestones, such as 150 180 210 of 240 epochs")
+    if optimization.milestones and optimization.schedule != "multistep":
+        raise UserError(
+            f"--milestones {' '.join(map(str, optimization.milestones))}: only used by --schedule multistep, not "
+            f"{optimization.schedule}"
+        )
+
+
+def _note_unused_loss(components: Components, console: Console) -> None:
+    """Say that no phase minimizes the objective that was given."""
+    loss = components.settings.objective.loss
+    if loss != ObjectiveSettings().loss and components.objective not in components.objectives:
+        console.print(
+            f"note: --loss {' '.join(loss)}: not used, as no student is distilled with it (--distill); the other "
+            "phases minimize cross-entropy with the labels"
         )
 
 

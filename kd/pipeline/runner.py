@@ -150,6 +150,7 @@ class Runner:
             max_steps=optimization.teacher_steps if is_teacher else optimization.max_steps,
             gradient_clip=optimization.gradient_clip,
             accumulate=optimization.accumulate,
+            early_stopping=optimization.early_stopping,
             loggers=self._loggers(folder, first_step=resume.first_step) if components.writes_files else [],
             hyperparameters=values,
             title=title,

@@ -22,6 +22,7 @@ from kd.teachers import (
     NONE,
     Foreign,
     StoredLogits,
+    depends_on_class,
     has_stored_logits,
     is_no_better_than_chance,
     load_teacher,
@@ -270,7 +271,7 @@ def _measure(
     hardware = replace(components.hardware, limit_val_batches=batches or 1.0)
     # An ensemble resizes the views for each member.
     ensemble = network if isinstance(network, Ensemble) else Ensemble([network])
-    data = student_data(components, settings.phases.seed)
+    data, recorder = student_data(components, settings.phases.seed), recorder or PredictionRecorder()
     accuracy = evaluate(ensemble, data, hardware=hardware, predictions=recorder)["val/acc"]
     images = len(labels) if batches is None else min(len(labels), batches * components.batch_size)
     console.print(
@@ -286,7 +287,7 @@ def _measure(
     if accuracy < _POOR and is_given and isinstance(network, Classifier):
         _print_better_normalization(components, console, network, accuracy)
     refuse(findings, strict=settings.phases.strict)
-    if is_no_better_than_chance(accuracy, labels, images=images):
+    if is_no_better_than_chance(accuracy, labels, images=images) and not depends_on_class(*recorder.validated):
         text = (
             f"the {role}'s accuracy of {accuracy:.1%} is no better than chance: always predicting the most frequent "
             f"class gives {majority_share(labels):.1%}"

@@ -4,6 +4,7 @@ from kd.settings.declaration import Phase
 from kd.settings.help import markdown_table
 from kd.settings.schema import (
     PUBLISHED,
+    ObjectiveSettings,
     Settings,
     field_type,
     per_machine_settings,

@@ -114,11 +114,11 @@ class DataSettings:
         known_as=("workers", "dataloader_num_workers"),
     )
     download: Switch = setting(False, "download a data set by name if it is missing", NOTHING, per_machine=True)
-    augment: Literal["none", "flip", "crop", "rotate", "trivial", "rand"] = setting(
+    augment: Literal["none", "flip", "pad_crop", "crop", "rotate", "trivial", "rand"] = setting(
         "crop",
-        "augmentation of the training images: none, flip (horizontally, with probability 0.5), crop (random resized "
-        "crop and flip), rotate (rotation by up to 30 degrees, then as crop), trivial (TrivialAugmentWide), rand "
-        "(RandAugment)",
+        "augmentation of the training images: none, flip (horizontally, with probability 0.5), pad_crop (padded by an "
+        "eighth, cropped and flipped, as for CIFAR), crop (random resized crop and flip), rotate (rotation by up to 30 "
+        "degrees, then as crop), trivial (TrivialAugmentWide), rand (RandAugment)",
         ALL,
         searchable=True,
         known_as=("aa", "auto_augment", "augmentation"),
@@ -347,13 +347,25 @@ class OptimizationSettings:
     weight_decay: NonNegative = setting(
         0.01, "weight decay; biases and normalization layers are exempt", ALL, searchable=True, known_as=("wd",)
     )
-    schedule: Literal["cosine", "constant"] = setting(
+    nesterov: Switch = setting(False, "Nesterov momentum for sgd", ALL, searchable=True)
+    schedule: Literal["cosine", "constant", "step", "multistep", "poly"] = setting(
         "cosine",
-        "learning rate after the warm-up: cosine decay to zero, or constant",
+        "learning rate after the warm-up: cosine decay to zero, constant, step (times gamma every step_epochs), "
+        "multistep (times gamma at the milestones), or poly (to zero, with poly_power)",
         ALL,
         searchable=True,
         known_as=("sched", "lr_scheduler", "lr_scheduler_type", "scheduler"),
     )
+    milestones: tuple[Positive, ...] = setting(
+        (), "epochs at which schedule multistep multiplies the learning rate by gamma", ALL
+    )
+    step_epochs: Positive = setting(
+        30.0, "epochs between the steps of schedule step", ALL, searchable=True, known_as=("step_size", "decay_epochs")
+    )
+    gamma: Positive = setting(
+        0.1, "factor of the learning rate at each step", ALL, searchable=True, known_as=("lr_gamma", "decay_rate")
+    )
+    poly_power: Positive = setting(1.0, "exponent of schedule poly; 1: linear", ALL, searchable=True)
     warmup_epochs: NonNegative = setting(
         0.0,
         "epochs of linear learning rate warm-up from zero",
@@ -376,6 +388,12 @@ class OptimizationSettings:
         STUDENT,
         searchable=True,
         known_as=("model_ema", "model_ema_decay"),
+    )
+    early_stopping: Count | None = setting(
+        None,
+        "stop a training after this many epochs without a higher validation accuracy; None: never",
+        ALL,
+        known_as=("patience", "early_stop_patience"),
     )
     gradient_clip: Positive | None = setting(
         None,

@@ -4,6 +4,7 @@ from kd.teachers.frozen import FrozenTeacher
 from kd.teachers.loading import (
     NONE,
     Foreign,
+    depends_on_class,
     is_no_better_than_chance,
     load_network,
     load_teacher,

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, chi2_contingency
 
 from kd.errors import UserError
 from kd.exported import METADATA_KEY, parse_metadata, refuse_program
@@ -314,6 +315,26 @@ def is_no_better_than_chance(accuracy: float, labels: Sequence[int], *, images: 
     """
     correct = round(accuracy * images)
     return correct < images and bool(binom.sf(correct - 1, images, majority_share(labels)) > _SIGNIFICANCE)
+
+
+def depends_on_class(labels: Sequence[int], decisions: Sequence[int]) -> bool:
+    """Return whether predictions agree with the labels more often than if they were independent of them.
+
+    Chi-squared test of the confusion matrix at a significance level of 0.001, where the agreement, Cohen's kappa, is
+    positive. A classifier may be useful though it is less accurate than always predicting a very frequent class.
+
+    Args:
+        labels: Classes of the images, ``(N,)``.
+        decisions: The predicted ones, ``(N,)``.
+    """
+    counts = np.zeros((max(*labels, *decisions) + 1,) * 2)
+    np.add.at(counts, (np.asarray(labels), np.asarray(decisions)), 1)
+    shares = counts / counts.sum()
+    agreement = float(np.trace(shares) - (shares.sum(axis=0) * shares.sum(axis=1)).sum())
+    observed = counts[counts.any(axis=1)][:, counts.any(axis=0)]
+    if agreement <= 0 or min(observed.shape) == 1:
+        return False
+    return bool(chi2_contingency(observed).pvalue < _SIGNIFICANCE)
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -23,12 +23,14 @@ class PredictionRecorder(Callback):
     Attributes:
         history: The metrics of each epoch; ``None`` for values that are not finite.
         decisions: The predicted classes ``(N,)`` in the order of the images; ``None`` if only some were validated.
+        validated: Labels and predicted classes of the images that were validated, ``(n,)`` each.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.history: list[dict[str, float | None]] = []
         self.decisions: Tensor | None = None
+        self.validated: tuple[list[int], list[int]] = ([], [])
         self._logits: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,6 +74,8 @@ class PredictionRecorder(Callback):
         # With a limit on validation batches, only the first images of each process are validated.
         indices = np.concatenate([np.asarray(numbers[: len(part)]) for part, numbers in parts])
         order = np.argsort(indices, kind="stable")
+        labels = np.asarray(images.labels)[indices[order]]
+        self.validated = labels.tolist(), logits[order].argmax(axis=1).tolist()
         if len(logits) == len(images):
             self.decisions = torch.from_numpy(logits[order].argmax(axis=1))
         if self.path is not None and trainer.is_global_zero:

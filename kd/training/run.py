@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
@@ -76,6 +76,7 @@ def train(
     max_steps: int | None = None,
     gradient_clip: float | None = None,
     accumulate: int = 1,
+    early_stopping: int | None = None,
     loggers: Sequence[Logger] = (),
     hyperparameters: Mapping[str, Any] | None = None,
     title: str | None = None,
@@ -94,6 +95,7 @@ def train(
         max_epochs: Maximum number of epochs.
         max_steps: Maximum number of optimizer steps.
         gradient_clip: Maximum norm of the gradient.
+        early_stopping: Number of epochs without a higher validation accuracy after which to stop; ``None``: never.
         accumulate: Number of batches whose gradients are accumulated for an optimizer step.
         loggers: Lightning loggers, such as :class:`kd.training.RunTensorBoard`, for scalars, hyperparameters and, if
             they support them, images.
@@ -122,6 +124,11 @@ def train(
         last,
         *_limit_callbacks(max_steps, on_epoch),
     ]
+    if early_stopping is not None:
+        # Before those that save, so that a resumed run counts on.
+        callbacks.insert(
+            0, EarlyStopping("val/acc", mode="max", patience=early_stopping, check_on_train_epoch_end=False)
+        )
     # Only the weights of the best epoch: a run is resumed from last.ckpt.
     best = ModelCheckpoint(
         filename="best", monitor="val/acc", mode="max", save_weights_only=True, enable_version_counter=False

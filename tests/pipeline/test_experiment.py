@@ -15,7 +15,7 @@ from kd.errors import UserError
 from kd.pipeline import Experiment, check_experiment, evaluate_checkpoint, run_experiment
 from kd.settings import resolve
 from kd.training import Hardware
-from tests.conftest import MakeFolder
+from tests.conftest import REPOSITORY, MakeFolder
 
 SMALL = """
 image_size: 16
@@ -40,6 +40,37 @@ def weights(run: dict[str, Any]) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(Path(run["folder"], "checkpoints", "last.ckpt"), weights_only=True)
     state: dict[str, torch.Tensor] = checkpoint["state_dict"]
     return state
+
+
+def test_the_protocol_of_cifar_runs_in_a_short_form(make_folder: MakeFolder) -> None:
+    config = ["--config", str(REPOSITORY / "configs" / "cifar100.yaml"), "--dataset", "imagefolder"]
+    short = ["--max_epochs", "2", "--milestones", "1", "--teacher_model", "linear", "--accelerator", "cpu"]
+    flags = [*config, *short, "--data_dir", str(make_folder()), "--baseline", "--name", "cifar"]
+    settings, *_ = resolve(flags)
+    done = run_experiment(settings, console=make_console(file=io.StringIO()))
+    recipe = done.runs["baseline"][0]["provenance"]["settings"]
+    expected = {"augment": "pad_crop", "optimizer": "sgd", "nesterov": True, "schedule": "multistep", "batch_size": 64}
+    assert {name: recipe[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--nesterov",), "--nesterov: is a kind of momentum of sgd; add --optimizer sgd"),
+        (("--schedule", "multistep"), "--schedule multistep: needs --milestones"),
+        (("--milestones", "1", "2"), "--milestones 1.0 2.0: only used by --schedule multistep, not cosine"),
+    ],
+)
+def test_an_optimization_that_contradicts_itself_is_refused(
+    make_folder: MakeFolder, flags: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run(make_folder(), "--baseline", *flags)
+
+
+def test_an_objective_that_no_phase_uses_is_noted(make_folder: MakeFolder) -> None:
+    _, output = run(make_folder(), "--baseline", "--loss", "kl=1", "--fast_dev_run")
+    assert "note: --loss kl=1: not used, as no student is distilled with it (--distill)" in " ".join(output.split())
 
 
 def test_all_phases_over_two_seeds_leave_what_the_plan_says(make_folder: MakeFolder) -> None:

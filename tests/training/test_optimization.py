@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -48,6 +49,32 @@ def test_the_learning_rate_warms_up_linearly_and_decays_as_half_a_cosine() -> No
 def test_a_constant_schedule_is_constant_after_the_warm_up() -> None:
     factor = partial(Recipe(schedule="constant").factor, total_steps=10, warmup_steps=2)
     assert [factor(step) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Recipe(schedule="multistep", milestones=(1, 2.5), gamma=0.1), [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01]),
+        (Recipe(schedule="step", step_epochs=1.5, gamma=0.5), [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]),
+        (Recipe(schedule="poly"), [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        (Recipe(schedule="poly", poly_power=2), [(1 - step / 8) ** 2 for step in range(8)]),
+        (Recipe(schedule="multistep", milestones=(2,), warmup_epochs=1), [0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1]),
+    ],
+)
+def test_schedules_follow_their_formulas(recipe: Recipe, expected: list[float]) -> None:
+    recipe = replace(recipe, learning_rate=1.0, optimizer="sgd")
+    optimizer = recipe.build_optimizer(network())
+    scheduler = recipe.build_scheduler(optimizer, total_steps=8, steps_per_epoch=2)
+    rates = []
+    for _ in range(8):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(expected)
+
+
+def test_sgd_may_have_nesterov_momentum() -> None:
+    assert Recipe(optimizer="sgd", nesterov=True).build_optimizer(network()).param_groups[0]["nesterov"] is True
 
 
 def test_the_warm_up_is_measured_in_epochs() -> None:

@@ -74,6 +74,7 @@ class _Training:
         self.folder, self.images = folder, images
         self.workers = options.pop("num_workers", 0)
         self.streams = options.pop("streams", False)
+        self.recipe = options.pop("recipe", Recipe(learning_rate=0.01, warmup_epochs=1))
         self.objective = options.pop("objective", "ce=0.5 kl(temperature=linear(4, 2))=0.5")
         self.options: dict[str, Any] = {"max_epochs": EPOCHS, "phase": "distilled", "hardware": CPU} | options
 
@@ -91,7 +92,7 @@ class _Training:
             teacher=FrozenTeacher(_network(classes, 1)),
             student=_network(classes, 2),
             objective=build_objective(self.objective, num_classes=len(classes), soft_labels=True),
-            recipe=Recipe(learning_rate=0.01, warmup_epochs=1),
+            recipe=self.recipe,
             seed=3,
             mixing=Mixing(mixup=0.4, num_classes=len(classes)),
             ema=0.9,
@@ -243,6 +244,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(
     assert ResumeOptions(previous).first_step == 6
     _assert_identical(cut, cut.run(resumes=True, save_every=2), whole, expected)
     assert not last.with_name("previous.ckpt").exists()
+
+
+def test_early_stopping_counts_on_in_a_resumed_training(folder_of_images: Path, tmp_path: Path) -> None:
+    # A vanishing learning rate, so that no epoch is better than the first.
+    recipe = Recipe(optimizer="sgd", nesterov=True, learning_rate=1e-9, schedule="multistep", milestones=(1,))
+    whole, cut = (
+        _Training(tmp_path / name, folder_of_images, recipe=recipe, early_stopping=2, max_epochs=9)
+        for name in ("whole", "cut")
+    )
+    expected = whole.run()
+    assert (expected.epochs, len(expected.history)) == (3, 3)
+    steps = expected.steps // 3
+    with pytest.raises(_Killed):
+        cut.run(_kill_at(2 * steps + 1), save_every=1)
+    _assert_identical(cut, cut.run(resumes=True, save_every=1), whole, expected)
 
 
 def test_a_finished_training_is_not_trained_again(folder_of_images: Path, tmp_path: Path) -> None:
