@@ -198,6 +198,11 @@ def _evaluate(
     table = Table(title=checkpoint, title_justify="left", show_header=False)
     table.add_row("images", f"{len(predictions):,}")
     table.add_row("accuracy", f"{measures['accuracy']:.2%}")
+    table.add_row("balanced accuracy", f"{measures['balanced_accuracy']:.2%}")
+    table.add_row("macro F1", f"{measures['macro_f1']:.2%}")
+    if measures["auroc"] is not None:
+        table.add_row("AUROC", f"{measures['auroc']:.2%}")
+    table.add_row("most frequent class", f"{measures['constant']:.2%}")
     if measures["top5"] is not None:
         table.add_row("top-5 accuracy", f"{measures['top5']:.2%}")
     table.add_row("cross-entropy", f"{measures['nll']:.4f} nats")

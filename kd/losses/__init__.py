@@ -8,6 +8,7 @@ A new loss is a registered dataclass, a subclass of `LogitLoss` or `FeatureLoss`
 from kd.losses.logits import (
     CosineDistance,
     CrossEntropy,
+    Focal,
     HardDistillation,
     JensenShannon,
     LogitMSE,
@@ -23,5 +24,5 @@ from kd.losses.derivatives import JacobianMatching
 
 # isort: on
 from kd.losses.base import LOSSES, BaseLoss, LogitLoss, Outputs, hyperparameters_of
-from kd.losses.objective import Objective, Pair
+from kd.losses.objective import Objective, Pair, Term
 from kd.losses.parsing import build_objective

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from kd.losses.base import LOSSES, LogitLoss, SoftenedLoss, bounded, unit_vectors
 
+_SMALLEST = 1e-6
+
 
 @LOSSES.register("ce")
 @dataclass(frozen=True)
@@ -42,6 +44,39 @@ class CrossEntropy(LogitLoss):
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the cross-entropy."""
         return F.cross_entropy(student, labels, label_smoothing=self.label_smoothing)
+
+
+@LOSSES.register("focal")
+@dataclass(frozen=True)
+class Focal(LogitLoss):
+    r"""Focal loss: cross-entropy that gives less weight to images whose class is predicted with confidence.
+
+    $$ -\frac{1}{B} \sum_{b=1}^{B} (1 - p_b)^\gamma \log p_b, \qquad p_b = \sigma(z_b)_{y_b} $$
+
+    Args:
+        gamma: $\gamma \ge 0$; 0 is the cross-entropy.
+
+    Shape: as `LogitLoss`; returns a scalar, in nats.
+
+    Raises:
+        ValueError: If ``gamma`` is negative.
+
+    Source: Lin et al. (2017), section 3.2, https://arxiv.org/abs/1708.02002
+    """
+
+    gamma: float = bounded(2.0, lambda value: value >= 0, "a number of at least 0")
+
+    formula = "mean over b of -(1 - p_b)^γ log p_b; p_b: softmax(z_b)[y_b]"
+    source = "Lin et al. 2017, section 3.2"
+    needs_teacher = False
+    needs_labels = True
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
+        """Return the focal loss."""
+        log_probabilities = F.log_softmax(student, dim=1).gather(1, labels[:, None])[:, 0]
+        # Bounded below, as a power below 1 has an infinite gradient at 0.
+        missing = (-torch.expm1(log_probabilities)).clamp(min=_SMALLEST)
+        return -(missing.pow(self.gamma) * log_probabilities).mean()
 
 
 @LOSSES.register("mse")

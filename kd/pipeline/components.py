@@ -35,7 +35,7 @@ from kd.data import (
 )
 from kd.errors import UserError
 from kd.files import sha256_of
-from kd.losses import Objective, build_objective
+from kd.losses import BaseLoss, Objective, Outputs, Term, build_objective
 from kd.models import (
     Classifier,
     Embedder,
@@ -347,7 +347,7 @@ def provenance_of(
         settings["stream_parts"] = parts_of_step(components.world_size)
     if objective is not None:
         settings["loss"] = [objective]
-    texts = [network.description.architecture, *settings.get("loss", ())]
+    texts = [network.description.architecture, *settings.get("loss", ()), *settings.get("baseline_loss", ())]
     provenance: Provenance = {"settings": settings, "data": components.images.contents_for(kind)}
     if teacher is not None:
         texts.append(teacher.description.architecture)
@@ -469,6 +469,43 @@ def _build_objectives(settings: Settings, num_classes: int) -> tuple[Objective, 
         except UserError as error:
             raise UserError(f"--compare_losses {text!r}: {str(error).removeprefix('--loss: ')}") from error.__cause__
     return build(list(settings.objective.loss)), compared
+
+
+def build_baseline_objective(components: Components) -> Objective:
+    """Build what the student minimizes that is trained on the labels alone.
+
+    Raises:
+        UserError: If a term depends on a teacher.
+    """
+    settings, classes = components.settings, len(components.splits.classes)
+    texts = list(settings.objective.baseline_loss)
+    try:
+        objective = build_objective(
+            texts,
+            num_classes=classes,
+            label_smoothing=settings.objective.label_smoothing,
+            soft_labels=bool(settings.data.mixup or settings.data.cutmix),
+        )
+    except UserError as error:
+        raise UserError(f"--baseline_loss: {str(error).removeprefix('--loss: ')}") from error.__cause__
+    terms = []
+    for term in objective.terms:
+        # A function of the user's may ignore the teacher, which is tried.
+        is_own = not isinstance(term.loss, BaseLoss)
+        if term.needs_teacher and not (is_own and _ignores_teacher(term, classes)):
+            raise UserError(
+                f"--baseline_loss {' '.join(texts)}: {term.name} depends on a teacher's logits; it belongs to --loss"
+            )
+        terms.append(replace(term, needs_teacher=False))
+    return Objective(tuple(terms))
+
+
+def _ignores_teacher(term: Term, classes: int) -> bool:
+    """Return whether a term is finite for a teacher without any finite logit."""
+    labels = torch.arange(4) % classes
+    logits = torch.randn(4, classes, generator=torch.Generator().manual_seed(0))
+    loss = term.at(0, 1)(Outputs(logits), Outputs(torch.full_like(logits, torch.nan)), labels)
+    return bool(torch.isfinite(loss))
 
 
 def _check_single_image(classifier: Classifier) -> None:

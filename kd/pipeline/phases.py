@@ -11,6 +11,7 @@ from kd.models import Classifier, Ensemble, load_classifier
 from kd.pipeline.caches import logit_store
 from kd.pipeline.components import (
     Components,
+    build_baseline_objective,
     build_network,
     build_recipe,
     build_student,
@@ -92,11 +93,11 @@ def train_teacher(runner: Runner, network: Classifier, seed: int) -> tuple[str |
 
 
 def train_baseline(runner: Runner, seed: int) -> None:
-    """Train the student on the labels only."""
+    """Train the student on the labels alone."""
     components, settings = runner.components, runner.components.settings
     module = ClassifierModule(
         build_student(components, seed),
-        objective=build_objective("ce", label_smoothing=settings.objective.label_smoothing),
+        objective=build_baseline_objective(components),
         recipe=build_recipe(settings),
         seed=seed,
         mixing=components.mixing,

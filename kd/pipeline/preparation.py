@@ -11,6 +11,7 @@ from kd.errors import UserError
 from kd.models import Classifier, Embedder, Ensemble
 from kd.pipeline.components import (
     Components,
+    build_baseline_objective,
     build_components,
     build_network,
     build_student,
@@ -84,6 +85,8 @@ def _check_flags(components: Components) -> None:
     settings = components.settings
     check_teacher_flags(settings)
     check_loggers(settings.machine.logger)
+    if components.trains_baseline:
+        build_baseline_objective(components)
     if any(objective is components.objective and not objective.needs_teacher for objective in components.objectives):
         raise UserError(
             f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distill, as no term uses the "
@@ -116,8 +119,8 @@ def _note_unused_loss(components: Components, console: Console) -> None:
     loss = components.settings.objective.loss
     if loss != ObjectiveSettings().loss and components.objective not in components.objectives:
         console.print(
-            f"note: --loss {' '.join(loss)}: not used, as no student is distilled with it (--distill); the other "
-            "phases minimize cross-entropy with the labels"
+            f"note: --loss {' '.join(loss)}: not used, as no student is distilled with it (--distill); the "
+            f"baseline minimizes --baseline_loss {' '.join(components.settings.objective.baseline_loss)}"
         )
 
 

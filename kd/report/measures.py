@@ -1,5 +1,6 @@
 """Accuracy, calibration and agreement with a teacher, computed from stored logits."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,22 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
+from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
+    multiclass_auroc,
     multiclass_calibration_error,
     multiclass_confusion_matrix,
+    multiclass_f1_score,
 )
 
 from kd.report.verdict import mean_and_std
 
 TOP = 5
+_SCALARS = (
+    *("accuracy", "balanced_accuracy", "macro_f1", "auroc", "constant"),
+    *("top5", "nll", "ece", "agreement", "kl_to_teacher"),
+)
 BINS = 15
 """Number of confidence bins, of equal width from 0 to 1; Guo et al. (2017)."""
 
@@ -68,10 +76,14 @@ def measure(predictions: Predictions) -> dict[str, Any]:
     """Compute the metrics of a network's predictions.
 
     Returns:
-        ``accuracy``; ``top5`` (``None`` for five classes or fewer); ``nll``, the mean negative log-likelihood of the
+        ``accuracy``; ``balanced_accuracy``, the mean recall of the classes; ``macro_f1``, the mean of their F1 scores;
+        ``auroc``, the mean area under the ROC curve of each class against the others (all three over the classes with
+        images); ``constant``, the accuracy of always predicting the most frequent class; ``top5`` (``None`` for five
+        classes or fewer); ``nll``, the mean negative log-likelihood of the
         labels, in nats; ``ece``, the expected calibration error over 15 bins of confidence; ``bins``, each with
-        ``count``, ``accuracy`` and ``confidence`` (a reliability diagram); ``classes``; ``per_class``, accuracies in
-        the order of the classes (``None`` for a class without images); ``confusion``, counts by label and prediction.
+        ``count``, ``accuracy`` and ``confidence`` (a reliability diagram); ``classes``; ``per_class``, accuracies
+        (recalls) in the order of the classes, ``precision``, likewise (``None`` for a class without images or
+        predictions), and ``support``, their numbers of images; ``confusion``, counts by label and prediction.
 
     Source: Guo et al. (2017), section 2, https://arxiv.org/abs/1706.04599 (calibration)
     """
@@ -81,16 +93,26 @@ def measure(predictions: Predictions) -> dict[str, Any]:
     options: dict[str, Any] = {"num_classes": count, "validate_args": False}
     confusion = multiclass_confusion_matrix(probabilities, labels, **options)
     top5 = multiclass_accuracy(probabilities, labels, **options, average="micro", top_k=min(TOP, count))
-    confidence = probabilities.amax(dim=1).numpy()
-    by_class = zip(confusion.diag().tolist(), confusion.sum(dim=1).tolist(), strict=True)
+    confidence, hits, support = probabilities.amax(dim=1).numpy(), confusion.diag(), confusion.sum(dim=1)
+    recalls = _ratios(hits, support)
+    with warnings.catch_warnings():
+        # A class without images has no curve.
+        warnings.filterwarnings("ignore", message="No (positive|negative) samples")
+        areas = multiclass_auroc(probabilities, labels, **options, average="none")
     return {
         "accuracy": int(confusion.trace()) / len(predictions),
+        "balanced_accuracy": float(np.mean([recall for recall in recalls if recall is not None])),
+        "macro_f1": float(multiclass_f1_score(probabilities, labels, **options, average="none")[support > 0].mean()),
+        "auroc": float(areas[support > 0].mean()) if int((support > 0).sum()) > 1 else None,
+        "constant": int(support.max()) / len(predictions),
         "top5": float(top5) if count > TOP else None,
         "nll": float(F.cross_entropy(logits, labels)),
         "ece": float(multiclass_calibration_error(probabilities, labels, **options, n_bins=BINS)),
         "bins": _bins(confidence, (predictions.decisions == predictions.labels).astype(float)),
         "classes": list(predictions.classes),
-        "per_class": [correct / size if size else None for correct, size in by_class],
+        "per_class": recalls,
+        "precision": _ratios(hits, confusion.sum(dim=0)),
+        "support": support.tolist(),
         "confusion": confusion.tolist(),
     }
 
@@ -115,20 +137,27 @@ def aggregate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         For each scalar its ``mean`` and ``std`` (over n - 1; ``None`` for one run); ``classes``; means of
-        ``per_class``; sums of ``confusion`` and ``bins``.
+        ``per_class`` and ``precision``; sums of ``confusion`` and ``bins``.
     """
     facts: dict[str, Any] = {}
-    for name in ("accuracy", "top5", "nll", "ece", "agreement", "kl_to_teacher"):
+    for name in _SCALARS:
         values = [run[name] for run in runs if run.get(name) is not None]
         facts[name] = dict(zip(("mean", "std"), mean_and_std(values), strict=True)) if values else None
     facts["classes"] = runs[0]["classes"]
-    facts["per_class"] = [
-        mean_and_std(values)[0] if (values := [value for value in by_run if value is not None]) else None
-        for by_run in zip(*(run["per_class"] for run in runs), strict=True)
-    ]
+    for name in ("per_class", "precision"):
+        facts[name] = [
+            mean_and_std(values)[0] if (values := [value for value in by_run if value is not None]) else None
+            for by_run in zip(*(run[name] for run in runs), strict=True)
+        ]
+    facts["support"] = runs[0]["support"]
     facts["confusion"] = np.sum([run["confusion"] for run in runs], axis=0).tolist()
     facts["bins"] = [_merge_bins(bins) for bins in zip(*(run["bins"] for run in runs), strict=True)]
     return facts
+
+
+def _ratios(counts: Tensor, sizes: Tensor) -> list[float | None]:
+    pairs = zip(counts.tolist(), sizes.tolist(), strict=True)
+    return [count / size if size else None for count, size in pairs]
 
 
 def _bins(confidence: Floats, correct: Floats) -> list[dict[str, Any]]:

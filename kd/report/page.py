@@ -35,6 +35,8 @@ PICTURES = "figures"
 """Folder of the figures beside a page."""
 _MAX_CURVES = 6
 """Largest number of objectives with distinguishable curves."""
+_MAX_CLASSES = 50
+"""Largest number of classes with a row each."""
 _EVENTS = "report"
 """Name of the report among the runs in TensorBoard."""
 
@@ -130,6 +132,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
     if summary["compared"]:
         phases.setdefault("distilled", summary["compared"][0])
     config = folder / "config.yaml"
+    tables = _accuracies(summary), _uneven_metrics(summary), _costs(phases), _objectives(summary), _classes(phases)
     prefix = f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-" if several else ""
     pictures = [picture for picture in _pictures(folder, summary) if picture is not None]
     for picture in pictures:
@@ -146,7 +149,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
         "outcome": {1: "gained", -1: "lost"}.get(significance(gain_of(summary)) or 0, ""),
         "compression": _compression(phases.get("distilled", {})),
         "overview": [*accuracies, gain_in_points(gain_of(summary))],
-        "tables": [table for table in (_accuracies(summary), _costs(phases), _objectives(summary)) if table],
+        "tables": [table for table in tables if table],
         "pictures": pictures,
         "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         "provenance": _provenance(summary),
@@ -209,6 +212,47 @@ def _accuracies(summary: Mapping[str, Any]) -> Table:
     )
     heads = ["network", "last epoch", "best epoch", "top-5", "NLL", "ECE", "agreement", "KL to teacher", "training"]
     return Table(heads, rows, note)
+
+
+def _uneven_metrics(summary: Mapping[str, Any]) -> Table | None:
+    phases = summary["phases"]
+    networks = [(title_of(phase, phases), facts["model"], facts) for phase, facts in phases.items()]
+    networks += [("student, distilled", row["objective"], row) for row in summary["compared"]]
+    rows = [
+        [
+            (title, detail),
+            *(_percent(measured.get(name)) for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")),
+        ]
+        for title, detail, facts in networks
+        if (measured := facts.get("measured") or {}).get("balanced_accuracy")
+    ]
+    if not rows:
+        # Earlier versions didn't compute them.
+        return None
+    constant = next(
+        facts["measured"]["constant"] for _, _, facts in networks if (facts.get("measured") or {}).get("constant")
+    )
+    note = (
+        "After the last epoch. Balanced accuracy: the mean recall of the classes; macro F1: the mean of their F1 "
+        "scores; AUROC: the mean area under the ROC curve of each class against the others. Always predicting the most "
+        f"frequent class has an accuracy of {constant['mean']:.2%}."
+    )
+    return Table(["network", "accuracy", "balanced accuracy", "macro F1", "AUROC"], rows, note)
+
+
+def _classes(phases: Mapping[str, Any]) -> Table | None:
+    measured = [
+        (phase, facts["measured"]) for phase, facts in phases.items() if (facts.get("measured") or {}).get("support")
+    ]
+    if not measured or len(measured[-1][1]["classes"]) > _MAX_CLASSES:
+        return None
+    phase, facts = measured[-1]
+    columns = zip(facts["classes"], facts["precision"], facts["per_class"], facts["support"], strict=True)
+    rows = [
+        [(name, ""), *("" if value is None else f"{value:.1%}" for value in (precision, recall)), f"{count:,}"]
+        for name, precision, recall, count in columns
+    ]
+    return Table(["class", "precision", "recall", "images"], rows, f"Of the {title_of(phase, phases)}, by class.")
 
 
 def _costs(phases: Mapping[str, Any]) -> Table | None:

@@ -11,6 +11,9 @@ from rich.text import Text
 from kd.report.summary import title_of
 from kd.report.verdict import significance
 
+_UNEVEN = 1.5
+"""Share of the most frequent class, in units of an equal share, from which classes count as uneven."""
+
 OBJECTIVE_HEADINGS = ("objective", "accuracy", "difference", "95 % interval", "significant", "gain")
 
 
@@ -99,9 +102,27 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         means = [mean_of(runs, key, "{:.2%}") for key in ("best_val_acc", "agreement")]
         table.add_row(name, f"{facts['parameters']:,}", accuracy, *means, mean_of(runs, "seconds", "{:,.0f} s"))
     console.print(table)
+    _print_uneven(summary, console)
     if summary["compared"]:
         console.print()
         print_comparison(summary["compared"], console)
+
+
+def _print_uneven(summary: Mapping[str, Any], console: Console) -> None:
+    """Print balanced accuracies where always predicting the most frequent class is better than chance."""
+    measured = {phase: facts.get("measured") or {} for phase, facts in summary["phases"].items()}
+    balanced = {
+        phase: facts["balanced_accuracy"] for phase, facts in measured.items() if facts.get("balanced_accuracy")
+    }
+    constants = [facts["constant"]["mean"] for facts in measured.values() if facts.get("constant")]
+    classes = max((len(facts["classes"]) for facts in measured.values() if facts.get("classes")), default=0)
+    if not balanced or constants[0] < _UNEVEN / classes:
+        return
+    each = ", ".join(f"{title_of(phase, summary['phases'])} {value['mean']:.2%}" for phase, value in balanced.items())
+    console.print(
+        f"Uneven classes: always predicting the most frequent one has an accuracy of {constants[0]:.2%}. Balanced "
+        f"accuracy: {each}."
+    )
 
 
 def print_comparison(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

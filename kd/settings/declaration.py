@@ -12,6 +12,7 @@ Phase = Literal["teacher", "baseline", "distilled"]
 
 NOTHING: frozenset[Phase] = frozenset()
 TEACHER: frozenset[Phase] = frozenset({"teacher"})
+BASELINE: frozenset[Phase] = frozenset({"baseline"})
 DISTILLED: frozenset[Phase] = frozenset({"distilled"})
 STUDENT: frozenset[Phase] = frozenset({"baseline", "distilled"})
 ALL: frozenset[Phase] = TEACHER | STUDENT

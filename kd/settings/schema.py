@@ -13,6 +13,7 @@ from pydantic import Field
 
 from kd.settings.declaration import (
     ALL,
+    BASELINE,
     DISTILLED,
     INT64_MAX,
     NOTHING,
@@ -303,7 +304,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """What the student minimizes. Teacher and baseline minimize cross-entropy with the labels."""
+    """What the student minimizes. The teacher minimizes cross-entropy with the labels."""
 
     loss: tuple[Text, ...] = setting(
         ("ce=0.1", "kl=0.9"),
@@ -311,6 +312,12 @@ class ObjectiveSettings:
         DISTILLED,
         searchable=True,
         known_as=("criterion", "distill_loss", "alpha"),
+    )
+    baseline_loss: tuple[Text, ...] = setting(
+        ("ce=1",),
+        "terms of the student that is trained on the labels alone, such as focal=1, or your own: "
+        "path/to/file.py:function",
+        BASELINE,
     )
     compare_losses: tuple[Text, ...] = setting(
         (), 'objectives to compare, each in quotes ("ce=0.1 kl=0.9" mse): one student is distilled with each', NOTHING

@@ -18,6 +18,7 @@ from kd.losses import (
     CosineDistance,
     CrossEntropy,
     DecoupledKD,
+    Focal,
     HardDistillation,
     JensenShannon,
     LogitLoss,
@@ -33,6 +34,7 @@ Array = NDArray[np.float64]
 
 EXAMPLES: dict[str, LogitLoss] = {
     "ce": CrossEntropy(label_smoothing=0.1),
+    "focal": Focal(gamma=1.5),
     "mse": LogitMSE(),
     "kl": SoftenedKL(temperature=3.0),
     "hard": HardDistillation(),
@@ -99,6 +101,7 @@ def correlation_distance(p: Array, q: Array) -> float:
 
 FORMULAS: dict[str, Callable[[Batch], float]] = {
     "ce": lambda n: -(0.9 * n.target(n.log_prediction) + 0.1 * n.log_prediction.mean(axis=1)).mean(),
+    "focal": lambda n: -((1 - np.exp(n.target(n.log_prediction))) ** 1.5 * n.target(n.log_prediction)).mean(),
     "mse": lambda n: ((n.z - n.v) ** 2).mean(),
     "kl": lambda n: 9 * kl(n.q, n.p).mean(),
     "hard": lambda n: -n.log_prediction[np.arange(len(n.y)), n.v.argmax(axis=1)].mean(),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd.console import make_console
 from kd.errors import UserError
@@ -66,6 +67,25 @@ def test_an_optimization_that_contradicts_itself_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         run(make_folder(), "--baseline", *flags)
+
+
+def test_the_baseline_minimizes_the_objective_that_is_given(make_folder: MakeFolder) -> None:
+    Path("own.py").write_text(
+        "import torch.nn.functional as F\n\n\ndef half(student, teacher, labels):\n"
+        "    return F.cross_entropy(student, labels) / 2\n\n\ndef mimic(student, teacher, labels):\n"
+        "    return F.mse_loss(student, teacher)\n"
+    )
+    folder = make_folder()
+    done, _ = run(folder, "--baseline", "--baseline_loss", "focal(gamma=1)=0.5", "own.py:half=2", "--name", "own")
+    (record,) = done.runs["baseline"]
+    assert record["provenance"]["settings"]["baseline_loss"] == ["focal(gamma=1)=0.5", "own.py:half=2"]
+    assert "own.py" in record["provenance"]["code"]
+    events = EventAccumulator(record["folder"])
+    events.Reload()
+    assert {"train/focal", "train/half"} <= set(events.Tags()["scalars"])
+    for loss, name in (("kl=1", "kl"), ("own.py:mimic=1", "mimic")):
+        with pytest.raises(UserError, match=rf"--baseline_loss {loss}: {name} depends on a teacher's logits"):
+            run(folder, "--baseline", "--baseline_loss", loss)
 
 
 def test_an_objective_that_no_phase_uses_is_noted(make_folder: MakeFolder) -> None:

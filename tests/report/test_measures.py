@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
 from kd.report.measures import Predictions, aggregate, compare, measure
 from kd.training.predictions import write_predictions
@@ -27,6 +37,12 @@ def test_metrics_equal_those_of_other_libraries() -> None:
     one = predictions(0)
     metrics, probabilities = measure(one), one.probabilities()
     assert metrics["accuracy"] == pytest.approx(accuracy_score(one.labels, one.decisions))
+    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(one.labels, one.decisions))
+    assert metrics["macro_f1"] == pytest.approx(f1_score(one.labels, one.decisions, average="macro"))
+    assert metrics["auroc"] == pytest.approx(roc_auc_score(one.labels, probabilities, multi_class="ovr"), abs=1e-6)
+    assert metrics["constant"] == np.bincount(one.labels).max() / 300
+    assert metrics["precision"] == pytest.approx(precision_score(one.labels, one.decisions, average=None))
+    assert metrics["support"] == np.bincount(one.labels).tolist()
     assert metrics["top5"] == pytest.approx(top_k_accuracy_score(one.labels, probabilities, k=5))
     assert metrics["nll"] == pytest.approx(log_loss(one.labels, probabilities))
     assert metrics["per_class"] == pytest.approx(recall_score(one.labels, one.decisions, average=None))
@@ -59,7 +75,13 @@ def test_few_classes_have_no_top5_and_classes_without_images_no_accuracy() -> No
     assert measure(few)["top5"] is None
     kept = few.labels != 1
     some = Predictions(few.logits[kept], few.labels[kept], few.keys[kept], few.classes)
-    assert [one is None for one in measure(some)["per_class"]] == [False, True, False]
+    metrics = measure(some)
+    assert [one is None for one in metrics["per_class"]] == [False, True, False]
+    # Means are taken over the classes that have images.
+    recalls = [recall for recall in metrics["per_class"] if recall is not None]
+    assert metrics["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    areas = [roc_auc_score(some.labels == label, some.probabilities()[:, label]) for label in (0, 2)]
+    assert metrics["auroc"] == pytest.approx(np.mean(areas), abs=1e-6)
 
 
 def test_metrics_are_aggregated_over_seeds() -> None:

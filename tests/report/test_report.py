@@ -43,6 +43,19 @@ def printed(summary: dict[str, Any]) -> str:
     return output.getvalue()
 
 
+def test_uneven_classes_are_said_with_balanced_accuracies() -> None:
+    summary = summarize({"baseline": [one(0, 0.909)]}, data="photos")
+    measured = {"classes": ["ant", "bee"], "constant": {"mean": 0.909, "std": None}}
+    balanced = {"balanced_accuracy": {"mean": 0.5, "std": None}}
+    summary["phases"]["baseline"]["measured"] = measured | balanced
+    text = " ".join(printed(summary).split())
+    assert "always predicting the most frequent one has an accuracy of 90.90%." in text
+    assert "Balanced accuracy: student, labels only 50.00%." in text
+    measured["constant"] = {"mean": 0.6, "std": None}
+    summary["phases"]["baseline"]["measured"] = measured | balanced
+    assert "Uneven" not in printed(summary)
+
+
 def test_phases_are_aggregated_and_the_gain_is_paired_by_seed() -> None:
     summary = summarize({"distilled": DISTILLED, "teacher": [one(0, 0.97)], "baseline": BASELINE}, data="photos")
     assert list(summary["phases"]) == ["teacher", "baseline", "distilled"]
