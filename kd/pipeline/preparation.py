@@ -115,7 +115,7 @@ def _check_optimization(settings: Settings) -> None:
 
 
 def _note_unused_loss(components: Components, console: Console) -> None:
-    """Say that no phase minimizes the objective that was given."""
+    """Note that no phase minimizes the objective that was given."""
     loss = components.settings.objective.loss
     if loss != ObjectiveSettings().loss and components.objective not in components.objectives:
         console.print(

@@ -116,7 +116,8 @@ def test_a_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     assert "5.0% of the teacher" in text
     twin = (folder / "report.md").read_text(encoding="utf-8")
     tables = [block.splitlines() for block in twin.split("\n\n") if block.startswith("|")]
-    assert [len(lines) for lines in tables] == [5, 5]
+    # Accuracy, balanced metrics, size and speed, and three classes.
+    assert [len(lines) for lines in tables] == [5, 5, 5, 5]
     assert all(len({line.count("|") for line in lines}) == 1 for lines in tables)
     for picture in re.findall(r"\]\((figures/[^)]+)\)", twin):
         with Image.open(folder / picture) as image:
