@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kd.console import make_console
-from kd.errors import Interrupted, LostContact, UserError, describe_environment_error
+from kd.errors import DamagedFile, Interrupted, LostContact, UserError, describe_environment_error
 from kd.files import write_json
 from kd.settings import CONFIG_FILE, Resolved, resolve, with_origin
 
@@ -363,7 +363,8 @@ def _export(
     try:
         splits = load_checkpoint_splits(path, dataset=dataset, data_dir=data_dir, val_data=val_data)
     except UserError as error:
-        if any((dataset, data_dir, val_data)) or quantize == "int8" or not path.is_file():
+        is_needed = any((dataset, data_dir, val_data)) or quantize == "int8"
+        if is_needed or isinstance(error, DamagedFile) or not path.is_file():
             raise
         console.print(f"note: verified on random images, as the validation images can't be read: {error}")
     exported = export_student(path, output, file_format=format, splits=splits, quantize=quantize == "int8", model=model)

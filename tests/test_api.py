@@ -66,7 +66,9 @@ def script() -> str:
     return next(code for code in codes if "pl.Trainer" in code)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*exists and is not empty")
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*logging interval", "ignore:.*exists and is not empty"
+)
 def test_the_script_of_the_documentation_trains_a_student(photos: Path) -> None:
     code = script()
     assert len(code.strip().splitlines()) <= 25

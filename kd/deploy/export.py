@@ -19,7 +19,7 @@ import yaml
 
 from kd.data import LabeledImages, Splits, load_splits, plain_view
 from kd.deploy.loading import FORMATS, Array, Student, as_student, open_student
-from kd.errors import UserError
+from kd.errors import DamagedFile, UserError
 from kd.exported import METADATA_KEY
 from kd.files import write_atomically
 from kd.models import Classifier, load_classifier, read_accuracy
@@ -70,8 +70,9 @@ def load_checkpoint_splits(checkpoint: Path, **replacements: str | None) -> Spli
         settings = content if isinstance(content, dict) else settings
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         if not replacements.keys() & {"dataset", "data_dir"}:
-            reason = "does not exist" if isinstance(error, FileNotFoundError) else "can't be read"
-            raise UserError(
+            is_missing = isinstance(error, FileNotFoundError)
+            reason = "does not exist" if is_missing else "can't be read"
+            raise (UserError if is_missing else DamagedFile)(
                 f"{checkpoint}: its training images are unknown, as {config} {reason}; name them with --data_dir"
             ) from None
     settings = {"dataset": "imagefolder", "train_data": "train", "val_data": "val"} | settings | replacements
