@@ -279,7 +279,7 @@ def test_an_exported_file_is_evaluated_like_its_checkpoint(
         assert main(["evaluate", student, "--data_dir", str(tmp_path / "photos")]) == 0
         tables.append(capsys.readouterr().out.splitlines())
     rows = [[line for line in lines if "accurac" in line or "accurate" in line] for lines in tables]
-    assert len(rows[0]) == 2
+    assert len(rows[0]) == 3
     assert [row.split() for row in rows[0]] == [row.split() for row in rows[1]]
 
 
