@@ -526,5 +526,7 @@ def _exit_status_of(command: Callable[[], object]) -> int:
 def _print_error(message: str, *, on_every_process: bool = False) -> None:
     """Print a message on standard error, by default once per machine."""
     console = make_console(stderr=True)
-    console.quiet = not on_every_process and os.environ.get("LOCAL_RANK", "0") != "0"
+    # A variable that was left behind without a launcher's others doesn't count.
+    is_launched = {"LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    console.quiet = not on_every_process and is_launched and os.environ["LOCAL_RANK"] != "0"
     console.print(message)

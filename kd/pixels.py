@@ -2,13 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kd.errors import UserError
+
+_BYTE, _TWO_BYTES = 255, 1 << 16
 
 # As torchvision's ImageFolder.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -18,13 +20,33 @@ def decode(file: Path | BinaryIO, name: str = "") -> Image.Image:
     """Decode an image file, called ``name`` in error messages: RGB, upright, 8 bits."""
     try:
         with Image.open(file) as image:
-            # Pillow would clip 16-bit gray to white.
-            is_deep = image.mode.startswith("I;16")
-            eight_bit = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if is_deep else image
-            return ImageOps.exif_transpose(eight_bit).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I") or upright.mode == "F":
+                upright = Image.fromarray(_to_eight_bits(np.asarray(upright), upright.mode))
+            return upright.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         shown = name or str(file)
         raise UserError(f"{shown}: this image can't be decoded: {why_not_decoded(error, shown)}") from None
+
+
+def _to_eight_bits(values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
+    """Scale deeper gray values to 8 bits, which Pillow would clip to white.
+
+    Whole numbers up to 255 are kept, up to 65,535 are taken as 16 bits, and larger ones are divided by the image's
+    largest. Floating-point values from 0 to 1 are multiplied by 255, those up to 255 are kept, and others are stretched
+    from the image's smallest to its largest.
+    """
+    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(finite.min()), float(finite.max())
+    if mode.startswith("I;16") or (mode != "F" and low >= 0 and _BYTE < high < _TWO_BYTES):
+        return (values.astype(np.int64) >> 8).astype(np.uint8)
+    if low >= 0 and high <= (1 if mode == "F" else _BYTE):
+        finite = finite * (_BYTE if mode == "F" else 1)
+    elif mode != "F":
+        finite = finite.clip(min=0) * (_BYTE / max(high, 1))
+    elif low < 0 or high > _BYTE:
+        finite = (finite - low) * (_BYTE / max(high - low, 1e-12))
+    return finite.round().clip(0, _BYTE).astype(np.uint8)
 
 
 def why_not_decoded(error: Exception, shown: str) -> str:

@@ -24,6 +24,7 @@ _STANDARD_ERRORS = 4.0
 _ODDITIES: dict[str, tuple[Level, str]] = {
     "cmyk": ("warning", "in printing colors (CMYK)"),
     "16-bit": ("note", "16-bit"),
+    "float": ("note", "floating-point"),
     "transparent": ("note", "partly transparent"),
     "animated": ("warning", "animated"),
     "turned": ("note", "rotated by the camera"),

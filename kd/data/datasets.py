@@ -29,8 +29,13 @@ DATASETS: Registry[Callable[..., Splits]] = Registry("data set")
 
 def cache_dir() -> Path:
     """Return the folder for downloaded and computed data: ``$KD_CACHE``, or ``kd`` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("KD_CACHE") or Path(home) / "kd")
+    if given := os.environ.get("KD_CACHE"):
+        return Path(given)
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError("there is no home directory for the caches; set KD_CACHE to a folder") from None
+    return Path(home) / "kd"
 
 
 def load_splits(

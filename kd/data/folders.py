@@ -91,7 +91,20 @@ def _images(paths: list[Path], keys: list[str], labels: list[int], *, classes: t
 
 
 def _find_images(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if _is_image(path)]
+    """Return the images in a folder at any depth, also in linked folders, each of which is followed once."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: this folder can't be read: {error.strerror}")
+
+    found, followed = list[Path](), set[Path]()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = Path(place).resolve()
+        if real in followed:
+            folders.clear()
+            continue
+        followed.add(real)
+        found += [path for path in (Path(place, name) for name in files) if _is_image(path)]
+    return sorted(found)
 
 
 def _is_class_folder(path: Path) -> bool:

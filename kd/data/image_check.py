@@ -17,6 +17,12 @@ _MANY_PIXELS, _FEW_PIXELS = 50_000_000, 8
 _LONG = 20
 # How complete files of a format end. Files of other formats are decoded to find out whether they are complete.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+# Gray values of more than 8 bits, see :mod:`kd.pixels`.
+_DEEP = {
+    "I;16": ("16-bit", "only the upper 8 of its 16 bits are used"),
+    "I": ("16-bit", "whole numbers above 255 are scaled to 8 bits"),
+    "F": ("float", "floating-point values are scaled to 8 bits"),
+}
 _ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "TIFF")
 
 
@@ -72,8 +78,9 @@ def _check_header(image: Image.Image) -> Iterator[tuple[str, str]]:
     frames = getattr(image, "n_frames", 1)
     if image.mode == "CMYK":
         yield "cmyk", "converted to RGB without its color profile"
-    if image.mode.startswith("I"):
-        yield "16-bit", "only the upper 8 of its 16 bits are used"
+    mode = "I;16" if image.mode.startswith("I;16") else image.mode
+    if mode in _DEEP:
+        yield _DEEP[mode]
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         yield "transparent", "transparency is ignored"
     if frames > 1 and image.format in _ANIMATED_FORMATS:

@@ -135,3 +135,13 @@ def test_a_failed_download_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{address}/"])
         with pytest.raises(UserError, match="MNIST could not be downloaded into"):
             load_splits("mnist", tmp_path / "there", download=True)
+
+
+def test_the_cache_folder_needs_no_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: (_ for _ in ()).throw(RuntimeError("no home"))))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("KD_CACHE")
+    with pytest.raises(UserError, match="there is no home directory for the caches; set KD_CACHE"):
+        cache_dir()

@@ -1,9 +1,12 @@
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from kd.data import load_image, read_folder, read_splits, read_unlabeled
@@ -49,6 +52,65 @@ def test_every_image_mode_is_converted_to_uint8_rgb(tmp_path: Path) -> None:
         pixels = load_image(tmp_path / name)
         assert (tuple(pixels.shape), pixels.dtype) == ((3, 4, 6), torch.uint8), name
         assert (pixels.int() - 100).abs().max() <= 2, name
+
+
+DEEP: dict[str, tuple[NDArray[Any], str, list[int]]] = {
+    "16 bits": (np.array([[0, 25_600, 65_535]], dtype=np.uint16), "png", [0, 100, 255]),
+    "16 bits in PGM": (np.array([[0, 25_600, 65_535]], dtype=np.uint16), "pgm", [0, 100, 255]),
+    "32-bit whole numbers": (np.array([[0, 1_000_000, 2_000_000]], dtype=np.int32), "tiff", [0, 128, 255]),
+    "8 bits in 32": (np.array([[0, 100, 255]], dtype=np.int32), "tiff", [0, 100, 255]),
+    "from 0 to 1": (np.array([[0.0, 0.5, 1.0]], dtype=np.float32), "tiff", [0, 128, 255]),
+    "from 0 to 255": (np.array([[0.0, 100.0, 255.0]], dtype=np.float32), "tiff", [0, 100, 255]),
+    "any numbers": (np.array([[-2.0, 0.0, 2.0]], dtype=np.float32), "tiff", [0, 128, 255]),
+    "not a number": (np.array([[0.0, np.nan, 1.0]], dtype=np.float32), "tiff", [0, 0, 255]),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_gray_values_are_scaled_to_8_bits(tmp_path: Path, name: str) -> None:
+    values, suffix, expected = DEEP[name]
+    image = Image.fromarray(values)
+    (image.convert("I") if suffix == "pgm" else image).save(tmp_path / f"x.{suffix}")
+    pixels = load_image(tmp_path / f"x.{suffix}")
+    assert pixels[0, 0].tolist() == expected
+    assert torch.equal(pixels[0], pixels[2])
+
+
+def test_a_deep_image_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((4, 6), dtype=np.uint16)).save(tmp_path / "x.png", exif=exif)
+    assert tuple(load_image(tmp_path / "x.png").shape) == (3, 6, 4)
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path, make_folder: MakeFolder) -> None:
+    root, elsewhere = make_folder(train=2), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (4, 4)).save(elsewhere / "x.png")
+    (root / "train" / "ant" / "more").symlink_to(elsewhere, target_is_directory=True)
+    # A loop.
+    (elsewhere / "again").symlink_to(root / "train" / "ant", target_is_directory=True)
+    keys = read_splits(root).train.keys
+    assert [key for key in keys if key.endswith("x.png")] == ["ant/more/x.png"]
+    assert len(keys) == len(set(keys)) == 7
+
+
+def test_a_folder_that_can_not_be_read_is_named(
+    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder(train=2)
+    (root / "train" / "ant" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        # Root can read every folder.
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"locked: this folder can't be read: Permission denied"):
+        read_splits(root)
 
 
 def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
