@@ -15,8 +15,10 @@ import torchvision
 from torch import Tensor, nn
 
 from kd.errors import UserError
+from kd.losses import build_objective
 from kd.models import Classifier, Embedder, build_classifier
-from kd.teachers import Foreign, load_teacher
+from kd.teachers import Foreign, FrozenTeacher, load_teacher
+from kd.training import DistillationModule
 
 CLASSES = ("ant", "bee", "cat")
 SIZE = 32
@@ -97,6 +99,20 @@ def test_every_form_gives_the_same_logits(original: nn.Module, tmp_path: Path, f
     assert teacher.description.classes == CLASSES
     with torch.no_grad():
         torch.testing.assert_close(teacher(images), expected_logits(original, images), rtol=0, atol=1e-4)
+    assert_distills(teacher, images)
+
+
+def assert_distills(teacher: Classifier, images: Tensor) -> None:
+    """Check that a student gets a gradient from a teacher, which gets none and stays as it is."""
+    student = build_classifier("linear", classes=teacher.description.classes, image_size=SIZE)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    module = DistillationModule(teacher=FrozenTeacher(teacher), student=student, objective=build_objective("kl"))
+    targets = module.teacher_outputs(images)
+    total, _ = module.objective(module.student_outputs(images, targets), targets, torch.zeros(len(images)).long())
+    total.backward()
+    assert all(weight.grad is not None and bool(weight.grad.any()) for weight in student.parameters())
+    assert all(weight.grad is None for weight in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("batch", ["dynamic", 2])
@@ -109,6 +125,7 @@ def test_an_onnx_file_gives_the_same_logits(original: nn.Module, tmp_path: Path,
     teacher = load(tmp_path / "net.onnx")
     torch.testing.assert_close(teacher(images), expected_logits(original, images), rtol=0, atol=1e-3)
     assert teacher.count_parameters() > 10**6
+    assert_distills(teacher, images)
 
 
 def test_a_folder_of_timm_names_architecture_classes_and_normalization(tmp_path: Path) -> None:
@@ -155,6 +172,7 @@ def test_a_folder_of_transformers_names_classes_and_normalization(tmp_path: Path
     with torch.no_grad():
         expected = network((images - 0.5) / 0.25).logits[:, [1, 2, 0]]
         torch.testing.assert_close(teacher(images), expected, rtol=0, atol=1e-4)
+    assert_distills(teacher, images)
     assert teacher.description.architecture == f"transformers/{tmp_path}"
 
 
