@@ -39,7 +39,9 @@ def test_a_view_is_a_function_of_seed_epoch_and_image(make_folder: MakeFolder, a
 
     assert torch.equal(view(), view())
     others = [view(seed=1), view(epoch=1), view(epoch=2), view(index=1)]
-    assert all(not torch.equal(view(), other) for other in others)
+    # Two of 25 shifts may be the same.
+    least = 2 if augment == "pad_crop" else len(others)
+    assert sum(not torch.equal(view(), other) for other in others) >= least
 
 
 def test_a_view_depends_on_the_image_not_on_its_index(make_folder: MakeFolder) -> None:

@@ -126,7 +126,7 @@ def test_a_teacher_is_needed_only_for_terms_of_nonzero_weight() -> None:
     ("terms", "message"),
     [
         ("", "an objective needs at least one term"),
-        ("kll=1", r"--loss: there is no loss 'kll'; did you mean 'kl'\? \(there are: ce, mse, kl, hard, "),
+        ("kll=1", r"--loss: there is no loss 'kll'; did you mean 'kl'\? \(there are: ce, focal, mse, kl, hard, "),
         ("kl=-1", "the weight of kl must be 0 or more, not -1"),
         ("kl=nan", "the weight of kl must be 0 or more, not nan"),
         ("kl=inf", "the weight of kl must be 0 or more"),
