@@ -246,6 +246,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(
     assert not last.with_name("previous.ckpt").exists()
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(optimizer="sgd", nesterov=True, learning_rate=0.05, schedule="multistep", milestones=(1, 1.5)),
+        Recipe(learning_rate=0.01, schedule="step", step_epochs=0.7, gamma=0.5),
+        Recipe(learning_rate=0.01, schedule="poly", poly_power=2, warmup_epochs=0.5),
+    ],
+    ids=lambda recipe: recipe.schedule,
+)
+def test_every_schedule_is_resumed_to_the_bit(folder_of_images: Path, tmp_path: Path, recipe: Recipe) -> None:
+    whole, cut = (_Training(tmp_path / name, folder_of_images, recipe=recipe) for name in ("whole", "cut"))
+    expected = whole.run()
+    with pytest.raises(_Killed):
+        cut.run(_kill_at(9), save_every=2)
+    _assert_identical(cut, cut.run(resumes=True, save_every=2), whole, expected)
+
+
 def test_early_stopping_counts_on_in_a_resumed_training(folder_of_images: Path, tmp_path: Path) -> None:
     # A vanishing learning rate, so that no epoch is better than the first.
     recipe = Recipe(optimizer="sgd", nesterov=True, learning_rate=1e-9, schedule="multistep", milestones=(1,))
