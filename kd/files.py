@@ -11,6 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+DIGEST_SIZE = 16
+"""Bytes of the hash that identifies an image file's content."""
+
+_MODEL_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors*", "pytorch_model*.bin*")
+"""The files of a model in a folder as on the Hugging Face hub; weights may be in several, beside an index."""
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
@@ -101,12 +107,18 @@ def write_json(path: Path, values: Any) -> None:  # noqa: ANN401 (whatever JSON 
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the largest in a folder, which holds the weights on the Hugging Face hub."""
-    file_in_it = max(path.iterdir(), key=lambda each: each.stat().st_size) if path.is_dir() else path
-    with file_in_it.open("rb") as file:
+    """Return the SHA-256 of a file; of a folder as on the Hugging Face hub, that of its configuration and weights.
+
+    The latter is the hash of a line for each file, ``HASH  NAME``, as ``sha256sum`` prints them, sorted by name.
+    """
+    if path.is_dir():
+        files = sorted({file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()})
+        lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_digest(content: bytes | memoryview) -> bytes:
-    """Return a hash of 16 bytes of an image file's content."""
-    return hashlib.blake2b(content, digest_size=16).digest()
+    """Return a hash of ``DIGEST_SIZE`` bytes of an image file's content."""
+    return hashlib.blake2b(content, digest_size=DIGEST_SIZE).digest()

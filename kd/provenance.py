@@ -29,6 +29,7 @@ SECTIONS = ("data", "teacher", "code", ENVIRONMENT, "settings")
 
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning")
 _OWN_FILE = re.compile(r"([^\s'\"*]+\.py):\w")
+_FOLDER = re.compile(r"(?:transformers/|timm/local-dir:)([^\s'\"(,]+)")
 _DIGITS = 16
 
 
@@ -84,15 +85,20 @@ def environment(hardware: str) -> dict[str, str]:
 
 
 def code_digests(texts: Iterable[str]) -> dict[str, str]:
-    """Return the hashes of the user's Python files, such as ``my_losses.py``, and of what they import from beside them.
+    """Return the hashes of the files that define the user's networks and losses.
 
-    Files are named by their paths within the folder that holds all of them, so that a moved folder is the same.
+    These are Python files such as ``my_losses.py``, what they import from beside them, and the configurations of
+    networks in folders. Files are named by their paths within the folder that holds all of them, so that a moved folder
+    is the same.
 
     Args:
-        texts: Values of settings, in which files occur as ``path/to/file.py:function``.
+        texts: Values of settings, in which files occur as ``path/to/file.py:function``, and folders as
+            ``transformers/FOLDER`` and ``timm/local-dir:FOLDER``.
     """
+    texts = list(texts)
     files = {Path(path).expanduser().absolute() for text in texts for path in _OWN_FILE.findall(text)}
-    found = set[Path]()
+    folders = {Path(path).expanduser().absolute() for text in texts for path in _FOLDER.findall(text)}
+    found = {folder / "config.json" for folder in folders if (folder / "config.json").is_file()}
     for file in files:
         finder = ModuleFinder(path=[str(file.parent)], excludes=["kd"])
         finder.run_script(str(file))
@@ -103,6 +109,13 @@ def code_digests(texts: Iterable[str]) -> dict[str, str]:
         path.relative_to(root).as_posix(): hashlib.blake2b(path.read_bytes(), digest_size=_DIGITS // 2).hexdigest()
         for path in sorted(found)
     }
+
+
+def without_folders(architecture: str) -> str:
+    """Return a network as it is written, with the names of its files and folders alone, wherever they lie."""
+    for pattern in (_OWN_FILE, _FOLDER):
+        architecture = pattern.sub(lambda found: found[0].replace(found[1], Path(found[1]).name), architecture)
+    return architecture
 
 
 def _defaults() -> dict[str, Any]:

@@ -133,6 +133,11 @@ def is_own_code(name: str) -> bool:
     return bool(re.search(r"\.py:[^/:]+$", name))
 
 
+def runs_own_code(choice: str) -> bool:
+    """Return whether a choice names the user's own code, itself or in one of its hyperparameters."""
+    return ".py:" in choice
+
+
 def call_own_code(name: str, function: Callable[..., T], *arguments: object, **keywords: object) -> T:
     """Call the user's function; an exception becomes a ``UserError`` that gives the line of the user's file."""
     try:

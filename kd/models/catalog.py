@@ -115,6 +115,10 @@ def build_embedder(
         UserError: As of :func:`build_classifier`.
     """
     name, _ = parse_choice(architecture)
+    if name == REUSED_HEAD:
+        raise UserError(
+            f"{name}: the classifier layer of such a student is its teacher's; take that teacher's features"
+        )
     # timm and transformers leave it out themselves.
     network = _build_network(architecture, 0 if name.startswith((TIMM, TRANSFORMERS)) else len(classes), image_size)
     if not (name.startswith((TIMM, TRANSFORMERS)) or is_own_code(name)):

@@ -18,7 +18,7 @@ from torch import Tensor
 from kd.errors import DamagedFile, UserError
 from kd.models.catalog import build_classifier
 from kd.models.classifier import Classifier, Description, load_weights
-from kd.registry import is_own_code, parse_choice
+from kd.registry import is_own_code, parse_choice, runs_own_code
 
 CLASSIFIER_KEY = "classifier"
 """Key in a checkpoint of the classifier's description and its accuracy."""
@@ -185,7 +185,7 @@ def build_from_state(
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError(f"{path}: the description of its classifier is invalid: {reason}") from None
-    if architecture is None and is_own_code(parse_choice(description.architecture)[0]):
+    if architecture is None and runs_own_code(description.architecture):
         raise UserError(
             f"{path}: its network is from a Python file; to run that code, add {flag} '{description.architecture}'"
         )
@@ -204,7 +204,12 @@ def build_from_state(
 
 def _same_network(first: str, second: str) -> bool:
     """Compare two networks; a Python file may be in another folder."""
-    (name, hyperparameters), (other_name, other_hyperparameters) = parse_choice(first), parse_choice(second)
-    if is_own_code(name) and is_own_code(other_name):
-        name, other_name = (own.rpartition("/")[2] for own in (name, other_name))
-    return (name, hyperparameters) == (other_name, other_hyperparameters)
+    return _without_folders(first) == _without_folders(second)
+
+
+def _without_folders(architecture: str) -> tuple[str, dict[str, Any]]:
+    name, hyperparameters = parse_choice(architecture)
+    return name.rpartition("/")[2] if is_own_code(name) else name, {
+        key: _without_folders(value) if isinstance(value, str) and runs_own_code(value) else value
+        for key, value in hyperparameters.items()
+    }

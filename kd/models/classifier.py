@@ -117,7 +117,9 @@ class Classifier(nn.Module):
         return restricted.train(self.training)
 
     def with_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Classifier":
-        """Return a classifier with the same network behind another normalization."""
+        """Return a classifier with the same network behind another normalization, given by color channel."""
+        if self.description.channels == 1:
+            mean, std = ((sum(values) / len(values),) for values in (mean, std))
         other = Classifier(self.network, dataclasses.replace(self.description, mean=mean, std=std))
         other.selected = self.selected
         return other.train(self.training)

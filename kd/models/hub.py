@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.registry import suggestion
+from kd.registry import parse_choice, suggestion
 
 TIMM, TRANSFORMERS = "timm/", "transformers/"
 """Prefixes of the names of these packages' networks."""
@@ -24,7 +24,8 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 CONFIG = "config.json"
 _PREPROCESSOR = "preprocessor_config.json"
-_SOURCES = ("hf-hub:", "local-dir:")
+_LOCAL = "local-dir:"
+_SOURCES = ("hf-hub:", _LOCAL)
 """What timm's own names may begin with."""
 
 
@@ -49,18 +50,24 @@ def build_timm(name: str, num_classes: int, hyperparameters: dict[str, Any], *, 
     timm = import_timm()
     if not (name.startswith(_SOURCES) or timm.is_model(name)):
         raise UserError(f"there is no network 'timm/{name}'{suggestion(name, timm.list_models())} (`kd models --timm`)")
-    if name.startswith("local-dir:") and not (Path(name.partition(":")[2]) / CONFIG).is_file():
+    if name.startswith(_LOCAL) and not (Path(name.partition(":")[2]) / CONFIG).is_file():
         raise UserError(f"{name.partition(':')[2]}: there is no {CONFIG} of timm in this folder")
     build = functools.partial(
         timm.create_model, name, num_classes=num_classes, pretrained=flag is not None, **hyperparameters
     )
-    if flag is None or name.startswith("local-dir:"):
+    if flag is None or name.startswith(_LOCAL):
         network: nn.Module = fetch(build, _url(name), None) if name.startswith("hf-hub:") else build()
         return network
     configuration = timm_configuration(name)
     if configuration is None:
         raise UserError(f"{flag}: timm has no published weights for {name}")
     return fetch(build, str(configuration.get("url") or _url(name)), flag)
+
+
+def timm_folder(architecture: str) -> Path | None:
+    """Return the folder of ``timm/local-dir:FOLDER``; ``None`` for other networks."""
+    name, _ = parse_choice(architecture)
+    return Path(name.removeprefix(TIMM + _LOCAL)).expanduser() if name.startswith(TIMM + _LOCAL) else None
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from kd.data import ImageData, LabeledImages, cache_decoded, cache_dir, room_for
 from kd.errors import UserError
 from kd.models import Classifier, Compute, Ensemble
 from kd.pipeline.cache_folder import make_room
+from kd.provenance import code_digests, without_folders
 from kd.teachers import LogitStore, digest_of_weights
 
 NONE, AUTO = "none", "auto"
@@ -98,6 +99,8 @@ def logit_store(
     ensemble = network if isinstance(network, Ensemble) else None
     key = {
         "teacher": digest_of_weights(network),
+        "network": without_folders(network.description.architecture),
+        "code": code_digests([network.description.architecture]),
         "average": ensemble and ensemble.average,
         "sizes": ensemble and [member.description.image_size for member in ensemble.members],
         "classes": list(network.description.classes),

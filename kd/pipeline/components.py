@@ -51,7 +51,7 @@ from kd.models import (
 from kd.pipeline.caches import cache_images
 from kd.pipeline.run_store import kind_of, slug
 from kd.preflight import Finding, check_files, refuse
-from kd.provenance import Provenance, code_digests, environment
+from kd.provenance import Provenance, code_digests, environment, without_folders
 from kd.randomness import seeded
 from kd.settings import PUBLISHED, Phase, Settings, settings_affecting, unsupported_by_streams
 from kd.teachers import Foreign, digest_of_weights, load_teacher
@@ -351,7 +351,10 @@ def provenance_of(
     provenance: Provenance = {"settings": settings, "data": components.images.contents_for(kind)}
     if teacher is not None:
         texts.append(teacher.description.architecture)
-        provenance["teacher"] = {"teacher weights": digest_of_weights(teacher)}
+        provenance["teacher"] = {
+            "teacher weights": digest_of_weights(teacher),
+            "teacher network": without_folders(teacher.description.architecture),
+        }
     return provenance | {
         "code": code_digests(texts),
         "environment": environment(_describe_hardware(components.hardware, components.world_size)),

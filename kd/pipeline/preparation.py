@@ -24,7 +24,7 @@ from kd.preflight import Finding
 from kd.provenance import differences
 from kd.randomness import seeded
 from kd.settings import ObjectiveSettings, Settings
-from kd.teachers import FrozenTeacher
+from kd.teachers import FrozenTeacher, has_stored_logits
 from kd.training import DistillationModule, check_loggers
 
 
@@ -211,6 +211,12 @@ def _try_objectives(components: Components, console: Console, chain: Sequence[Cl
             raise UserError(
                 f"--loss {refused[0].name}: compares predictions, but --teacher_features leaves the teacher "
                 f"{teacher.description.architecture} its features only; use ce and embedding, or other feature losses"
+            )
+        if has_stored_logits(teacher) and (objective.feature_terms or objective.needs_gradients):
+            terms = " ".join(term.name for term in objective.terms)
+            raise UserError(
+                f"--loss {terms}: compares features or input gradients, but stored logits serve losses on logits "
+                "alone, such as ce=0.1 kl=0.9"
             )
         if objective.reuses_head:
             student = with_teachers_head(student, teacher, components.settings.phases.seed)  # noqa: PLW2901

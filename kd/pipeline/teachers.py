@@ -12,7 +12,7 @@ from torch import Tensor
 from kd.data import FIXED, ShardedSplits, plain_view
 from kd.errors import UserError
 from kd.files import sha256_of
-from kd.models import Classifier, Embedder, Ensemble, read_accuracy
+from kd.models import Classifier, Embedder, Ensemble, read_accuracy, timm_folder
 from kd.pipeline.components import Components, build_network, describe_pretrained, student_data
 from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, short_digest, slug
 from kd.preflight import Finding, check_accuracy, refuse
@@ -302,9 +302,10 @@ def _measure(
 def file_facts(checkpoint: Path | None, architecture: str) -> dict[str, str]:
     """Return the path and the SHA-256 of a teacher's file, or of its code, for the report."""
     name, _ = parse_choice(architecture)
-    if checkpoint is None and not is_own_code(name):
+    path = checkpoint or timm_folder(architecture)
+    if path is None and not is_own_code(name):
         return {"teacher weights": f"published weights of {architecture}"}
-    path = checkpoint or Path(name.rpartition(":")[0]).expanduser()
+    path = path or Path(name.rpartition(":")[0]).expanduser()
     return {"teacher file": str(path), "SHA-256": sha256_of(path)}
 
 

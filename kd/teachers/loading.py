@@ -32,6 +32,7 @@ from kd.models import (
     read_plain,
     read_safetensors,
     read_weights,
+    timm_folder,
     usual_size,
 )
 from kd.registry import is_own_code, parse_choice
@@ -211,6 +212,8 @@ def _published(model: str, data_classes: tuple[str, ...], foreign: Foreign) -> W
             f"--{foreign.prefix}checkpoint {NONE}: {model} has no trained weights; add {flag} for its published ones, "
             "or name a file"
         )
+    if (folder := timm_folder(model)) is not None:
+        return replace(read_weights(folder), architecture=model)
     state, number = published_state(model, flag)
     is_imagenet = foreign.classes is None and number == len(imagenet_names())
     names = read_class_names("imagenet", flag=flag, data_classes=data_classes) if is_imagenet else None

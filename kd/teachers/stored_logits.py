@@ -15,11 +15,13 @@ from xxhash import xxh3_128_digest
 
 from kd.data import LabeledImages
 from kd.errors import DamagedFile, UserError
+from kd.files import DIGEST_SIZE
 from kd.models import Classifier, Ensemble, read_safetensors
 
 TABLES = (".npz", ".parquet", ".safetensors")
 """Suffixes of the files that may hold a table of logits."""
 
+_SUM_TOLERANCE = 1e-3
 _NAME_COLUMNS = ("keys", "key", "path", "image", "file")
 
 
@@ -80,8 +82,44 @@ def read_table(path: Path) -> LogitTable | None:
     is_matrix = logits.ndim == 2 and len(logits) == len(names)  # noqa: PLR2004 (N, C)
     if not is_matrix or (flipped is not None and flipped.shape != logits.shape):
         raise UserError(f"{path}: logits must have one row for each of the {len(names):,} images, and flipped likewise")
+    for kind, array in (("logits", logits), ("flipped", flipped)):
+        if array is not None:
+            _check_logits(array, names, f"{path}: {kind}")
+    _check_names(names, logits, path)
     classes = None if values.get("classes") is None else tuple(map(str, values["classes"]))
-    return LogitTable(names, logits, flipped, values.get("digests"), classes)
+    return LogitTable(names, logits, flipped, _checked_digests(values.get("digests"), len(names), path), classes)
+
+
+def _checked_digests(values: object, number: int, path: Path) -> NDArray[np.uint8] | None:
+    """Refuse hashes of another length or number."""
+    if values is None:
+        return None
+    digests = np.asarray(values)
+    if digests.dtype != np.uint8 or digests.shape != (number, DIGEST_SIZE):
+        raise UserError(
+            f"{path}: digests must be a hash of {DIGEST_SIZE} bytes for each of the {number:,} images, uint8 "
+            f"({number}, {DIGEST_SIZE}), not {digests.dtype} {digests.shape}"
+        )
+    return digests
+
+
+def _check_logits(logits: NDArray[np.float32], names: Sequence[str], what: str) -> None:
+    """Refuse values that are no numbers, and probabilities."""
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"{what} of {(~finite).sum():,} images hold NaN or infinity, such as those of {names[int(finite.argmin())]}"
+        )
+    if len(logits) and (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=_SUM_TOLERANCE):
+        raise UserError(f"{what} are probabilities: each row sums to 1; store the logits before the softmax")
+
+
+def _check_names(names: Sequence[str], logits: NDArray[np.float32], path: Path) -> None:
+    """Refuse an image that is listed with different logits."""
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if not np.array_equal(logits[rows.setdefault(name, row)], logits[row]):
+            raise UserError(f"{path}: {name} is listed twice, with different logits")
 
 
 def _read_parquet(path: Path) -> dict[str, Any]:
@@ -119,10 +157,11 @@ class StoredLogits(nn.Module):
         self._rows: dict[bytes, tuple[int, bool]] = {}
         self._logits = torch.from_numpy(table.logits)
         self._flipped = None if table.flipped is None else torch.from_numpy(table.flipped)
-        # Identifies the logits, which aren't weights.
-        content = table.logits.tobytes() + (b"" if table.flipped is None else table.flipped.tobytes())
-        digest = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
-        self.register_buffer("digest", torch.from_numpy(digest.copy()))
+        # Identifies the table, which isn't among the weights.
+        content = hashlib.sha256(json.dumps([list(table.names), table.classes]).encode())
+        for array in (table.logits, table.flipped, table.digests):
+            content.update(b"\n" if array is None else np.ascontiguousarray(array).tobytes())
+        self.register_buffer("digest", torch.tensor(list(content.digest()), dtype=torch.uint8))
 
     def __deepcopy__(self, memo: object) -> "StoredLogits":
         """Return itself: it doesn't change."""

@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import torch
 
 from kd.errors import UserError
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, build_classifier, load_classifier, read_accuracy
+from kd.teachers import Foreign, load_network
 
 
 def save(classifier: Classifier, path: Path, **more: Any) -> Path:
@@ -154,3 +156,28 @@ def test_a_python_file_named_in_a_checkpoint_runs_only_on_request(tmp_path: Path
         load_classifier(path)
     moved = f"{tmp_path}/there/mine.py:net"
     assert load_classifier(path, architecture=moved).description.classes == ("a", "b")
+
+
+def test_a_python_file_named_within_an_architecture_runs_only_on_request(tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "from pathlib import Path\nfrom torch import nn\n\nPath(__file__).with_name('ran').touch()\n\n\n"
+        "def net(num_classes):\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
+        "        nn.Linear(4, num_classes))\n"
+    )
+    nested = f"simkd(student='{code}:net', teacher='convnet(widths=[4, 6])', teacher_size=16, outputs=2)"
+    description = convnet().description.plain() | {"architecture": nested}
+    torch.save({"classifier": description, "state_dict": {}}, tmp_path / "c.ckpt")
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"x": torch.zeros(1)}, tmp_path / "c.safetensors", {"kd": json.dumps(description)})
+    with pytest.raises(UserError, match=r"its network is from a Python file; to run that code, add --model"):
+        load_classifier(tmp_path / "c.ckpt")
+    foreign = Foreign(prefix="teacher_")
+    for name in ("c.ckpt", "c.safetensors"):
+        with pytest.raises(UserError, match=r"from a Python file; to run that code, add --teacher_model"):
+            load_network(tmp_path / name, model=None, data_classes=("a", "b"), image_size=16, foreign=foreign)
+    assert not (tmp_path / "ran").exists()
+    # Asked for, from another folder.
+    other = nested.replace(str(code), f"elsewhere/{code.name}")
+    with pytest.raises(UserError, match="there is no file"):
+        load_classifier(tmp_path / "c.ckpt", architecture=other)

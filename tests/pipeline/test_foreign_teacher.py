@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from kd import registry
 from kd.cli import experiment, main
 from kd.models import build_classifier
 
@@ -352,6 +353,74 @@ def test_stored_logits_that_can_not_teach_are_refused(
     assert "logits must have one row for each of the 1 images" in refusal()
     np.savez(table, scores=np.zeros((2, 3)))
     assert "needs keys (or path) and logits; it has scores" in refusal()
+
+
+def test_tables_of_logits_with_wrong_values_are_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, table = save(tmp_path / "their.pth", ["ant", "bee", "cat"]), tmp_path / "logits.npz"
+    store_logits(photos, teacher, "--logits", str(table))
+    with np.load(table) as file:
+        stored = dict(file)
+    capsys.readouterr()
+
+    def refusal(**changed: Any) -> str:
+        np.savez(table, **stored | changed)
+        assert distill(photos, table) == 2
+        return capsys.readouterr().err
+
+    first, logits = stored["keys"][0], stored["logits"]
+    broken = logits.copy()
+    broken[0, 1] = np.nan
+    assert f"logits of 1 images hold NaN or infinity, such as those of {first}" in refusal(logits=broken)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert "probabilities: each row sums to 1; store the logits before the softmax" in refusal(logits=probabilities)
+    expected = f"digests must be a hash of 16 bytes for each of the {len(logits)} images"
+    assert expected in refusal(digests=stored["digests"][:, :8])
+    assert expected in refusal(digests=stored["digests"][:-1])
+    twice = np.array([first, first, *stored["keys"][2:]])
+    assert f"{first} is listed twice, with different logits" in refusal(keys=twice)
+
+
+@pytest.mark.parametrize("loss", ["hint=1", "simkd=1", "jacobian=1"])
+def test_stored_logits_have_no_features(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str
+) -> None:
+    teacher, table = save(tmp_path / "their.pth", ["ant", "bee", "cat"]), tmp_path / "logits.npz"
+    store_logits(photos, teacher, "--logits", str(table))
+    capsys.readouterr()
+    assert distill(photos, table, "--student_model", "simple", "--loss", loss) == 2
+    assert "but stored logits serve losses on logits alone" in capsys.readouterr().err
+
+
+def test_logits_of_changed_code_are_not_read_from_the_cache(
+    photos: Path, code: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*FLAGS.split()[:-4], "--student_model", "mlp", "--distill", "--data_dir", str(photos)]
+    flags += ["--teacher_model", f"{code}:bright", "--teacher_checkpoint", "none"]
+    assert experiment([*flags, "--name", "before"]) == 0
+    # The same weights, but other logits; another process would read the file again.
+    code.write_text(code.read_text().replace("nn.AdaptiveAvgPool2d(1)", "nn.AdaptiveMaxPool2d(1)"))
+    registry._execute.cache_clear()
+    capsys.readouterr()
+    assert experiment([*flags, "--name", "after"]) == 0
+    assert experiment([*flags, "--name", "live", "--teacher_cache", "none"]) == 0
+    assert_same_weights("live", "after")
+    with pytest.raises(AssertionError):
+        assert_same_weights("before", "after")
+
+
+def test_a_poor_teacher_of_gray_images_is_tried_with_other_normalizations(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "gray.py"
+    code.write_text(
+        "from torch import nn\n\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    flags = [*FLAGS.split(), "--distill", "--data_dir", str(photos), "--teacher_model", f"{code}:net"]
+    assert experiment([*flags, "--teacher_checkpoint", "none", "--allow_weak_teacher"]) == 0
+    assert "net · validation accuracy" in capsys.readouterr().out
 
 
 def test_a_student_starts_from_its_own_weights_with_its_classes_by_name(

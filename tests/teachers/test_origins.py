@@ -142,6 +142,11 @@ def test_a_folder_of_timm_names_architecture_classes_and_normalization(tmp_path:
     with torch.no_grad():
         expected = network((images - 0.5) / 0.25)[:, [1, 2, 0]]
         torch.testing.assert_close(teacher(images), expected, rtol=0, atol=1e-4)
+    # The same folder, by timm's own name for it.
+    foreign, name = Foreign(published=True), f"timm/local-dir:{tmp_path}"
+    teacher, _ = load_teacher(None, model=name, classes=CLASSES, data="pets", image_size=SIZE, foreign=foreign)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), expected, rtol=0, atol=1e-4)
 
 
 def save_transformers(folder: Path, **values: Any) -> nn.Module:
