@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from kd.data import ImageData, read_splits
+from kd.data import ImageData, Layout, read_splits
 from kd.deploy.card import write_card
 from kd.deploy.export import export_student, load_checkpoint_splits
 from kd.deploy.loading import open_student
@@ -15,7 +15,7 @@ from kd.deploy.prediction import find_images
 from kd.deploy.prediction import predict as predict_images
 from kd.errors import UserError
 from kd.pipeline import Experiment, measure_costs, run_experiment
-from kd.report import PICTURES, gain_sentence, summarize, write_report, write_summary
+from kd.report import PICTURES, best_score_of, gain_sentence, summarize, write_report, write_summary
 from kd.settings import Settings, resolve, with_origin
 from kd.teachers import Foreign, FrozenTeacher
 from kd.teachers import load_teacher as load_any_teacher
@@ -65,7 +65,7 @@ class Result:
         runs = self.experiment.runs[self.phase]
         if self.phase == "compared":
             runs = [run for run in runs if run["objective"] == self.summary["compared"][0]["objective"]]
-        return Path(max(runs, key=lambda run: run["best_val_acc"])["checkpoint"])
+        return Path(max(runs, key=best_score_of)["checkpoint"])
 
     def report(self) -> Path:
         """Write the report, and return its page, ``report.html``."""
@@ -181,19 +181,22 @@ def compare(
     return _run(values, data_dir, settings, phase="compared")
 
 
-def load_images(data_dir: str | Path, *, train_data: str = "train", val_data: str = "val", **options: Any) -> ImageData:
+def load_images(
+    data_dir: str | Path | None, *, train_data: str = "train", val_data: str = "val", **options: Any
+) -> ImageData:
     """Return the images of a folder as a LightningDataModule; its class names are ``.splits.classes``.
 
     Args:
-        data_dir: Folder that holds ``train_data`` and ``val_data``, each with a folder for each class.
-        train_data: Folder of the training images.
-        val_data: Folder of the validation images.
+        data_dir: Folder that holds ``train_data`` and ``val_data``, each with a folder for each class; ``None`` for
+            tables elsewhere.
+        train_data: Folder of the training images, or a table of paths, classes and perhaps splits.
+        val_data: That of the validation images.
         options: Of :class:`kd.data.ImageData`: ``image_size``, ``batch_size``, ``augment``, ``num_workers``, ...
 
     Raises:
         UserError: If there are no images.
     """
-    return ImageData(read_splits(data_dir, train_data=train_data, val_data=val_data), **options)
+    return ImageData(read_splits(data_dir, Layout(train_data=train_data, val_data=val_data)), **options)
 
 
 def load_teacher(

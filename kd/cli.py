@@ -92,10 +92,12 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
 
 def _best_checkpoint(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
     """Return the checkpoint of the most accurate student, or else teacher; empty if none was saved."""
+    from kd.report import best_score_of
+
     for kind in ("distilled", "compared", "baseline", "teacher"):
         saved = [run for phase in runs if phase.startswith(kind) for run in runs[phase] if run["checkpoint"]]
         if saved:
-            return [Path(max(saved, key=lambda run: run["best_val_acc"])["checkpoint"])]
+            return [Path(max(saved, key=best_score_of)["checkpoint"])]
     return []
 
 
@@ -407,9 +409,9 @@ def _shard(
     """
     from rich.progress import Progress
 
-    from kd.data import read_splits, write_shards
+    from kd.data import Layout, read_splits, write_shards
 
-    splits = read_splits(data_dir, train_data=train_data, val_data=val_data)
+    splits = read_splits(data_dir, Layout(train_data=train_data, val_data=val_data))
     console = make_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Writing shards", total=None)

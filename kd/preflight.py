@@ -4,12 +4,13 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
-from kd.data import BROKEN, FileFinding, Splits, find_duplicates
+from kd.data import BROKEN, UNEVEN, FileFinding, LabeledImages, Splits, alike, find_duplicates
 from kd.errors import UserError
 from kd.losses import Objective
 from kd.models import Classifier, Ensemble, free_memory, training_bytes, usual_size
@@ -63,26 +64,85 @@ def check_files(oddities: Sequence[FileFinding], *, skips_broken: bool) -> list[
     return findings
 
 
-def check_splits(splits: Splits, *, batch_size: int) -> list[Finding]:
-    """Find validation images that are also training images, classes with few images, and epochs of a single step."""
-    findings: list[Finding] = []
-    if pairs := find_duplicates(splits.train, splits.val):
-        listed = _shorten([f"{val} is {train}" for train, val in pairs])
-        text = (
-            f"{len(pairs):,} of {len(splits.val):,} validation images are also training images, which inflates accuracy"
+def check_splits(splits: Splits, *, unlabeled: LabeledImages | None = None, batch_size: int) -> list[Finding]:
+    """Find images in two splits or classes, classes with few or uneven numbers of images, and epochs of one step."""
+    others = {"validation": splits.val, "test": splits.test}
+    measured = {kind: images for kind, images in others.items() if images is not None}
+    findings = [
+        finding
+        for kind, images in measured.items()
+        for finding in (
+            _check_duplicates(splits.train, images, f"{kind} images are also training images"),
+            _check_duplicates(unlabeled, images, f"{kind} images are also unlabeled images"),
         )
-        findings.append(Finding("warning", f"{text}: {listed}"))
-    val_counts = Counter(splits.val.labels)
-    counts = {"training": splits.train_counts, "validation": [val_counts[i] for i in range(len(splits.classes))]}
-    for name, of_class in counts.items():
+    ]
+    if splits.test is not None:
+        findings.append(_check_duplicates(splits.val, splits.test, "test images are also validation images"))
+    findings += [_check_two_classes(images) for images in (splits.train, *measured.values())]
+    counts = {"training": splits.train_counts} | {
+        kind: [Counter(images.labels)[label] for label in range(len(splits.classes))]
+        for kind, images in measured.items()
+    }
+    for kind, of_class in counts.items():
         # Streams may not count the images of each class.
-        pairs_of_class = zip(splits.classes, of_class or (), strict=False)
-        if few := [f"{name} ({count})" for name, count in pairs_of_class if count < _FEW_IMAGES]:
-            findings.append(Finding("warning", f"classes with fewer than {_FEW_IMAGES} {name} images: {_shorten(few)}"))
+        findings += _check_counts(dict(zip(splits.classes, of_class or (), strict=False)), kind)
+    findings.append(_check_names(splits.classes))
     if splits.train_size < batch_size:
         text = f"--batch_size {batch_size}: an epoch is a single step, as there are {splits.train_size} training images"
         findings.append(Finding("note", text))
+    return [finding for finding in findings if finding is not None]
+
+
+def _check_duplicates(first: LabeledImages | None, second: LabeledImages, problem: str) -> Finding | None:
+    pairs = [] if first is None else find_duplicates(first, second)
+    if not pairs:
+        return None
+    listed = _shorten([f"{other} is {one}" for one, other in pairs])
+    return Finding("warning", f"{len(pairs):,} of {len(second):,} {problem}, which inflates accuracy: {listed}")
+
+
+def _check_two_classes(images: LabeledImages) -> Finding | None:
+    """Warn about one image in two classes."""
+    if images.digests is None:
+        return None
+    first: dict[bytes, int] = {}
+    pairs = []
+    for index, (digest, label) in enumerate(zip(images.digests, images.labels, strict=True)):
+        earlier = first.setdefault(digest.tobytes(), index)
+        if images.labels[earlier] != label:
+            pairs.append(f"{images.name_of(index)} is {images.name_of(earlier)}")
+    if not pairs:
+        return None
+    return Finding("warning", f"images in two classes: {len(pairs):,} ({_shorten(pairs)})")
+
+
+def _check_counts(of_class: Mapping[str, int], kind: str) -> list[Finding]:
+    """Warn about classes with few or no images, and about uneven numbers of training images."""
+    findings = []
+    few = [f"{name} ({count})" for name, count in of_class.items() if 0 < count < _FEW_IMAGES]
+    if few:
+        findings.append(Finding("warning", f"classes with fewer than {_FEW_IMAGES} {kind} images: {_shorten(few)}"))
+    if missing := [name for name, count in of_class.items() if not count]:
+        effect = "the network can't learn them" if kind == "training" else "metrics are over the others"
+        findings.append(Finding("warning", f"classes without {kind} images: {_shorten(missing)}; {effect}"))
+    present = {name: count for name, count in of_class.items() if count}
+    if kind == "training" and present and max(present.values()) >= UNEVEN * sum(present.values()) / len(present):
+        (least, few_images), (most, many_images) = (choose(present.items(), key=itemgetter(1)) for choose in (min, max))
+        text = f"training images by class are uneven: from {few_images:,} ({least}) to {many_images:,} ({most})"
+        remedy = "--class_weights balanced or --sampler balanced gives rare classes more weight"
+        findings.append(Finding("note", f"{text}; {remedy}"))
     return findings
+
+
+def _check_names(classes: Sequence[str]) -> Finding | None:
+    """Warn about class names that are easily mistaken for each other."""
+    by_form: dict[str, list[str]] = {}
+    for name in classes:
+        by_form.setdefault(alike(name), []).append(name)
+    same = [" and ".join(map(repr, names)) for names in by_form.values() if len(names) > 1]
+    if not same:
+        return None
+    return Finding("warning", f"classes whose names differ in case, spaces or Unicode form alone: {_shorten(same)}")
 
 
 def check_schedule(

@@ -42,7 +42,7 @@ def test_validation_images_that_are_also_training_images_are_found(make_folder: 
     copy.write_bytes((folder / "train" / "ant" / "3.png").read_bytes())
     splits = read_splits(folder)
     splits = replace(splits, train=examine(splits.train)[0], val=examine(splits.val)[0])
-    assert find_duplicates(splits.train, splits.val) == [(folder / "train" / "ant" / "3.png", copy)]
+    assert find_duplicates(splits.train, splits.val) == [(str(folder / "train" / "ant" / "3.png"), str(copy))]
     warnings = _texts(preflight.check_splits(splits, batch_size=8), "warning")
     (duplicates,) = [text for text in warnings if "also training images" in text]
     assert duplicates.startswith("1 of 16 validation images are also training images")

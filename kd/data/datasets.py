@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,27 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
+from torch import Tensor
 from torchvision import datasets
 
-from kd.data.folders import read_folder, read_splits
+from kd.data.division import SPLIT_FILE, apply_division, read_division
+from kd.data.folders import Listing, read_folder
+from kd.data.hugging_face import HUGGING_FACE, read_hugging_face
 from kd.data.images import LabeledImages, Splits
 from kd.data.shards import read_shards, read_validation_shards
+from kd.data.splits import Layout, read_splits
+from kd.data.tables import SUFFIXES, TRAIN
 from kd.errors import UserError
-from kd.files import content_digest
+from kd.files import DIGEST_SIZE, content_digest
 from kd.registry import Registry
 
 SHARDS = "webdataset"
 _REMEDY = "download it with --download, or set --data_dir"
+# Where data sets of torchvision keep their files, or pairs of files and labels, and their labels.
+_FILES = ("_image_files", "_images", "_samples", "samples")
+_LABELS = ("_labels", "labels", "targets")
+_DIGITS = 2
+_DEPTH = 8
 DATASETS: Registry[Callable[..., Splits]] = Registry("data set")
 """Data sets by name: functions of the folder of the data set and of ``download``."""
 
@@ -41,29 +51,66 @@ def cache_dir() -> Path:
 def load_splits(
     dataset: str = "imagefolder",
     data_dir: str | Path | None = None,
+    layout: Layout | None = None,
     *,
-    train_data: str = "train",
-    val_data: str = "val",
     download: bool = False,
+    recorded_in: Path | None = None,
 ) -> Splits:
     """Read a data set.
 
     Args:
-        dataset: ``imagefolder``, ``webdataset`` (sharded archives), or a name in `DATASETS`.
+        dataset: ``imagefolder`` (folders and tables), ``webdataset`` (sharded archives), ``hf:NAME`` (Hugging Face), or
+            a name in `DATASETS`.
         data_dir: Folder of the data set; for those in `DATASETS`, ``None`` selects one in `cache_dir`.
-        train_data: Folder of training images within ``data_dir``; for webdataset also a pattern of shards.
-        val_data: Folder of validation images likewise.
-        download: Whether to download a data set in `DATASETS` that is missing.
+        layout: Where the images of each split are. If they are to be divided, all are returned as training images,
+            unless the division is recorded.
+        download: Whether to download a data set that is missing.
+        recorded_in: A folder within an experiment's, from which the recorded division of the images is taken.
 
     Raises:
         UserError: If the data set is missing or invalid.
     """
-    if dataset in ("imagefolder", SHARDS):
+    layout = layout or Layout()
+    splits = _load_undivided(dataset, data_dir, layout, download=download)
+    if layout.divides and recorded_in is not None:
+        files = [folder / SPLIT_FILE for folder in (recorded_in, *recorded_in.absolute().parents)[:_DEPTH]]
+        known = next(filter(None, map(read_division, files)), {})
+        splits = apply_division(splits, [known.get(key, TRAIN) for key in splits.train.keys])
+    return splits
+
+
+def _load_undivided(dataset: str, data_dir: str | Path | None, layout: Layout, *, download: bool) -> Splits:
+    if dataset == SHARDS:
         if data_dir is None:
             raise UserError(f"--dataset {dataset}: set --data_dir to the folder of the images")
-        if dataset == SHARDS:
-            return read_shards(data_dir, train_data=train_data, val_data=val_data, cache=cache_dir() / "shards")
-        return read_splits(data_dir, train_data=train_data, val_data=val_data)
+        return read_shards(
+            data_dir,
+            train_data=layout.train_data,
+            val_data=layout.val_data,
+            test_data=layout.test_data,
+            cache=cache_dir() / "shards",
+        )
+    if dataset == "imagefolder":
+        if data_dir is None and layout.train_data == Layout().train_data:
+            raise UserError("--dataset imagefolder: set --data_dir to the folder of the images")
+        return read_splits(data_dir, layout)
+    splits = _load_by_name(dataset, data_dir, layout, download=download)
+    if layout.val_fraction is not None:
+        if splits.test is not None:
+            raise UserError(f"--val_fraction {layout.val_fraction:g}: {dataset} has validation images of its own")
+        # What is otherwise used for validation are the official test images.
+        test = splits.val if len(splits.val) else None
+        splits = replace(splits, val=splits.train.subset([]), test=test)
+    if layout.test_fraction is not None and splits.test is not None:
+        raise UserError(f"--test_fraction {layout.test_fraction:g}: {dataset} has test images of its own")
+    if not len(splits.val) and layout.val_fraction is None:
+        raise UserError(f"--dataset {dataset}: has no validation images; add --val_fraction 0.2")
+    return splits
+
+
+def _load_by_name(dataset: str, data_dir: str | Path | None, layout: Layout, *, download: bool) -> Splits:
+    if dataset.startswith(HUGGING_FACE):
+        return read_hugging_face(dataset.removeprefix(HUGGING_FACE), layout, download=download)
     try:
         reader = DATASETS[dataset]
     except UserError as error:
@@ -87,13 +134,18 @@ def load_splits(
 def validation_images(
     dataset: str, data_dir: str | None, val_data: str = "val", *, download: bool = False
 ) -> LabeledImages:
-    """Read only the validation images, as `load_splits`; for imagefolder, ``data_dir`` may hold the class folders."""
+    """Read only the validation images, as `load_splits`.
+
+    For imagefolder, ``val_data`` may be a table, and ``data_dir`` may hold the class folders.
+    """
     if dataset == SHARDS and data_dir is not None:
         return read_validation_shards(data_dir, val_data, cache=cache_dir() / "shards")
-    if dataset != "imagefolder" or data_dir is None:
+    if dataset != "imagefolder":
         return load_splits(dataset, data_dir, download=download).val
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
+    if Path(val_data).suffix.lower() in SUFFIXES:
+        return read_splits(data_dir, Layout(train_data=val_data, val_data=val_data)).val
+    root = Path(data_dir or ".").expanduser()
+    if data_dir is None or not root.is_dir():
         raise UserError(f"--data_dir {data_dir}: there is no such folder")
     return read_folder(root / val_data if (root / val_data).is_dir() else root)
 
@@ -135,12 +187,60 @@ def _in_memory(root: Path, *, download: bool, kind: type[Any], name: str) -> Spl
         pixels = torch.as_tensor(data.data)
         is_gray = pixels.ndim == len(("N", "H", "W"))
         pixels = pixels[:, None].expand(-1, 3, -1, -1) if is_gray else pixels.permute(0, 3, 1, 2)
-        labels, keys = list(map(int, data.targets)), [f"{half}/{index}" for index in range(len(pixels))]
-        contents = np.ascontiguousarray(data.data)
-        digests = np.frombuffer(b"".join(content_digest(each.data) for each in contents), dtype=np.uint8)
-        load = partial(torch.select, pixels, 0)
-        halves.append(LabeledImages(tuple(data.classes), labels, keys, load, digests=digests.reshape(-1, 16)))
+        halves.append(_of_pixels(pixels, list(map(int, data.targets)), tuple(data.classes), f"{half}/"))
     return Splits(name, *halves)
+
+
+@dataclass(frozen=True)
+class _Official:
+    """A data set of torchvision: its class, and the official split that serves as each of ours."""
+
+    name: str
+    kind: type[Any]
+    train: str | None = "train"
+    val: str | None = "test"
+    test: str | None = None
+
+    def __call__(self, root: Path, *, download: bool = False) -> Splits:
+        """Read the data set."""
+        splits = {
+            role: _labeled(
+                _from_torchvision(self.kind, root, download, **({} if split is None else {"split": split})), role
+            )
+            for role, split in (("train", self.train), ("val", self.val), ("test", self.test))
+            if split is not None or role == "train"
+        }
+        return Splits(
+            self.name, splits["train"], splits.get("val", splits["train"].subset([])), test=splits.get("test")
+        )
+
+
+def _labeled(data: Any, role: str) -> LabeledImages:  # noqa: ANN401 (a data set of torchvision)
+    """Return the images of a data set of torchvision; most keep their files in attributes of these names."""
+    files: Sequence[Any]
+    files, labels = (
+        next((getattr(data, name) for name in names if hasattr(data, name)), ()) for names in (_FILES, _LABELS)
+    )
+    first = next(iter(files), None)
+    if isinstance(first, tuple):
+        files, labels = [file for file, _ in files], [label for _, label in files]
+    labels = [int(label) for label in labels]
+    names = getattr(data, "classes", None) or [f"{label:0{_DIGITS}d}" for label in range(max(labels) + 1)]
+    classes = tuple(map(str, names))
+    if not files:
+        return _of_pixels(torch.from_numpy(data.data), labels, classes, f"{role}/")
+    paths = [Path(file) for file in files]
+    # Paths below the folder of the data set, wherever that is.
+    keys = [path.relative_to(data.root).as_posix() for path in paths]
+    return Listing(str(data.root), paths, keys, [classes[label] for label in labels], classes).images(classes)
+
+
+def _of_pixels(pixels: Tensor, labels: list[int], classes: tuple[str, ...], prefix: str) -> LabeledImages:
+    """Return images in memory, ``(N, 3, H, W)``, uint8."""
+    keys = [f"{prefix}{index}" for index in range(len(pixels))]
+    digests = b"".join(content_digest(image.contiguous().numpy().data) for image in pixels)
+    hashes = np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_SIZE)
+    return LabeledImages(classes, labels, keys, partial(torch.select, pixels, 0), digests=hashes)
 
 
 def _from_torchvision(kind: type[Any], root: Path, download: bool, **options: str | bool) -> Any:  # noqa: ANN401, FBT001
@@ -157,3 +257,15 @@ for _name, _size in (("imagenette", "full"), ("imagenette_320px", "320px"), ("im
 _KINDS = (datasets.MNIST, datasets.FashionMNIST, datasets.CIFAR10, datasets.CIFAR100)
 for _name, _kind in zip(("mnist", "fashion_mnist", "cifar10", "cifar100"), _KINDS, strict=True):
     DATASETS.register(_name)(partial(_in_memory, kind=_kind, name=_name))
+for _official in (
+    _Official("flowers102", datasets.Flowers102, val="val", test="test"),
+    _Official("oxford_pets", datasets.OxfordIIITPet, train="trainval"),
+    _Official("food101", datasets.Food101),
+    _Official("stl10", datasets.STL10),
+    _Official("svhn", datasets.SVHN),
+    _Official("eurosat", datasets.EuroSAT, train=None, val=None),
+    _Official("gtsrb", datasets.GTSRB),
+    _Official("dtd", datasets.DTD, val="val", test="test"),
+    _Official("fgvc_aircraft", datasets.FGVCAircraft, val="val", test="test"),
+):
+    DATASETS.register(_official.name)(_official)

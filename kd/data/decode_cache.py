@@ -24,7 +24,7 @@ from xxhash import xxh3_64_intdigest
 from kd.data.images import LabeledImages, evenly_spaced
 from kd.files import write_atomically
 
-_VERSION = 3
+_VERSION = 4
 _PIXELS, INDEX_FILE = "pixels.u8", "index.npz"
 _CHUNK, _SAMPLE = 256, 32
 _THREADS = 4
@@ -58,7 +58,8 @@ def cache_decoded(
     """
     if not images.files or images.fingerprint is None:
         return images
-    path = folder / hashlib.blake2b(f"{_VERSION} {side} {images.fingerprint}".encode(), digest_size=16).hexdigest()
+    key = f"{_VERSION} {side} {images.fingerprint}{images.pixel_range or ''}"
+    path = folder / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     index = _read_index(path, len(images))
     if index is None:
         if has_room is not None and not has_room(_estimate_size(images, side)):

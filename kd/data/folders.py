@@ -2,6 +2,8 @@
 
 import os
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -9,63 +11,78 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from kd.data.images import UNLABELED, LabeledImages, Splits, apply_at
+from kd.data.images import UNLABELED, LabeledImages, apply_at
 from kd.errors import UserError
 from kd.pixels import decode
 
-# Left behind by file managers. Any other file that isn't an image is an error.
+# Left behind by file managers.
 _IGNORED_FILES = {"thumbs.db", "desktop.ini"}
 _IGNORED_FOLDERS = {"__MACOSX"}
-_LFS_POINTER = b"version https://git-lfs"
 # Control characters, and surrogates, which represent bytes that aren't valid UTF-8.
 _UNPRINTABLE = {"Cc", "Cs"}
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\x00", b"MM\x00*", b"RIFF", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 
 
-def read_splits(data_dir: str | Path, *, train_data: str = "train", val_data: str = "val") -> Splits:
-    """Read the folder of training images and the folder of validation images within the folder of a data set."""
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        problem = "this is a file, not a folder" if root.is_file() else "there is no such folder"
-        raise UserError(f"--data_dir {data_dir}: {problem}")
-    for flag, name in (("--train_data", train_data), ("--val_data", val_data)):
-        if not (root / name).is_dir():
-            children = sorted(child for child in root.iterdir() if child.is_dir())
-            found = ", ".join(child.name for child in children) or "none"
-            # Archives are often unpacked into a folder of their own.
-            hint = next((f"; did you mean --data_dir {child}?" for child in children if (child / name).is_dir()), "")
-            raise UserError(f"{root / name}: there is no such folder (set by {flag}; folders in {root}: {found}){hint}")
-    train, val = read_folder(root / train_data), read_folder(root / val_data)
-    if train.classes != val.classes:
-        only = {train_data: set(train.classes) - set(val.classes), val_data: set(val.classes) - set(train.classes)}
-        differences = [f"only in {root / name}: {', '.join(sorted(only[name]))}" for name in only if only[name]]
-        same = {name.casefold() for name in train.classes} == {name.casefold() for name in val.classes}
-        hint = "; the names differ only in case" if same else ""
-        raise UserError(f"training and validation images have different classes; {'; '.join(differences)}{hint}")
-    return Splits(name=root.resolve().name, train=train, val=val)
+@dataclass(frozen=True)
+class Listing:
+    """Image files and the names of their classes, before these are numbered.
+
+    Args:
+        origin: Where they were listed, for messages.
+        paths: The files, ``(N,)``.
+        keys: Their paths within the data set.
+        names: The class of each.
+        classes: All classes, those without images included.
+    """
+
+    origin: str
+    paths: Sequence[Path]
+    keys: Sequence[str]
+    names: Sequence[str]
+    classes: tuple[str, ...]
+
+    def images(self, classes: tuple[str, ...], pixel_range: tuple[float, ...] = ()) -> LabeledImages:
+        """Return the images, their labels being positions in ``classes``; ``pixel_range`` as of `load_image`."""
+        positions = {name: label for label, name in enumerate(classes)}
+        return _images(self.paths, self.keys, [positions[name] for name in self.names], classes, pixel_range)
 
 
-def read_folder(folder: Path) -> LabeledImages:
-    """Read a folder of class folders with images at any depth; the classes are in lexicographic order."""
+def list_folder(folder: Path) -> Listing:
+    """List a folder of class folders with images at any depth; the classes are in lexicographic order."""
     class_folders = sorted(child for child in folder.iterdir() if _is_class_folder(child))
     if not class_folders:
         raise UserError(f"{folder}: this folder has no class folders; images belong in {folder}/CLASS/IMAGE.jpg")
-    if len(class_folders) == 1:
-        raise UserError(f"{folder}: there is only one class, {class_folders[0].name!r}; a classifier needs two")
-    paths, labels = list[Path](), list[int]()
-    for label, class_folder in enumerate(class_folders):
+    paths, names = list[Path](), list[str]()
+    for class_folder in class_folders:
         found = _find_images(class_folder)
-        if not found:
-            raise UserError(f"{class_folder}: this class has no images")
         paths += found
-        labels += [label] * len(found)
+        names += [class_folder.name] * len(found)
     keys = [path.relative_to(folder).as_posix() for path in paths]
-    return _images(paths, keys, labels, classes=tuple(child.name for child in class_folders))
+    return Listing(str(folder), paths, keys, names, tuple(child.name for child in class_folders))
 
 
-def read_unlabeled(folder: str | Path) -> LabeledImages:
+def has_class_folders(folder: Path) -> bool:
+    """Return whether a folder holds class folders, with files right in them."""
+    children = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    return any(each.is_file() for child in children for each in child.iterdir())
+
+
+def read_folder(folder: Path, *, pixel_range: tuple[float, ...] = ()) -> LabeledImages:
+    """Read a folder of class folders, all of which have images; ``pixel_range`` is as of `load_image`."""
+    listing = list_folder(folder)
+    check_classes(listing.classes, listing.origin)
+    if empty := sorted(set(listing.classes) - set(listing.names)):
+        raise UserError(f"{folder / empty[0]}: this class has no images")
+    return listing.images(listing.classes, pixel_range)
+
+
+def check_classes(classes: Sequence[str], origin: str) -> None:
+    """Refuse a single class."""
+    if len(classes) == 1:
+        raise UserError(f"{origin}: there is only one class, {classes[0]!r}; a classifier needs two")
+
+
+def read_unlabeled(folder: str | Path, *, pixel_range: tuple[float, ...] = ()) -> LabeledImages:
     """Read a folder of unlabeled images, at any depth."""
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -78,20 +95,30 @@ def read_unlabeled(folder: str | Path) -> LabeledImages:
         raise UserError(f"--unlabeled_data {folder}: this folder has no images")
     # The prefix keeps the keys, and so the random views, apart from those of the labeled images.
     keys = [f"unlabeled/{path.relative_to(root).as_posix()}" for path in paths]
-    return _images(paths, keys, [UNLABELED] * len(paths), classes=())
+    return _images(paths, keys, [UNLABELED] * len(paths), (), pixel_range)
 
 
-def load_image(file: Path | BinaryIO, name: str = "") -> Tensor:
-    """Decode an image file, called ``name`` in messages, to ``(3, H, W)``, uint8, RGB, upright."""
-    return torch.from_numpy(np.array(decode(file, name))).permute(2, 0, 1)
+def load_image(file: Path | BinaryIO, name: str = "", *, pixel_range: tuple[float, ...] = ()) -> Tensor:
+    """Decode an image file to ``(3, H, W)``, uint8, RGB, upright; the arguments are those of `kd.pixels.decode`."""
+    return torch.from_numpy(np.array(decode(file, name, pixel_range))).permute(2, 0, 1)
 
 
-def _images(paths: list[Path], keys: list[str], labels: list[int], *, classes: tuple[str, ...]) -> LabeledImages:
-    return LabeledImages(classes, labels, keys, partial(apply_at, load_image, paths), paths)
+def _images(
+    paths: Sequence[Path],
+    keys: Sequence[str],
+    labels: list[int],
+    classes: tuple[str, ...],
+    pixel_range: tuple[float, ...],
+) -> LabeledImages:
+    load = partial(load_image, pixel_range=pixel_range) if pixel_range else load_image
+    return LabeledImages(classes, labels, keys, partial(apply_at, load, paths), paths, pixel_range=pixel_range)
 
 
 def _find_images(folder: Path) -> list[Path]:
-    """Return the images in a folder at any depth, also in linked folders, each of which is followed once."""
+    """Return the files in a folder at any depth, also in linked folders, each of which is followed once.
+
+    Their contents are examined later: what isn't an image is reported as such.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: this folder can't be read: {error.strerror}")
@@ -99,11 +126,13 @@ def _find_images(folder: Path) -> list[Path]:
     found, followed = list[Path](), set[Path]()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         real = Path(place).resolve()
+        if Path(place).is_symlink() and Path(place).parent.resolve().is_relative_to(real):
+            raise UserError(f"{place}: this link leads back to {real}, the folder that it lies in; remove it")
         if real in followed:
             folders.clear()
             continue
         followed.add(real)
-        found += [path for path in (Path(place, name) for name in files) if _is_image(path)]
+        found += [path for path in (Path(place, name) for name in files) if _is_listed(path)]
     return sorted(found)
 
 
@@ -129,20 +158,9 @@ def _check_name(path: Path) -> None:
         raise UserError(f"{''.join(escaped)}: {problem}; rename it")
 
 
-def _is_image(path: Path) -> bool:
-    """Return whether a path is an image; raise an error for a file that is neither an image nor ignored."""
-    if path.is_dir() or path.name.startswith(".") or path.name.lower() in _IGNORED_FILES:
+def _is_listed(path: Path) -> bool:
+    """Return whether a file is meant to be an image: neither hidden nor left behind by a file manager."""
+    if path.name.startswith(".") or path.name.lower() in _IGNORED_FILES:
         return False
     _check_name(path)
-    if path.suffix.lower() not in IMG_EXTENSIONS:
-        raise UserError(f"{path}: this file is not an image (known: {' '.join(IMG_EXTENSIONS)}); move it elsewhere")
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_LFS_POINTER))
-    except OSError as error:
-        raise UserError(f"{path}: this file can't be read: {error.strerror}") from None
-    if head == _LFS_POINTER:
-        raise UserError(f"{path}: this file is a Git LFS pointer; run `git lfs pull` to fetch the image")
-    if not head.startswith(_MAGIC):
-        raise UserError(f"{path}: this file is {'empty' if not head else 'not an image, despite its name'}")
     return True

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from kd.data.images import UNLABELED, LabeledImages
 from kd.errors import UserError
-from kd.pixels import decode, why_not_decoded
+from kd.pixels import decode, open_image, orientation, why_not_decoded
 
 BROKEN = "broken"
 _TAIL = 1024
@@ -18,11 +18,8 @@ _LONG = 20
 # How complete files of a format end. Files of other formats are decoded to find out whether they are complete.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 # Gray values of more than 8 bits, see :mod:`kd.pixels`.
-_DEEP = {
-    "I;16": ("16-bit", "only the upper 8 of its 16 bits are used"),
-    "I": ("16-bit", "whole numbers above 255 are scaled to 8 bits"),
-    "F": ("float", "floating-point values are scaled to 8 bits"),
-}
+_SCALED = "stretched from its smallest to its largest value unless these are those of 8 bits; --pixel_range fixes them"
+_DEEP = {"I;16": ("16-bit", _SCALED), "I": ("16-bit", _SCALED), "F": ("float", _SCALED)}
 _ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "TIFF")
 
 
@@ -34,13 +31,16 @@ class FileFinding(NamedTuple):
     detail: str
 
 
-def find_duplicates(train: LabeledImages, val: LabeledImages) -> list[tuple[Path, Path]]:
-    """Return pairs of a training file and a validation file with the same content."""
-    if train.digests is None or val.digests is None:
+def find_duplicates(first: LabeledImages, second: LabeledImages) -> list[tuple[str, str]]:
+    """Return pairs of an image of each with the same content, by their names."""
+    if first.digests is None or second.digests is None:
         return []
-    by_content = {digest.tobytes(): path for digest, path in zip(train.digests, train.files, strict=True)}
-    of_val = zip(val.digests, val.files, strict=True)
-    return [(by_content[digest.tobytes()], path) for digest, path in of_val if digest.tobytes() in by_content]
+    by_content = {digest.tobytes(): index for index, digest in enumerate(first.digests)}
+    return [
+        (first.name_of(by_content[digest.tobytes()]), second.name_of(index))
+        for index, digest in enumerate(second.digests)
+        if digest.tobytes() in by_content
+    ]
 
 
 def drop_broken(images: LabeledImages, broken: Sequence[FileFinding]) -> LabeledImages:
@@ -59,14 +59,14 @@ def check_file(path: Path, content: BinaryIO, *, decodes: bool) -> list[FileFind
     try:
         # Pillow warns about properties that are checked here.
         with warnings.catch_warnings(action="ignore"):
-            with Image.open(content) as image:
+            with open_image(content) as image:
                 findings = [FileFinding(kind, str(path), detail) for kind, detail in _check_header(image)]
                 end = _ENDS.get(image.format or "")
             if end is None or end not in _tail(content) or decodes:
                 content.seek(0)
                 decode(content, str(path))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return [FileFinding(BROKEN, str(path), why_not_decoded(error, str(path)))]
+        return [FileFinding(BROKEN, str(path), why_not_decoded(error, str(path), content))]
     except UserError as error:
         return [FileFinding(BROKEN, str(path), str(error).partition("can't be decoded: ")[2] or str(error))]
     return findings
@@ -85,7 +85,7 @@ def _check_header(image: Image.Image) -> Iterator[tuple[str, str]]:
         yield "transparent", "transparency is ignored"
     if frames > 1 and image.format in _ANIMATED_FORMATS:
         yield "animated", f"only the first of its {frames} frames is used"
-    if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
+    if orientation(image) not in (0, 1):
         yield "turned", "rotated upright by its EXIF orientation"
     if width * height > _MANY_PIXELS:
         yield "large", f"{width} x {height} pixels"

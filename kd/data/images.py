@@ -21,6 +21,8 @@ from kd.randomness import derive_seed
 T = TypeVar("T")
 
 UNLABELED = -1
+UNEVEN = 1.5
+"""Number of images of the most frequent class, in units of the mean, from which classes count as uneven."""
 _MAX_SHOWN = 5
 
 
@@ -36,6 +38,7 @@ class LabeledImages:
         files: The file of each image, or empty if the images don't come from files.
         digests: Hash of the content of each image, ``(N, 16)``, uint8; ``None`` if it wasn't computed.
         cached_side: The short side, in pixels, to which larger images were resized in a decode cache, or ``None``.
+        pixel_range: The gray values that become black and white in deeper images, see :func:`kd.pixels.decode`.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +48,7 @@ class LabeledImages:
     files: Sequence[Path] = ()
     digests: NDArray[np.uint8] | None = field(default=None, compare=False)
     cached_side: int | None = None
+    pixel_range: tuple[float, ...] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
@@ -74,6 +78,10 @@ class LabeledImages:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
+
+    def name_of(self, index: int) -> str:
+        """Return the file of an image, or its key, for messages."""
+        return str(self.files[index]) if self.files else self.keys[index]
 
     def subset(self, indices: Sequence[int]) -> "LabeledImages":
         """Return the images at the given indices."""
@@ -116,11 +124,12 @@ def _load_from_either(first: LabeledImages, second: LabeledImages, index: int) -
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and validation images of the same classes; ``name`` is the data set's in folders and tables."""
+    """Training, validation and test images of the same classes; ``name`` is the data set's in folders and tables."""
 
     name: str
     train: LabeledImages
     val: LabeledImages
+    test: LabeledImages | None = field(default=None, kw_only=True)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -169,6 +178,12 @@ def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[
         order = members[torch.randperm(len(members), generator=generator)]
         kept += order[: max(1, round(fraction * len(members)))].tolist()
     return sorted(kept)
+
+
+def is_uneven(labels: Sequence[int]) -> bool:
+    """Return whether the most frequent class has clearly more images than the mean of those that have any."""
+    counts = Counter(labels).values()
+    return len(counts) > 1 and max(counts) >= UNEVEN * sum(counts) / len(counts)
 
 
 def evenly_spaced(count: int, sample: int) -> list[int]:

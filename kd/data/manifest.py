@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kd.data.image_check import FileFinding, check_file
+from kd.data.image_check import BROKEN, FileFinding, check_file
 from kd.data.images import LabeledImages
-from kd.errors import UserError
 from kd.files import content_digest, write_atomically
 
-_VERSION = 1
+_VERSION = 2
 _SAMPLE = 64
 _DECODED = 256
 _CHUNK = 256
@@ -91,9 +90,16 @@ def examine(
 
 
 def _read_stats(names: Sequence[str]) -> Stats:
-    facts = map(os.stat, names)
-    values = [(each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_ino % 2**63) for each in facts]
-    return np.array(values, dtype=np.int64).reshape(-1, 4)
+    return np.array([_read_state(name) for name in names], dtype=np.int64).reshape(-1, 4)
+
+
+def _read_state(name: str) -> tuple[int, int, int, int]:
+    try:
+        facts = Path(name).stat()
+    except OSError:
+        # A broken link: never the state of a file that was read.
+        return 0, 0, 0, 0
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino % 2**63
 
 
 def _merge(known: Manifest | None, names: list[str], stats: Stats) -> tuple[Manifest, NDArray[np.intp]]:
@@ -105,7 +111,7 @@ def _merge(known: Manifest | None, names: list[str], stats: Stats) -> tuple[Mani
     stale = []
     for index, name in enumerate(names):
         position = positions.get(name)
-        if position is None or not np.array_equal(known.stats[position], stats[index]):
+        if position is None or not stats[index].any() or not np.array_equal(known.stats[position], stats[index]):
             stale.append(index)
             continue
         merged.digests[index] = known.digests[position]
@@ -124,7 +130,8 @@ def _read(manifest: Manifest, indices: NDArray[np.intp], progress: Callable[[int
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: this file can't be read: {error.strerror}") from None
+            # Not a hash that a file can have; it is tried again at the next start.
+            return bytes(16), [FileFinding(BROKEN, str(path), f"it can't be read: {error.strerror}")]
         return content_digest(content), check_file(path, io.BytesIO(content), decodes=index in decoded)
 
     # Threads suffice, as hashing and decoding don't hold the interpreter lock.

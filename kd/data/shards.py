@@ -98,17 +98,19 @@ class ShardedSplits(Splits):
 
 
 def read_shards(
-    data_dir: str | Path, *, train_data: str = "train", val_data: str = "val", cache: Path
+    data_dir: str | Path, *, train_data: str = "train", val_data: str = "val", test_data: str | None = None, cache: Path
 ) -> ShardedSplits:
-    """Find the training and validation shards of a folder with ``classes.txt`` and usually ``index.json``.
+    """Find the training, validation and test shards of a folder with ``classes.txt`` and usually ``index.json``.
 
-    ``train_data`` and ``val_data`` are folders within it, or patterns such as ``train/{000000..000146}.tar`` or
-    ``https://host/train/{000000..000146}.tar``. Shards missing from the index are counted; ``cache`` keeps the counts.
+    ``train_data``, ``val_data`` and ``test_data`` are folders within it, or patterns such as
+    ``train/{000000..000146}.tar`` or ``https://host/train/{000000..000146}.tar``. Shards missing from the index are
+    counted; ``cache`` keeps the counts.
     """
     root, classes = _read_classes(data_dir)
     train = _find(root, train_data, "--train_data", classes, cache)
     val = _find(root, val_data, "--val_data", classes, cache)
-    return ShardedSplits(root.resolve().name, _sample_images(train), _images(val), train, val)
+    test = None if test_data is None else _images(_find(root, test_data, "--test_data", classes, cache))
+    return ShardedSplits(root.resolve().name, _sample_images(train), _images(val), train, val, test=test)
 
 
 def read_validation_shards(data_dir: str | Path, val_data: str = "val", *, cache: Path) -> LabeledImages:
@@ -136,7 +138,7 @@ def _read_classes(data_dir: str | Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _find(root: Path, pattern: str, flag: str, classes: tuple[str, ...], cache: Path) -> Shards:
-    urls, labeled = _expand(root, pattern, flag), flag == "--val_data"
+    urls, labeled = _expand(root, pattern, flag), flag != "--train_data"
     entries, counts = count_images(root, urls, classes=len(classes), cache=cache, labeled=labeled)
     return Shards(entries, classes, counts)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 
-from kd.data import LabeledImages, Splits, load_splits, plain_view
+from kd.data import LabeledImages, Layout, Splits, load_splits, plain_view
 from kd.deploy.loading import FORMATS, Array, Student, as_student, open_student
 from kd.errors import DamagedFile, UserError
 from kd.exported import METADATA_KEY
@@ -75,9 +75,8 @@ def load_checkpoint_splits(checkpoint: Path, **replacements: str | None) -> Spli
             raise (UserError if is_missing else DamagedFile)(
                 f"{checkpoint}: its training images are unknown, as {config} {reason}; name them with --data_dir"
             ) from None
-    settings = {"dataset": "imagefolder", "train_data": "train", "val_data": "val"} | settings | replacements
-    folders = {name: settings[name] for name in ("train_data", "val_data")}
-    return load_splits(settings["dataset"], settings.get("data_dir"), **folders)
+    settings = {"dataset": "imagefolder"} | settings | replacements
+    return load_splits(settings["dataset"], settings.get("data_dir"), Layout.of(settings), recorded_in=config.parent)
 
 
 def export_student(

@@ -56,7 +56,8 @@ def find_checkpoint(path: Path) -> Path:
         for record in path.glob(f"{pattern}metrics.json"):
             best = record.parent / "checkpoints" / "best.ckpt"
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found.append((float(json.loads(record.read_text(encoding="utf-8"))["best_val_acc"]), best))
+                values = json.loads(record.read_text(encoding="utf-8"))
+                found.append((float(values.get("best_score") or values["best_val_acc"]), best))
         if found:
             return max(found)[1]
     raise UserError(f"{path}: no finished run in this folder; name an experiment (logs/NAME), a run or a checkpoint")

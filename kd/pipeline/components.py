@@ -16,21 +16,27 @@ from rich.progress import Progress
 
 from kd.data import (
     BROKEN,
+    SPLIT_FILE,
     Batches,
     FileFinding,
     ImageData,
     LabeledImages,
+    Layout,
     Mixing,
     ShardData,
     ShardedSplits,
     Splits,
+    apply_division,
     cache_dir,
     channel_statistics,
+    divide,
     drop_broken,
     examine,
+    is_uneven,
     load_splits,
     parts_of_step,
     plain_view,
+    read_division,
     read_unlabeled,
 )
 from kd.errors import UserError
@@ -55,7 +61,7 @@ from kd.provenance import Provenance, code_digests, environment, without_folders
 from kd.randomness import seeded
 from kd.settings import PUBLISHED, Phase, Settings, settings_affecting, unsupported_by_streams
 from kd.teachers import Foreign, digest_of_weights, load_teacher
-from kd.training import Hardware, Recipe, build_trainer
+from kd.training import ACCURACY, Hardware, Recipe, build_trainer
 
 SKIPPED_FILE = "skipped-images.txt"
 
@@ -76,6 +82,7 @@ class Images:
         std: Standard deviation likewise.
         findings: What is unusual about the image files.
         contents: Number and content hash of the training, validation and unlabeled images, in words.
+        division: The images of one folder that were divided, and the split of each; ``None`` if none were.
     """
 
     splits: Mapping[int, Splits]
@@ -84,6 +91,7 @@ class Images:
     std: tuple[float, ...]
     findings: tuple[Finding, ...]
     contents: Mapping[str, str]
+    division: tuple[LabeledImages, list[str]] | None = None
 
     def contents_for(self, kind: Phase) -> dict[str, str]:
         """Return the contents that a phase of some kind depends on; only students are distilled on unlabeled images."""
@@ -105,6 +113,7 @@ class Components:
         mixing: Mixes the images of a student's batches, or ``None``.
         batch_size: Images in a batch, on each device.
         num_workers: Data loader processes.
+        metric: The metric that chooses the best epoch.
         notes: What was chosen automatically, and why.
     """
 
@@ -118,6 +127,7 @@ class Components:
     mixing: Mixing | None
     batch_size: int
     num_workers: int
+    metric: str
     notes: tuple[str, ...]
 
     @property
@@ -162,8 +172,13 @@ def build_components(settings: Settings, console: Console) -> Components:
     data, name = settings.data, settings.phases.name
     if name is not None and (Path(name).name != name or name == ".." or len(name) > _LONGEST_NAME):
         raise UserError(f"--name {name}: not a valid folder name; use letters, digits, '-', '_' and '.'")
+    if data.pixel_range and (len(data.pixel_range) != 2 or data.pixel_range[0] >= data.pixel_range[1]):  # noqa: PLR2004
+        text = " ".join(f"{value:g}" for value in data.pixel_range)
+        raise UserError(f"--pixel_range {text}: two gray values, the smaller one first, such as 0 4095")
     hardware, notes = _build_hardware(settings)
-    images = _load_images(settings, console)
+    found = load_splits(data.dataset, data.data_dir, Layout.of(settings.flat()), download=data.download)
+    folder = Path(settings.machine.default_root_dir).expanduser() / (name or _default_name(settings, found.name))
+    images = _load_images(found, settings, folder, console)
     splits = images.splits[data.image_size]
     num_classes = len(splits.classes)
     if data.num_classes not in (None, num_classes):
@@ -171,10 +186,15 @@ def build_components(settings: Settings, console: Console) -> Components:
     if data.unlabeled_rest and data.train_fraction == 1:
         raise UserError("--unlabeled_rest: all training images are labeled; set --train_fraction below 1")
     objective, compared = _build_objectives(settings, num_classes)
+    metric: str = settings.phases.metric
+    if metric == "auto":
+        metric = "balanced_accuracy" if is_uneven(splits.val.labels) else ACCURACY
+        if metric != ACCURACY:
+            notes.append(f"--metric auto: {metric}, as the classes of the validation images are uneven")
     is_mixed = bool(data.mixup or data.cutmix)
     components = Components(
         settings=settings,
-        folder=Path(settings.machine.default_root_dir).expanduser() / (name or _default_name(settings, splits.name)),
+        folder=folder,
         hardware=hardware,
         # Hardware that Lightning doesn't support is refused here.
         world_size=build_trainer(hardware, logger=False, enable_checkpointing=False).world_size,
@@ -184,6 +204,7 @@ def build_components(settings: Settings, console: Console) -> Components:
         mixing=Mixing(mixup=data.mixup, cutmix=data.cutmix, num_classes=num_classes) if is_mixed else None,
         batch_size=2 if data.batch_size == "auto" else data.batch_size,
         num_workers=default_workers(hardware.accelerator) if data.num_workers is None else data.num_workers,
+        metric=metric,
         notes=tuple(notes),
     )
     return components if data.batch_size != "auto" else _with_largest_batch(components)
@@ -312,6 +333,20 @@ def student_data(components: Components, seed: int, objective: Objective | None 
     return _build_data(components, seed, data.image_size, **more)
 
 
+def test_data(components: Components, image_size: int) -> ImageData | None:
+    """Build the batches of the test images, as those of validation; ``None`` without test images."""
+    test = components.images.splits[image_size].test
+    if test is None:
+        return None
+    return ImageData(
+        Splits(components.splits.name, train=test, val=test),
+        image_size=image_size,
+        batch_size=components.batch_size,
+        num_workers=components.num_workers,
+        resize=components.settings.data.resize,
+    )
+
+
 def provenance_of(
     components: Components,
     phase: str,
@@ -336,6 +371,8 @@ def provenance_of(
         "channels_last": compute.channels_last,
         # Views of downscaled images differ from those of the original files.
         "image_cache": components.splits.train.cached_side,
+        # Earlier versions chose the best epoch by accuracy.
+        "metric": components.metric if components.metric != ACCURACY else "auto",
     }
     settings = {name: values[name] for name in settings_affecting(kind)} | {"processes": components.world_size}
     for name in ("teacher_pretrained", "student_pretrained"):
@@ -400,38 +437,51 @@ def _describe_hardware(hardware: Hardware, world_size: int) -> str:
     return f"{world_size} × {device}, {torch.get_num_threads()} threads"
 
 
-def _load_images(settings: Settings, console: Console) -> Images:
-    """Find the images, check their files, and read them through the cache of decoded images."""
+def _load_images(splits: Splits, settings: Settings, folder: Path, console: Console) -> Images:
+    """Check the files of images, divide them if asked to, and read them through the cache of decoded images."""
     data = settings.data
-    splits = load_splits(
-        data.dataset, data.data_dir, train_data=data.train_data, val_data=data.val_data, download=data.download
-    )
     if isinstance(splits, ShardedSplits):
         for flag, reason in unsupported_by_streams(settings):
             raise UserError(f"{flag}: not available with --dataset webdataset: {reason}")
         for shards in (splits.train_shards, splits.val_shards):
             shards.verify(full=data.verify == "full")
-    unlabeled = None if data.unlabeled_data is None else read_unlabeled(data.unlabeled_data)
-    skips_broken = data.on_bad_image == "skip"
-    train, of_train = _examine(splits.train, settings, console)
-    val, of_val = _examine(splits.val, settings, console)
-    splits, files = replace(splits, train=train, val=val), [*of_train, *of_val]
-    if unlabeled is not None:
-        unlabeled, of_unlabeled = _examine(unlabeled, settings, console)
-        files += of_unlabeled
+    unlabeled = None
+    if data.unlabeled_data is not None:
+        unlabeled = read_unlabeled(data.unlabeled_data, pixel_range=data.pixel_range)
+    skips_broken, files, parts = data.on_bad_image == "skip", list[FileFinding](), dict[str, LabeledImages]()
+    for kind, images in (("train", splits.train), ("val", splits.val), ("test", splits.test), (_UNLABELED, unlabeled)):
+        if images is not None:
+            examined, found = _examine(images, settings, console)
+            files += found
+            broken = [finding for finding in found if finding.kind == BROKEN] if skips_broken else []
+            parts[kind] = drop_broken(examined, broken)
     findings = check_files(files, skips_broken=skips_broken)
-    if skips_broken:
-        broken = [finding for finding in files if finding.kind == BROKEN]
-        splits = replace(splits, train=drop_broken(splits.train, broken), val=drop_broken(splits.val, broken))
-        unlabeled = unlabeled and drop_broken(unlabeled, broken)
     # Before the images are decoded into the cache.
     refuse(findings, strict=False)
+    splits = replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
+    unlabeled, division = parts.get(_UNLABELED), None
+    if data.val_fraction is not None or data.test_fraction is not None:
+        known = read_division(folder / SPLIT_FILE)
+        division = (
+            splits.train,
+            divide(
+                splits.train,
+                val_fraction=data.val_fraction,
+                test_fraction=data.test_fraction,
+                seed=settings.phases.seed,
+                known=known,
+            ),
+        )
+        if new := sum(key not in known for key in splits.train.keys) if known else 0:
+            console.print(f"note: {new:,} images aren't in {folder / SPLIT_FILE}: used for training")
+        splits = apply_division(splits, division[1])
     cache = partial(cache_images, where=data.image_cache, limit=data.cache_limit, console=console)
     by_size = {
         size: replace(
             splits,
             train=cache(splits.train, image_size=size, augment=data.augment),
             val=cache(splits.val, image_size=size, augment="none"),
+            test=None if splits.test is None else cache(splits.test, image_size=size, augment="none"),
         )
         for size in {data.image_size, *settings.models.teacher_image_size}
     }
@@ -439,7 +489,7 @@ def _load_images(settings: Settings, console: Console) -> Images:
         unlabeled = cache(unlabeled, image_size=data.image_size, augment=data.augment)
     mean, std = channel_statistics(by_size[data.image_size].train, plain_view(data.image_size, data.resize))
     contents = splits.describe() | ({} if unlabeled is None else {_UNLABELED: unlabeled.describe()})
-    return Images(by_size, unlabeled, mean, std, tuple(findings), contents)
+    return Images(by_size, unlabeled, mean, std, tuple(findings), contents, division)
 
 
 def _examine(images: LabeledImages, settings: Settings, console: Console) -> tuple[LabeledImages, list[FileFinding]]:

@@ -7,6 +7,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from kd.console import make_console
+from kd.data import SPLIT_FILE, write_division
 from kd.models import load_classifier
 from kd.pipeline import phases, run_store
 from kd.pipeline.components import SKIPPED_FILE, Components, build_student, provenance_of
@@ -100,6 +101,8 @@ def _rank() -> int:
 
 def _prepare_folder(components: Components) -> None:
     write_config(components.settings, components.folder / CONFIG_FILE)
+    if components.images.division is not None:
+        write_division(components.folder / SPLIT_FILE, *components.images.division)
     if components.settings.phases.resume is None:
         (components.folder / SKIPPED_FILE).unlink(missing_ok=True)
 
@@ -115,7 +118,8 @@ def _add_earlier_runs(runner: Runner, teacher: Teacher | None) -> None:
             network = load_classifier(runs["teacher"][0]["checkpoint"], architecture=runs["teacher"][0]["model"])
         student = build_student(components, components.settings.phases.seed)
         provenance = provenance_of(components, phase, student, teacher=network if phase == "distilled" else None)
-        earlier = run_store.finished_runs(components.folder / phase, provenance, components.seeds)
+        found = run_store.finished_runs(components.folder / phase, provenance, components.seeds)
+        earlier = [runner.with_test(record) for record in found]
         runs |= {phase: earlier} if earlier else {}
     if "teacher" not in runs and "distilled" in runs:
         paths = runs["distilled"][0]["teacher_checkpoints"]

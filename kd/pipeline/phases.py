@@ -26,6 +26,9 @@ from kd.pipeline.teachers import Teacher, combine, file_facts, measure_teacher, 
 from kd.teachers import FrozenTeacher, LogitStore, has_stored_logits
 from kd.training import ClassifierModule, DistillationModule
 
+_MEASURED = ("val_acc", "best_val_acc", "score", "best_score", "test_acc", "test_score")
+"""What is measured of a teacher on the student's views."""
+
 
 def provide_teacher(runner: Runner, prepared: Prepared) -> Teacher | None:
     """Train the teachers or take those that were found, measure them, and combine several.
@@ -62,7 +65,7 @@ def provide_teacher(runner: Runner, prepared: Prepared) -> Teacher | None:
         elif network.description.image_size != components.settings.data.image_size:
             # Its run measured it on its own views.
             record = next(record for record in runs[phase] if record["checkpoint"] == checkpoint)
-            record |= {"val_acc": teacher.accuracy, "best_val_acc": teacher.accuracy}
+            record |= {key: value for key, value in _record_of(teacher, phase).items() if key in _MEASURED}
     if len(teachers) == 1:
         return measured[0]
     ensemble = measure_teacher(
@@ -86,6 +89,7 @@ def train_teacher(runner: Runner, network: Classifier, seed: int) -> tuple[str |
         objective=build_objective("ce", label_smoothing=settings.objective.teacher_label_smoothing),
         recipe=replace(recipe, learning_rate=settings.optimization.teacher_learning_rate or recipe.learning_rate),
         seed=seed,
+        metric=components.metric,
     )
     data = teacher_data(components, seed, network.description.image_size)
     record = runner.run(teacher_phase(components, network), module, data)
@@ -102,6 +106,7 @@ def train_baseline(runner: Runner, seed: int) -> None:
         seed=seed,
         mixing=components.mixing,
         ema=settings.optimization.ema,
+        metric=components.metric,
     )
     runner.run("baseline", module, student_data(components, seed))
 
@@ -154,6 +159,7 @@ def distill(
         mixing=components.mixing,
         ema=settings.optimization.ema,
         has_unlabeled=data.has_unlabeled,
+        metric=components.metric,
         open_store=_store_opener(components, teacher.network, data),
     )
     record = runner.run(phase, module, data, teacher=teacher, objective=text)
@@ -170,7 +176,10 @@ def _record_of(teacher: Teacher, phase: str) -> Record:
         "parameters": teacher.network.count_parameters(),
         "val_acc": teacher.accuracy,
         "best_val_acc": teacher.accuracy,
+        "score": teacher.score,
+        "best_score": teacher.score,
         "validation": teacher.predictions,
+        **teacher.tested,
     }
 
 

@@ -157,7 +157,7 @@ def _find_problems(
     """Check splits, objectives, networks, schedule, memory and disk."""
     settings, splits = components.settings, components.splits
     optimization, models, phases = settings.optimization, settings.models, settings.phases
-    findings = preflight.check_splits(splits, batch_size=components.batch_size)
+    findings = preflight.check_splits(splits, unlabeled=components.images.unlabeled, batch_size=components.batch_size)
     findings += preflight.check_temperature(components.objectives, settings.objective.temperature)
     if student is not None and teacher is not None and components.distills:
         findings += preflight.check_sizes(student, teacher)

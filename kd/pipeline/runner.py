@@ -1,7 +1,7 @@
 """Running the trainings of an experiment: started, resumed or found finished, and recorded."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,25 @@ from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from kd.data import Batches
-from kd.models import Classifier
+from kd.files import write_json
+from kd.models import Classifier, load_classifier
 from kd.pipeline import run_store
-from kd.pipeline.components import SKIPPED_FILE, Components, provenance_of
+from kd.pipeline.components import SKIPPED_FILE, Components, provenance_of, test_data
 from kd.pipeline.run_store import Record, slug
 from kd.pipeline.teachers import Teacher
-from kd.training import ClassifierModule, Interruption, ResumeOptions, Run, build_loggers, newest_checkpoint, train
+from kd.training import (
+    TEST_FILE,
+    ClassifierModule,
+    Interruption,
+    PredictionRecorder,
+    ResumeOptions,
+    Run,
+    build_loggers,
+    evaluate,
+    logged_as,
+    newest_checkpoint,
+    train,
+)
 
 OnEpoch = Callable[[int, float], object]
 
@@ -97,7 +110,7 @@ class Runner:
         if components.settings.phases.resume is not None and components.writes_files:
             for record in run_store.finished_runs(parent, provenance, [seed]):
                 self.console.print(f"{title} · already finished: {record['folder']}")
-                self.experiment.runs.setdefault(phase, []).append(record)
+                self.experiment.runs.setdefault(phase, []).append(self.with_test(record))
                 return record
             interrupted = run_store.find_interrupted(parent, provenance, seed=seed, console=self.console)
             if interrupted is not None:
@@ -118,12 +131,35 @@ class Runner:
             "teacher_checkpoints": [] if teacher is None else list(teacher.checkpoints),
             "teacher_predictions": None if teacher is None else teacher.predictions,
         }
-        self.experiment.runs.setdefault(phase, []).append(record)
         if run.folder is not None:
             rank_zero_only(run_store.write_record)(Path(run.folder), record, components.settings)
+        if self._interruption.received is None:
+            self.with_test(record)
+        self.experiment.runs.setdefault(phase, []).append(record)
         self._print_skipped()
         if self._interruption.received is not None:
             self._interruption.stop(run.folder)
+        return record
+
+    def with_test(self, record: Record) -> Record:
+        """Measure a run's best checkpoint on the test images, unless it was; return its record with the results."""
+        components, checkpoint = self.components, record["checkpoint"]
+        data = test_data(components, record["image_size"])
+        images = None if data is None else data.splits.val.describe()
+        if data is None or checkpoint is None or not Path(checkpoint).is_file() or record.get("test_images") == images:
+            return record
+        network = load_classifier(checkpoint, architecture=record["model"])
+        path = Path(record["folder"]) / TEST_FILE
+        recorder = PredictionRecorder(path)
+        hardware = replace(components.hardware, limit_val_batches=1.0)
+        measured = evaluate(network, data, hardware=hardware, predictions=recorder, metric=components.metric)
+        record |= {
+            "test_acc": measured["val/acc"],
+            "test_score": measured[logged_as(components.metric)],
+            "test": str(path),
+            "test_images": images,
+        }
+        rank_zero_only(write_json)(Path(record["folder"]) / run_store.METRICS_FILE, record)
         return record
 
     def _train(

@@ -1,10 +1,11 @@
 """The teachers of an experiment: to be trained, found among earlier runs or given; combined and measured."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -13,7 +14,7 @@ from kd.data import FIXED, ShardedSplits, plain_view
 from kd.errors import UserError
 from kd.files import sha256_of
 from kd.models import Classifier, Embedder, Ensemble, read_accuracy, timm_folder
-from kd.pipeline.components import Components, build_network, describe_pretrained, student_data
+from kd.pipeline.components import Components, build_network, describe_pretrained, student_data, test_data
 from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, short_digest, slug
 from kd.preflight import Finding, check_accuracy, refuse
 from kd.registry import is_own_code, parse_choice
@@ -28,7 +29,7 @@ from kd.teachers import (
     load_teacher,
     majority_share,
 )
-from kd.training import PredictionRecorder, evaluate
+from kd.training import PredictionRecorder, evaluate, logged_as
 
 _CHECKED_IMAGES = 512
 _TRIED_IMAGES = 256
@@ -53,6 +54,8 @@ class Teacher:
         accuracy: Its accuracy on the student's validation images, in [0, 1]; ``None`` for features alone.
         predictions: The file of its logits for each validation image, or ``None``.
         decisions: Its predicted classes, ``(N,)``, in the order of the validation images, or ``None``.
+        score: The metric that chooses the best epoch, likewise.
+        tested: ``test_acc``, ``test_score`` and ``test``, the file of its logits, if there are test images.
     """
 
     network: Classifier | Ensemble
@@ -60,6 +63,8 @@ class Teacher:
     accuracy: float | None
     predictions: str | None
     decisions: Tensor | None
+    score: float | None = None
+    tested: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_teacher_flags(settings: Settings) -> None:
@@ -234,9 +239,19 @@ def measure_teacher(
         return Teacher(network, tuple(checkpoints), None, None, None)
     path = components.folder / "predictions" / f"{slug(phase)}-{short_digest(chr(0).join(checkpoints))}.npz"
     recorder = PredictionRecorder(path if components.writes_files else None)
-    accuracy, _ = _measure(components, console, role, network, checkpoints, recorder=recorder)
-    predictions = None if recorder.path is None else str(recorder.path)
-    return Teacher(network, tuple(checkpoints), accuracy, predictions, recorder.decisions)
+    measured, _ = _measure(components, console, role, network, checkpoints, recorder=recorder)
+    predictions, score = None if recorder.path is None else str(recorder.path), logged_as(components.metric)
+    tested, data = dict[str, Any](), test_data(components, components.settings.data.image_size)
+    if data is not None and recorder.path is not None and not has_stored_logits(network):
+        at = recorder.path.with_name(f"{recorder.path.stem}-test.npz")
+        ensemble = network if isinstance(network, Ensemble) else Ensemble([network])
+        hardware = replace(components.hardware, limit_val_batches=1.0)
+        results = evaluate(
+            ensemble, data, hardware=hardware, predictions=PredictionRecorder(at), metric=components.metric
+        )
+        tested = {"test_acc": results["val/acc"], "test_score": results[score], "test": str(at)}
+    accuracy = measured["val/acc"]
+    return Teacher(network, tuple(checkpoints), accuracy, predictions, recorder.decisions, measured[score], tested)
 
 
 def check_teachers(
@@ -264,15 +279,16 @@ def _measure(
     *,
     batches: int | None = None,
     recorder: PredictionRecorder | None = None,
-) -> tuple[float, list[Finding]]:
-    """Return a teacher's accuracy on the student's views, on all of them unless ``batches`` is set, and findings."""
+) -> tuple[dict[str, float], list[Finding]]:
+    """Return a teacher's metrics on the student's views, on all of them unless ``batches`` is set, and findings."""
     settings, name, labels = components.settings, network.description.architecture, components.splits.val.labels
     # Whatever --limit_val_batches is.
     hardware = replace(components.hardware, limit_val_batches=batches or 1.0)
     # An ensemble resizes the views for each member.
     ensemble = network if isinstance(network, Ensemble) else Ensemble([network])
     data, recorder = student_data(components, settings.phases.seed), recorder or PredictionRecorder()
-    accuracy = evaluate(ensemble, data, hardware=hardware, predictions=recorder)["val/acc"]
+    measured = evaluate(ensemble, data, hardware=hardware, predictions=recorder, metric=components.metric)
+    accuracy = measured["val/acc"]
     images = len(labels) if batches is None else min(len(labels), batches * components.batch_size)
     console.print(
         f"{role} {name} · validation accuracy {accuracy:.1%}{'' if batches is None else f' on {images:,} images'}"
@@ -296,7 +312,7 @@ def _measure(
             raise UserError(f"{text}; train it longer, or distill it nevertheless with --allow_weak_teacher")
         findings.append(Finding("warning", text))
         console.print(str(findings[-1]))
-    return accuracy, findings
+    return measured, findings
 
 
 def file_facts(checkpoint: Path | None, architecture: str) -> dict[str, str]:

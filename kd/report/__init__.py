@@ -13,4 +13,4 @@ from kd.report.tables import (
     print_summary,
     share,
 )
-from kd.report.verdict import compare_objectives, gain_sentence, paired_difference
+from kd.report.verdict import best_score_of, compare_objectives, gain_sentence, paired_difference

@@ -9,7 +9,7 @@ import yaml
 from numpy.typing import NDArray
 from scipy.special import rel_entr
 
-from kd.data import load_splits, plain_view
+from kd.data import Layout, load_splits, plain_view
 from kd.errors import UserError
 from kd.report.figures import Picture, soft_targets
 from kd.report.measures import Predictions
@@ -62,8 +62,7 @@ def _image_loader(folder: Path) -> Callable[[str], NDArray[np.uint8]] | None:
     """Return a function that loads a validation image by key; ``None`` if the settings no longer lead to the images."""
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        sources = {name: settings[name] for name in ("train_data", "val_data")}
-        splits = load_splits(settings["dataset"], settings["data_dir"], **sources)
+        splits = load_splits(settings["dataset"], settings["data_dir"], Layout.of(settings), recorded_in=folder)
         view = plain_view(min(int(settings["image_size"]), _MAX_SIZE), settings["resize"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError):
         return None

@@ -20,12 +20,14 @@ from kd.report.examples import example_pictures
 from kd.report.figures import Picture
 from kd.report.summary import comparison_note, read_summary, title_of, validation_images
 from kd.report.tables import (
-    OBJECTIVE_HEADINGS,
     gain_in_points,
+    leads,
     mean_of,
     measured_with,
     objective_cells,
+    objective_headings,
     objectives_caption,
+    score_cell,
     share,
     sizes,
 )
@@ -132,14 +134,19 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
     if summary["compared"]:
         phases.setdefault("distilled", summary["compared"][0])
     config = folder / "config.yaml"
-    tables = _accuracies(summary), _uneven_metrics(summary), _costs(phases), _objectives(summary), _classes(phases)
+    tables = (
+        _accuracies(summary),
+        _uneven_metrics(summary),
+        _costs(phases, summary["metric"]["title"]),
+        _objectives(summary),
+        _classes(phases),
+    )
     prefix = f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-" if several else ""
     pictures = [picture for picture in _pictures(folder, summary) if picture is not None]
     for picture in pictures:
         picture.name = prefix + picture.name
     accuracies = [
-        share(phases[phase]["val_acc_mean"], phases[phase]["val_acc_std"]) if phase in phases else ""
-        for phase in ("teacher", "baseline", "distilled")
+        score_cell(phases[phase]) if phase in phases else "" for phase in ("teacher", "baseline", "distilled")
     ]
     return {
         "name": name,
@@ -147,7 +154,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
         "data": summary["data"],
         "verdict": gain_sentence(summary) or f"Results of {name}",
         "outcome": {1: "gained", -1: "lost"}.get(significance(gain_of(summary)) or 0, ""),
-        "compression": _compression(phases.get("distilled", {})),
+        "compression": _compression(phases.get("distilled", {}), summary["metric"]["title"]),
         "overview": [*accuracies, gain_in_points(gain_of(summary))],
         "tables": [table for table in tables if table],
         "pictures": pictures,
@@ -194,6 +201,7 @@ def _accuracies(summary: Mapping[str, Any]) -> Table:
         rows.append(
             [
                 (title, detail + (f", {len(runs)} seeds" if len(runs) > 1 else "")),
+                *([score_cell(facts)] if leads(summary) else []),
                 share(facts["val_acc_mean"], facts["val_acc_std"]),
                 mean_of(runs, "best_val_acc", "{:.2%}"),
                 _percent(measured.get("top5")),
@@ -210,7 +218,26 @@ def _accuracies(summary: Mapping[str, Any]) -> Table:
         "the student predicts its teacher's class; KL to teacher: Kullback-Leibler divergence, in nats. ± is the "
         "standard deviation over the seeds."
     )
-    heads = ["network", "last epoch", "best epoch", "top-5", "NLL", "ECE", "agreement", "KL to teacher", "training"]
+    lead = []
+    if leads(summary):
+        metric = summary["metric"]
+        lead = [metric["title"]]
+        where = (
+            "of the best epoch's checkpoint on the test images" if metric["split"] == "test" else "after the last epoch"
+        )
+        note = f"{metric['title'][:1].upper()}{metric['title'][1:]}: {where}. {note}"
+    heads = [
+        "network",
+        *lead,
+        "last epoch",
+        "best epoch",
+        "top-5",
+        "NLL",
+        "ECE",
+        "agreement",
+        "KL to teacher",
+        "training",
+    ]
     return Table(heads, rows, note)
 
 
@@ -255,7 +282,7 @@ def _classes(phases: Mapping[str, Any]) -> Table | None:
     return Table(["class", "precision", "recall", "images"], rows, f"Of the {title_of(phase, phases)}, by class.")
 
 
-def _costs(phases: Mapping[str, Any]) -> Table | None:
+def _costs(phases: Mapping[str, Any], metric: str) -> Table | None:
     measured = {phase: facts for phase, facts in phases.items() if facts.get("cost")}
     if not measured:
         return None
@@ -272,12 +299,12 @@ def _costs(phases: Mapping[str, Any]) -> Table | None:
                     f"{value['latency_ms']:.1f} ms, {value['images_per_second']:,.0f}/s"
                     for value in cost["speed"].values()
                 ),
-                *("" if kept.get(key) is None else f"{kept[key]:.1%}" for key in ("val_acc_mean", "parameters")),
+                *("" if kept.get(key) is None else f"{kept[key]:.1%}" for key in ("score_mean", "parameters")),
             ]
         )
     speeds = [f"{device.upper()}: latency, throughput" for device in cost["speed"]]
     heads = ["network", "parameters", "multiply-adds", "MB in float32 / 16 / int8", *speeds]
-    return Table([*heads, "of teacher's accuracy", "of its parameters"], rows, measured_with(cost))
+    return Table([*heads, f"of teacher's {metric}", "of its parameters"], rows, measured_with(cost))
 
 
 def _objectives(summary: Mapping[str, Any]) -> Table | None:
@@ -285,7 +312,9 @@ def _objectives(summary: Mapping[str, Any]) -> Table | None:
     if not compared:
         return None
     cells = [objective_cells(row, is_best=rank == 0) for rank, row in enumerate(compared)]
-    return Table(OBJECTIVE_HEADINGS, [[(first, ""), *others] for first, *others in cells], objectives_caption(compared))
+    return Table(
+        objective_headings(summary), [[(first, ""), *others] for first, *others in cells], objectives_caption(compared)
+    )
 
 
 def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -305,13 +334,13 @@ def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _compression(distilled: Mapping[str, Any]) -> str:
+def _compression(distilled: Mapping[str, Any], metric: str) -> str:
     kept = distilled.get("kept") or {}
-    if kept.get("val_acc_mean") is None or kept.get("parameters") is None:
+    if kept.get("score_mean") is None or kept.get("parameters") is None:
         return ""
     return (
         f"The distilled student has {kept['parameters']:.1%} of the teacher's parameters and "
-        f"{kept['val_acc_mean']:.1%} of its accuracy."
+        f"{kept['score_mean']:.1%} of its {metric}."
     )
 
 

@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from kd.errors import UserError
 from kd.files import write_json
 from kd.report.measures import Predictions, aggregate, compare, measure
-from kd.report.verdict import compare_objectives, mean_and_std, paired_difference
+from kd.report.verdict import compare_objectives, mean_and_std, metric_title, paired_difference
 
 _RUN_KEYS = (
     *("seed", "epochs", "steps", "val_acc", "best_val_acc", "val_loss", "agreement", "seconds", "images_per_second"),
-    *("checkpoint", "history"),
+    *("test_acc", "checkpoint", "history"),
 )
 _TITLES = {
     "teacher": "teacher",
@@ -72,24 +72,32 @@ def summarize(
     Returns:
         - ``phases``: ``teacher`` (or ``teacher/NAME`` for each of several, and ``teacher`` for their ensemble),
           ``assistant/NUMBER-NAME``, ``baseline`` and ``distilled``, each with its ``runs``, ``val_acc_mean`` and
-          ``val_acc_std`` (over n - 1; ``None`` for one run), ``measured`` (see
-          :func:`kd.report.measures.aggregate`; ``None`` without stored predictions), ``cost``, ``provenance``, and
-          ``kept``, the student's accuracy and parameters as fractions of the teacher's.
+          ``val_acc_std`` (over n - 1; ``None`` for one run), ``score_mean`` and ``score_std``, likewise of the
+          ``metric`` (``None`` if it wasn't measured), ``measured`` (see :func:`kd.report.measures.aggregate`; ``None``
+          without stored predictions), ``cost``, ``provenance``, and ``kept``, the student's score and parameters as
+          fractions of the teacher's.
+        - ``metric``: what verdict and scores are about: its ``name``, its ``title`` in words, and ``split``, ``test``
+          if there are test images, else ``validation``.
         - ``gain``: the gain of the distilled student over the baseline, paired by seed, see
           :func:`kd.report.paired_difference`.
         - ``compared``: the compared objectives, best first, see :func:`kd.report.compare_objectives`, each with
           ``measured``, ``cost`` and ``provenance``.
     """
-    costs = costs or {}
+    costs, metric = costs or {}, _metric_of(runs)
+    runs = {phase: [_scored(run, metric) for run in group] for phase, group in runs.items()}
     phases: dict[str, Any] = {}
     for phase in sorted(runs.keys() - {"compared"}, key=_position):
         mean, std = mean_and_std([run["val_acc"] for run in runs[phase]])
+        scores = [run["score"] for run in runs[phase]]
+        score = (None, None) if None in scores else mean_and_std(scores)
         phases[phase] = {
             "model": runs[phase][0]["model"],
             "parameters": runs[phase][0]["parameters"],
             "runs": [_selected(run, folder) for run in runs[phase]],
             "val_acc_mean": mean,
             "val_acc_std": std,
+            "score_mean": score[0],
+            "score_std": score[1],
             "measured": _measure_runs(runs[phase]),
             "cost": costs.get(phase),
             "provenance": runs[phase][-1].get("provenance"),
@@ -97,8 +105,8 @@ def summarize(
     if "teacher" in phases:
         for facts in phases.values():
             facts["kept"] = {
-                name: facts[name] / phases["teacher"][name] if phases["teacher"][name] else None
-                for name in ("val_acc_mean", "parameters")
+                name: facts[name] / phases["teacher"][name] if facts[name] and phases["teacher"][name] else None
+                for name in ("score_mean", "parameters")
             }
     baseline, compared = runs.get("baseline", []), runs.get("compared", [])
     rows = compare_objectives([_selected(run, folder) | {"objective": run["objective"]} for run in compared], baseline)
@@ -108,7 +116,27 @@ def summarize(
         row["provenance"] = measured[-1].get("provenance")
         row["cost"] = costs.get("compared")
     gain = paired_difference(runs.get("distilled", []), baseline)
-    return {"data": data, "phases": phases, "gain": gain, "compared": rows}
+    return {"data": data, "metric": metric, "phases": phases, "gain": gain, "compared": rows}
+
+
+def _metric_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """Return what the verdict is about: the metric that chose the checkpoints, on the test images if there are any."""
+    every = [run for group in runs.values() for run in group]
+    name = next((run["metric"] for run in every if run.get("metric")), "accuracy")
+    trained = [run for phase, group in runs.items() if not phase.startswith("teacher") for run in group] or every
+    is_tested = bool(trained) and all(run.get("test_score") is not None for run in trained)
+    title = metric_title(name)
+    return {
+        "name": name,
+        "title": f"test {title}" if is_tested else title,
+        "split": "test" if is_tested else "validation",
+    }
+
+
+def _scored(run: Mapping[str, Any], metric: Mapping[str, str]) -> dict[str, Any]:
+    """Return a run's results with its score; that of an earlier version is its validation accuracy."""
+    score = run.get("test_score") if metric["split"] == "test" else run.get("score", run["val_acc"])
+    return {**run, "score": score}
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> Path:
@@ -141,6 +169,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not the summary of an experiment: {place}: {error.errors()[0]['msg']}") from None
     stored = {row["objective"]: row for row in summary["compared"]}
     baseline = summary["phases"].get("baseline", {"runs": []})["runs"]
+    summary.setdefault("metric", {"name": "accuracy", "title": "accuracy", "split": "validation"})
+    for group in [*summary["phases"].values(), *summary["compared"]]:
+        # Earlier versions had no other metrics.
+        for name in ("mean", "std"):
+            group.setdefault(f"score_{name}", group[f"val_acc_{name}"])
+        if (kept := group.get("kept")) is not None:
+            kept.setdefault("score_mean", kept.get("val_acc_mean"))
     # Earlier versions computed the intervals by another method.
     rows = compare_objectives([run for row in summary["compared"] for run in row["runs"]], baseline)
     return dict(summary) | {"compared": [stored[row["objective"]] | row for row in rows]}
@@ -182,8 +217,8 @@ def _position(phase: str) -> tuple[int, bool, str]:
 
 def _selected(run: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """Return the part of a run's results that the summary holds."""
-    files = {key: _relative(run.get(key), folder) for key in ("validation", "teacher_predictions")}
-    return {key: run.get(key) for key in _RUN_KEYS} | files
+    files = {key: _relative(run.get(key), folder) for key in ("validation", "test", "teacher_predictions")}
+    return {key: run.get(key) for key in (*_RUN_KEYS, "score")} | files
 
 
 def _relative(path: str | None, folder: Path | None) -> str | None:

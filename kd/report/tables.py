@@ -8,13 +8,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kd.data import UNEVEN
 from kd.report.summary import title_of
 from kd.report.verdict import significance
 
-_UNEVEN = 1.5
-"""Share of the most frequent class, in units of an equal share, from which classes count as uneven."""
+OBJECTIVE_HEADINGS = ("objective", "{metric}", "difference", "95 % interval", "significant", "gain")
 
-OBJECTIVE_HEADINGS = ("objective", "accuracy", "difference", "95 % interval", "significant", "gain")
+
+def leads(summary: Mapping[str, Any]) -> bool:
+    """Return whether a column of scores leads the tables: they aren't the validation accuracies."""
+    return str(summary["metric"]["title"]) != "accuracy"
+
+
+def objective_headings(summary: Mapping[str, Any]) -> list[str]:
+    """Return the headings of :func:`objective_cells`."""
+    return [heading.format(metric=summary["metric"]["title"]) for heading in OBJECTIVE_HEADINGS]
+
+
+def score_cell(facts: Mapping[str, Any]) -> str:
+    """Format a phase's score; an empty string if it wasn't measured."""
+    return "" if facts["score_mean"] is None else share(facts["score_mean"], facts["score_std"])
 
 
 def share(mean: float, std: float | None) -> str:
@@ -47,7 +60,7 @@ def objective_cells(row: Mapping[str, Any], *, is_best: bool) -> list[str]:
     cells = ["best", "", ""] if is_best else ["", "", significant]
     if difference is not None:
         cells[:2] = [f"{100 * difference['mean']:+.2f}", _interval_in_points(difference["interval"])]
-    return [row["objective"], share(row["val_acc_mean"], row["val_acc_std"]), *cells, gain_in_points(row["gain"])]
+    return [row["objective"], share(row["score_mean"], row["score_std"]), *cells, gain_in_points(row["gain"])]
 
 
 def objectives_caption(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -56,7 +69,7 @@ def objectives_caption(rows: Sequence[Mapping[str, Any]]) -> str:
     if seeds == 1:
         return "One seed can't separate a difference from noise, use --seeds 3."
     return (
-        f"Accuracy after the last epoch, mean ± standard deviation over {seeds} seeds. Differences from the best and "
+        f"Mean ± standard deviation over {seeds} seeds. Differences from the best and "
         "gains over the student trained on labels only are paired by seed, in percentage points. The 95 % confidence "
         f"intervals are simultaneous (Bonferroni: {max(1, count - 1)} differences, {count} gains); a difference is "
         "significant if its interval excludes 0."
@@ -92,7 +105,8 @@ def measured_with(cost: Mapping[str, Any]) -> str:
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print the phases of a summary as a table, and the compared objectives as another."""
-    columns = ("network", "parameters", "last epoch", "best", "agreement", "time")
+    lead = [summary["metric"]["title"]] if leads(summary) else []
+    columns = ("network", "parameters", *lead, "last epoch", "best", "agreement", "time")
     table = _table(f"Accuracy on the validation images of {summary['data']}", columns, no_wrap=True)
     for phase, facts in summary["phases"].items():
         runs = facts["runs"]
@@ -100,12 +114,14 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         name.append(f"\n{facts['model']}" + (f"\n{len(runs)} seeds" if len(runs) > 1 else ""), style="dim")
         accuracy = share(facts["val_acc_mean"], facts["val_acc_std"])
         means = [mean_of(runs, key, "{:.2%}") for key in ("best_val_acc", "agreement")]
-        table.add_row(name, f"{facts['parameters']:,}", accuracy, *means, mean_of(runs, "seconds", "{:,.0f} s"))
+        scores = [score_cell(facts)] if lead else []
+        seconds = mean_of(runs, "seconds", "{:,.0f} s")
+        table.add_row(name, f"{facts['parameters']:,}", *scores, accuracy, *means, seconds)
     console.print(table)
     _print_uneven(summary, console)
     if summary["compared"]:
         console.print()
-        print_comparison(summary["compared"], console)
+        print_comparison(summary, console)
 
 
 def _print_uneven(summary: Mapping[str, Any], console: Console) -> None:
@@ -116,7 +132,7 @@ def _print_uneven(summary: Mapping[str, Any], console: Console) -> None:
     }
     constants = [facts["constant"]["mean"] for facts in measured.values() if facts.get("constant")]
     classes = max((len(facts["classes"]) for facts in measured.values() if facts.get("classes")), default=0)
-    if not balanced or constants[0] < _UNEVEN / classes:
+    if not balanced or constants[0] < UNEVEN / classes:
         return
     each = ", ".join(f"{title_of(phase, summary['phases'])} {value['mean']:.2%}" for phase, value in balanced.items())
     console.print(
@@ -125,10 +141,11 @@ def _print_uneven(summary: Mapping[str, Any], console: Console) -> None:
     )
 
 
-def print_comparison(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print the rows of :func:`kd.report.compare_objectives` as a table."""
+def print_comparison(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the compared objectives of a summary as a table."""
+    rows: Sequence[Mapping[str, Any]] = summary["compared"]
     has_gain = any(row["gain"] for row in rows)
-    table = _table("Objectives, best first", [*OBJECTIVE_HEADINGS[:5], *["gain"] * has_gain], no_wrap=True)
+    table = _table("Objectives, best first", [*objective_headings(summary)[:5], *["gain"] * has_gain], no_wrap=True)
     for rank, row in enumerate(rows):
         # In 80 columns there is no room for the gain's interval.
         gain = [f"{100 * row['gain']['mean']:+.2f}" if row["gain"] else ""] * has_gain

@@ -14,17 +14,17 @@ LEVEL = 0.05
 def paired_difference(
     runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, comparisons: int = 1
 ) -> dict[str, Any] | None:
-    """Return the difference in accuracy between two groups of runs, paired by seed; ``None`` without a common seed.
+    """Return the difference in score between two groups of runs, paired by seed; ``None`` without a common seed.
 
     Runs of one seed start from the same weights and see the same images in the same order, so their difference varies
-    less than either accuracy. What remains is the variation between seeds; the validation images are taken as fixed.
+    less than either score. What remains is the variation between seeds; the validation images are taken as fixed.
 
     Returns:
         ``mean``, ``std`` (over n - 1; ``None`` for one seed) and ``interval`` of the difference, fractions of 1, and
         ``runs``, the difference for each seed.
     """
-    accuracies = {run["seed"]: run["val_acc"] for run in reference}
-    pairs = [(run["seed"], run["val_acc"] - accuracies[run["seed"]]) for run in runs if run["seed"] in accuracies]
+    scores = {run["seed"]: score_of(run) for run in reference}
+    pairs = [(run["seed"], score_of(run) - scores[run["seed"]]) for run in runs if run["seed"] in scores]
     if not pairs:
         return None
     mean, std = mean_and_std([difference for _, difference in pairs])
@@ -34,6 +34,21 @@ def paired_difference(
         "interval": confidence_interval([difference for _, difference in pairs], comparisons=comparisons),
         "runs": [{"seed": seed, "val_acc": difference} for seed, difference in pairs],
     }
+
+
+def score_of(run: Mapping[str, Any]) -> float:
+    """Return what a verdict is about: a run's score, or its validation accuracy in summaries of earlier versions."""
+    return float(run["val_acc"] if run.get("score") is None else run["score"])
+
+
+def best_score_of(run: Mapping[str, Any]) -> float:
+    """Return the metric of a run's best epoch on the validation images, by which its checkpoint was chosen."""
+    return float(run["best_val_acc"] if run.get("best_score") is None else run["best_score"])
+
+
+def metric_title(name: str) -> str:
+    """Return a metric's name in words."""
+    return {"auroc": "AUROC", "macro_f1": "macro F1"}.get(name, name.replace("_", " "))
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -81,8 +96,8 @@ def compare_objectives(
 
     Returns:
         For each objective ``objective``, ``runs``, ``val_acc_mean``, ``val_acc_std`` (``None`` for one seed),
-        ``difference`` from the best (``None`` for the best itself) and ``gain`` over the baseline; see
-        :func:`paired_difference`.
+        ``score_mean`` and ``score_std``, by which they are ordered, ``difference`` from the best (``None`` for the best
+        itself) and ``gain`` over the baseline; see :func:`paired_difference`.
 
     Source: Hsu (1984), on comparing with the best of several, https://doi.org/10.1214/aos/1176346732
     """
@@ -91,10 +106,12 @@ def compare_objectives(
         grouped.setdefault(run["objective"], []).append(run)
     rows: list[dict[str, Any]] = []
     for objective, group in grouped.items():
-        mean, std = mean_and_std([run["val_acc"] for run in group])
-        gain = paired_difference(group, baseline, comparisons=len(grouped))
-        rows.append({"objective": objective, "runs": group, "val_acc_mean": mean, "val_acc_std": std, "gain": gain})
-    rows.sort(key=lambda row: -float(row["val_acc_mean"]))
+        row: dict[str, Any] = {"objective": objective, "runs": group}
+        row["val_acc_mean"], row["val_acc_std"] = mean_and_std([run["val_acc"] for run in group])
+        row["score_mean"], row["score_std"] = mean_and_std([score_of(run) for run in group])
+        row["gain"] = paired_difference(group, baseline, comparisons=len(grouped))
+        rows.append(row)
+    rows.sort(key=lambda row: -float(row["score_mean"]))
     for rank, row in enumerate(rows):
         others = len(rows) - 1
         row["difference"] = paired_difference(row["runs"], rows[0]["runs"], comparisons=others) if rank else None
@@ -109,32 +126,34 @@ def gain_of(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def gain_sentence(summary: Mapping[str, Any]) -> str:
-    """State the gain from distillation over the student trained on labels only, in percentage points of accuracy."""
+    """State the gain from distillation over the student trained on labels only, in percentage points of the metric."""
     gain, compared = gain_of(summary), summary["compared"]
+    metric = (summary.get("metric") or {}).get("title", "accuracy")
     if summary["gain"] is None and compared:
         best, count = compared[0], len(compared)
         which = f"Best of {count} objectives: {best['objective']}" if count > 1 else f"Objective {best['objective']}"
-        sentence = f"{which}, accuracy {best['val_acc_mean']:.2%}."
-        return sentence if gain is None else f"{sentence} {_sentence(gain, comparisons=count)}"
+        sentence = f"{which}, {metric} {best['score_mean']:.2%}."
+        return sentence if gain is None else f"{sentence} {_sentence(gain, metric, comparisons=count)}"
     if gain is not None:
-        return _sentence(gain)
+        return _sentence(gain, metric)
     flags = {"baseline": "--baseline", "distilled": "--distill"}
     missing = [flag for phase, flag in flags.items() if phase not in summary["phases"]]
     return f"Add {missing[0]} to measure the gain from distillation." if len(missing) == 1 else ""
 
 
-def _sentence(gain: Mapping[str, Any], *, comparisons: int = 1) -> str:
+def _sentence(gain: Mapping[str, Any], metric: str, *, comparisons: int = 1) -> str:
     mean = 100 * gain["mean"]
     if gain["interval"] is None:
         advice = "one seed can't separate a gain from noise, use --seeds 3"
-        return f"Distillation changed accuracy by {mean:+.1f} points; {advice}."
+        return f"Distillation changed {metric} by {mean:+.1f} points; {advice}."
     low, high = (100 * bound for bound in gain["interval"])
     corrected = f", corrected for {comparisons} objectives" if comparisons > 1 else ""
     match significance(gain):
         case 1:
-            change, bounds = f"Distillation improved accuracy by {mean:.1f} points", f"{low:.1f} to {high:.1f}"
+            change, bounds = f"Distillation improved {metric} by {mean:.1f} points", f"{low:.1f} to {high:.1f}"
         case -1:
-            change, bounds = f"Distillation reduced accuracy by {-mean:.1f} points", f"{-high:.1f} to {-low:.1f}"
+            change, bounds = f"Distillation reduced {metric} by {-mean:.1f} points", f"{-high:.1f} to {-low:.1f}"
         case _:
-            change, bounds = f"No significant difference: {mean:+.1f} points", f"{low:+.1f} to {high:+.1f}"
+            of = "" if metric == "accuracy" else f" of {metric}"
+            change, bounds = f"No significant difference: {mean:+.1f} points{of}", f"{low:+.1f} to {high:+.1f}"
     return f"{change} (95 % confidence interval {bounds}{corrected}, {len(gain['runs'])} seeds)."

@@ -52,6 +52,8 @@ Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), NUMBE
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), NUMBER]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False), NUMBER]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False), NUMBER]
+Part = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False), NUMBER]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False), NUMBER]
 Batches = Annotated[int, Field(strict=True, gt=0, le=INT64_MAX), NUMBER] | Positive
 
 

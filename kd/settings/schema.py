@@ -23,9 +23,11 @@ from kd.settings.declaration import (
     TEXT,
     Batches,
     Count,
+    Finite,
     Fraction,
     Natural,
     NonNegative,
+    Part,
     Phase,
     Positive,
     Share,
@@ -38,6 +40,7 @@ PUBLISHED = "published"
 """Value of ``teacher_pretrained`` for the published weights of the architecture."""
 
 _READ_WHOLE = "a stream is read as a whole; write shards of the subset instead"
+_NOT_DIVIDED = "a stream isn't divided; write shards of each split instead"
 _NOT_STORED = "outputs for streamed images are not stored; leave it out"
 
 
@@ -63,6 +66,13 @@ class PhaseSettings:
         NOTHING,
         bare="auto",
     )
+    metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "auroc"] = setting(
+        "auto",
+        "what chooses the best checkpoint, and what the verdict is about; auto: accuracy, or balanced_accuracy where "
+        "the most frequent class is 1.5 times as frequent as the mean",
+        ALL,
+        known_as=("monitor", "eval_metric", "metric_for_best_model"),
+    )
     strict: Switch = setting(False, "treat warnings of the checks before training as errors", NOTHING, per_machine=True)
     allow_weak_teacher: Switch = setting(False, "distill even from a teacher that is no better than chance", NOTHING)
 
@@ -73,8 +83,10 @@ class DataSettings:
 
     dataset: Text = setting(
         "imagefolder",
-        "imagefolder, webdataset (sharded archives), or a data set by name: imagenette, imagenette_320px, "
-        "imagenette_160px, mnist, fashion_mnist, cifar10, cifar100, digits",
+        "imagefolder (folders and tables), webdataset (sharded archives), hf:NAME (Hugging Face, or a folder of "
+        "save_to_disk or Parquet files), or a data set by name: imagenette, imagenette_320px, imagenette_160px, mnist, "
+        "fashion_mnist, cifar10, cifar100, flowers102, oxford_pets, food101, stl10, svhn, eurosat, gtsrb, dtd, "
+        "fgvc_aircraft, digits",
         NOTHING,
     )
     # Results depend on the contents of the images, which a run's provenance records, wherever they are.
@@ -86,10 +98,51 @@ class DataSettings:
         known_as=("data", "data_path", "dataset_dir", "root"),
     )
     train_data: Text = setting(
-        "train", "folder of the training images in --data_dir (webdataset: or a pattern of shards)", NOTHING
+        "train",
+        "training images: a folder in --data_dir, or a table (.csv, .tsv, .jsonl, .parquet) of paths, labels and "
+        "perhaps splits (webdataset: a folder or a pattern of shards)",
+        NOTHING,
+        known_as=("train_dir", "train_split"),
     )
     val_data: Text = setting(
-        "val", "folder of the validation images in --data_dir (webdataset: or a pattern of shards)", NOTHING
+        "val", "validation images, likewise", NOTHING, known_as=("val_dir", "val_split", "validation_data")
+    )
+    test_data: Text | None = setting(
+        None,
+        "test images, likewise: never seen in training; the checkpoint chosen on the validation images is measured on "
+        "them at the end",
+        NOTHING,
+        known_as=("test_dir",),
+    )
+    val_fraction: Part | None = setting(
+        None,
+        "fraction of the training images of each class to use for validation, where there are no others; drawn with "
+        "--seed, and recorded in split.csv in the experiment's folder",
+        NOTHING,
+        not_for_streams=_NOT_DIVIDED,
+        known_as=("validation_split", "val_ratio", "valid_pct"),
+    )
+    test_fraction: Part | None = setting(
+        None, "fraction to use as test images, likewise", NOTHING, not_for_streams=_NOT_DIVIDED
+    )
+    path_column: Text | None = setting(
+        None, "column of the paths in a table (or of the images of hf:NAME); None: path, file_name, image, ...", NOTHING
+    )
+    label_column: Text | None = setting(None, "column of the classes; None: label, class, category, ...", NOTHING)
+    split_column: Text | None = setting(
+        None, "column of the splits (train, val, test); None: split or subset, if there is one", NOTHING
+    )
+    allow_missing_classes: Switch = setting(
+        False,
+        "allow training, validation or test images to lack a class; metrics are over the classes present",
+        NOTHING,
+    )
+    pixel_range: tuple[Finite, ...] = setting(
+        (),
+        "two gray values that become black and white in images of more than 8 bits, such as 0 4095; empty: each "
+        "image's smallest and largest",
+        ALL,
+        not_for_streams="the shards hold images as they are; convert them to 8 bits",
     )
     image_size: Count = setting(
         224,

@@ -160,7 +160,7 @@ def _distill(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> float:
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         experiment = run_experiment(settings, console=make_console(file=log), on_epoch=report)
     write_summary(summarize(experiment.runs, data=experiment.data, folder=experiment.folder), experiment.folder)
-    return statistics.fmean(run["val_acc"] for run in experiment.runs["distilled"])
+    return statistics.fmean(run["score"] for run in experiment.runs["distilled"])
 
 
 def _is_caused_by_settings(error: UserError, plan: Plan) -> bool:

@@ -3,9 +3,10 @@
 from kd.training.callbacks import Throughput
 from kd.training.distillation import DistillationModule
 from kd.training.loggers import RunTensorBoard, draw_views
+from kd.training.metrics import ACCURACY, logged_as
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
-from kd.training.predictions import PredictionRecorder
+from kd.training.predictions import TEST_FILE, PredictionRecorder
 from kd.training.resume import Interruption, ResumeOptions, newest_checkpoint
 from kd.training.run import Run, evaluate, train
 from kd.training.tracking import build_loggers, check_loggers, log_report

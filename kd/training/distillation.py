@@ -13,6 +13,7 @@ from kd.models import Classifier, FeatureReader, Survey, survey
 from kd.randomness import seeded
 from kd.teachers import FrozenTeacher, LogitStore
 from kd.training.callbacks import batches_of
+from kd.training.metrics import ACCURACY
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 
@@ -34,6 +35,7 @@ class DistillationModule(ClassifierModule):
         mixing: Mixes the images of a batch; the teacher sees the mixed images too.
         ema: Decay of an average of the student's weights, see :class:`ClassifierModule`.
         has_unlabeled: Whether some of the images have no label.
+        metric: The metric that chooses the best epoch, see :class:`ClassifierModule`.
         open_store: Opens the store of the teacher's logits for ``(rank, world_size)``: logits are read from it, and
             written where they are missing; ``None`` always computes them. It is not used where images are mixed, or
             features or gradients are compared.
@@ -55,6 +57,7 @@ class DistillationModule(ClassifierModule):
         mixing: Mixing | None = None,
         ema: float | None = None,
         has_unlabeled: bool = False,
+        metric: str = ACCURACY,
         open_store: Callable[[int, int], LogitStore | None] | None = None,
     ) -> None:
         if objective.feature_terms:
@@ -71,7 +74,14 @@ class DistillationModule(ClassifierModule):
         student_nodes = list(dict.fromkeys(pair.student for pair in all_pairs))
         teacher_nodes = list(dict.fromkeys(pair.teacher for pair in all_pairs))
         super().__init__(
-            student, objective=objective, recipe=recipe, seed=seed, mixing=mixing, ema=ema, has_unlabeled=has_unlabeled
+            student,
+            objective=objective,
+            recipe=recipe,
+            seed=seed,
+            mixing=mixing,
+            ema=ema,
+            has_unlabeled=has_unlabeled,
+            metric=metric,
         )
         self.adapters = nn.ModuleList(
             adapter for term in objective.feature_terms for adapter in term.adapters if adapter is not None

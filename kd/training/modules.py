@@ -20,6 +20,7 @@ from kd.losses import Objective, Outputs, build_objective
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble
 from kd.randomness import derive_seed, seed_draws
 from kd.training.callbacks import TrainingMetrics, batches_of
+from kd.training.metrics import ACCURACY, build_metric, logged_as
 from kd.training.optimization import Recipe, average_weights
 
 Batch = tuple[Tensor, Tensor]
@@ -43,6 +44,7 @@ class ClassifierModule(LightningModule):
         ema: Decay of an exponential moving average of the weights, from 0 to 1, which is then validated and saved in
             their place; see :func:`kd.training.optimization.average_weights`. ``None``: no average.
         has_unlabeled: Whether some of the images have no label (-1).
+        metric: The metric of `kd.training.metrics` that chooses the best epoch; it is measured besides accuracy.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class ClassifierModule(LightningModule):
         mixing: Mixing | None = None,
         ema: float | None = None,
         has_unlabeled: bool = False,
+        metric: str = ACCURACY,
     ) -> None:
         super().__init__()
         self.model = model
+        self.metric = metric
         self.mixing = mixing
         self.has_unlabeled = has_unlabeled
         self.average: AveragedModel | None = None if ema is None else average_weights(model, ema)
@@ -71,6 +75,7 @@ class ClassifierModule(LightningModule):
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         # With five classes, top-5 accuracy is always 1.
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
+        self.val_score = build_metric(metric, num_classes)
         self.metrics = TrainingMetrics([term.name for term in objective.terms])
         self.last_terms: dict[str, Tensor] = {}
         self._batch_idx = 0
@@ -151,7 +156,8 @@ class ClassifierModule(LightningModule):
         logits: Tensor = (self.model if self.average is None else self.average)(images).float()
         self.val_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True)
-        for name, metric in (("val/acc", self.val_acc), ("val/top5", self.val_top5)):
+        measured = (("val/acc", self.val_acc), ("val/top5", self.val_top5), (logged_as(self.metric), self.val_score))
+        for name, metric in measured:
             if metric is not None:
                 metric.update(logits, labels)
                 self.log(name, metric, on_step=False, on_epoch=True)

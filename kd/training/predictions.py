@@ -14,7 +14,7 @@ from kd.data import LabeledImages
 from kd.files import write_atomically
 from kd.training.callbacks import batches_of, current_metrics
 
-VALIDATION_FILE = "validation.npz"
+VALIDATION_FILE, TEST_FILE = "validation.npz", "test.npz"
 
 
 class PredictionRecorder(Callback):

@@ -16,6 +16,7 @@ from kd.data import Batches
 from kd.models import Classifier, Ensemble
 from kd.training.callbacks import StopOnNonFinite, Throughput
 from kd.training.loggers import TrainingImages
+from kd.training.metrics import ACCURACY, logged_as
 from kd.training.modules import ClassifierModule
 from kd.training.predictions import VALIDATION_FILE, PredictionRecorder
 from kd.training.progress import PhaseProgress
@@ -36,6 +37,9 @@ class Run:
         steps: Number of optimizer steps.
         val_acc: Validation accuracy after the last epoch.
         best_val_acc: Best validation accuracy after any epoch.
+        metric: The metric that chooses the best epoch.
+        score: Its value after the last epoch.
+        best_score: Its best value after any epoch.
         val_loss: Validation cross-entropy after the last epoch, in nats; ``None`` if it is not finite.
         agreement: Fraction of validation images for which the student's top-1 class is the teacher's; ``None`` without
             a teacher.
@@ -61,6 +65,9 @@ class Run:
     images_per_second: float
     checkpoint: str | None
     folder: str | None
+    metric: str = ACCURACY
+    score: float | None = None
+    best_score: float | None = None
     validation: str | None = None
     history: tuple[dict[str, float | None], ...] = ()
 
@@ -95,7 +102,8 @@ def train(
         max_epochs: Maximum number of epochs.
         max_steps: Maximum number of optimizer steps.
         gradient_clip: Maximum norm of the gradient.
-        early_stopping: Number of epochs without a higher validation accuracy after which to stop; ``None``: never.
+        early_stopping: Number of epochs without a better value of the module's metric after which to stop; ``None``:
+            never.
         accumulate: Number of batches whose gradients are accumulated for an optimizer step.
         loggers: Lightning loggers, such as :class:`kd.training.RunTensorBoard`, for scalars, hyperparameters and, if
             they support them, images.
@@ -103,8 +111,8 @@ def train(
         title: Name of the run in the progress bar.
         console: Where the progress is shown.
         resume: How the run is saved, and the checkpoint to resume from.
-        on_epoch: Called in the first process after each epoch with its number, from 0, and the validation accuracy; an
-            exception from it ends the training.
+        on_epoch: Called in the first process after each epoch with its number, from 0, and the validation accuracy, or
+            the module's other metric; an exception from it ends the training.
 
     Raises:
         UserError: If Lightning doesn't support the hardware, or the loss or the gradient isn't finite.
@@ -114,6 +122,7 @@ def train(
     module.max_steps = max_steps
     throughput, last = Throughput(), LastCheckpoint(folder, resume)
     predictions = PredictionRecorder(None if folder is None else folder / VALIDATION_FILE)
+    monitored = logged_as(module.metric)
     title = title or f"{phase} {module.model.description.architecture}"
     callbacks: list[Callback] = [
         StopOnNonFinite(),
@@ -122,16 +131,16 @@ def train(
         PhaseProgress(title, console or make_console(), throughput, max_steps),
         predictions,
         last,
-        *_limit_callbacks(max_steps, on_epoch),
+        *_limit_callbacks(max_steps, on_epoch, monitored),
     ]
     if early_stopping is not None:
         # Before those that save, so that a resumed run counts on.
         callbacks.insert(
-            0, EarlyStopping("val/acc", mode="max", patience=early_stopping, check_on_train_epoch_end=False)
+            0, EarlyStopping(monitored, mode="max", patience=early_stopping, check_on_train_epoch_end=False)
         )
     # Only the weights of the best epoch: a run is resumed from last.ckpt.
     best = ModelCheckpoint(
-        filename="best", monitor="val/acc", mode="max", save_weights_only=True, enable_version_counter=False
+        filename="best", monitor=monitored, mode="max", save_weights_only=True, enable_version_counter=False
     )
     if folder is not None:
         # As an argument it would be made absolute, and a run whose folder has moved would lose its best accuracy.
@@ -165,7 +174,7 @@ def train(
         trainer.fit(module, datamodule=data, ckpt_path=resume.checkpoint)
     # Lightning has no metrics after a run that was resumed at its end.
     metrics = predictions.history[-1]
-    accuracies = [epoch["val/acc"] or 0.0 for epoch in predictions.history]
+    accuracies, scores = ([epoch[name] or 0.0 for epoch in predictions.history] for name in ("val/acc", monitored))
     folder = last.folder
     validation = None if folder is None else folder / VALIDATION_FILE
     for logger in trainer.loggers:
@@ -182,6 +191,9 @@ def train(
         steps=trainer.global_step,
         val_acc=accuracies[-1],
         best_val_acc=max(accuracies),
+        metric=module.metric,
+        score=scores[-1],
+        best_score=max(scores),
         val_loss=metrics["val/loss"],
         agreement=metrics.get("val/agreement"),
         seconds=throughput.wall_seconds,
@@ -193,7 +205,9 @@ def train(
     )
 
 
-def _limit_callbacks(max_steps: int | None, on_epoch: Callable[[int, float], object] | None) -> list[Callback]:
+def _limit_callbacks(
+    max_steps: int | None, on_epoch: Callable[[int, float], object] | None, monitored: str
+) -> list[Callback]:
     """Return callbacks that end training after ``max_steps``, and call ``on_epoch``."""
 
     def stop(trainer: Trainer, *_: object) -> None:
@@ -203,7 +217,7 @@ def _limit_callbacks(max_steps: int | None, on_epoch: Callable[[int, float], obj
 
     def report(trainer: Trainer, *_: object) -> None:
         if on_epoch is not None and trainer.is_global_zero:
-            on_epoch(trainer.current_epoch, float(trainer.callback_metrics["val/acc"]))
+            on_epoch(trainer.current_epoch, float(trainer.callback_metrics[monitored]))
 
     return [LambdaCallback(on_train_start=stop, on_train_batch_end=stop, on_train_epoch_end=report)]
 
@@ -214,10 +228,12 @@ def evaluate(
     *,
     hardware: Hardware,
     predictions: PredictionRecorder | None = None,
+    metric: str = ACCURACY,
 ) -> dict[str, float]:
     """Measure ``val/acc``, ``val/loss`` and, for more than five classes, ``val/top5`` on the validation images.
 
-    The classifier is left in evaluation mode. Accuracies are fractions of 1.
+    Another metric is measured, too, as ``val/NAME``. The classifier is left in evaluation mode. Accuracies are
+    fractions of 1.
     """
     compute = hardware.compute_for(classifier, trains=False)
     data.channels_last = compute.channels_last
@@ -228,6 +244,6 @@ def evaluate(
         callbacks=[] if predictions is None else [predictions],
     )
     with quiet_lightning(), readable_errors():
-        results = trainer.validate(ClassifierModule(classifier), datamodule=data, verbose=False)
+        results = trainer.validate(ClassifierModule(classifier, metric=metric), datamodule=data, verbose=False)
     classifier.eval()
     return dict(results[0])

@@ -237,18 +237,17 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "line break in a file": (add_file("a\nb.png", encoded(RGB, "PNG")), "{root}/train/ant/a\\nb.png: this name"),
     "not UTF-8": (not_utf8, "ant/\\udcff\\udcfe.png: this name has unprintable characters"),
     # Files
-    "text": (add_file("notes.txt", b"hello"), "ant/notes.txt: this file is not an image (known: .jpg .jpeg .png"),
-    "text named .jpg": (add_file("x.jpg", b"hello"), "ant/x.jpg: this file is not an image, despite its name"),
+    "text": (add_file("notes.txt", b"hello"), "ant/notes.txt: this image can't be decoded: it is no image, or"),
+    "text named .jpg": (add_file("x.jpg", b"hello"), "ant/x.jpg: this image can't be decoded: it is no image, or"),
     "Git LFS pointer": (
         add_file("x.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
-        "ant/x.jpg: this file is a Git LFS pointer; run `git lfs pull` to fetch the image",
+        "ant/x.jpg: this image can't be decoded: it is a Git LFS pointer; run `git lfs pull` to fetch the image",
     ),
     "HTML named .png": (
         add_file("x.png", b"<!DOCTYPE html>"),
-        "ant/x.png: this file is not an image, despite its name",
+        "ant/x.png: this image can't be decoded: it is a web page, not an image",
     ),
-    "GIF named .png": (add_file("x.png", encoded(RGB, "GIF", **TWO_FRAMES)), "ant/x.png: this file is not an image"),
-    "empty file": (add_file("x.png", b""), "ant/x.png: this file is empty"),
+    "empty file": (add_file("x.png", b""), "ant/x.png: this image can't be decoded: it is empty"),
     "PNG signature only": (add_file("x.png", b"\x89PNG\r\n\x1a\n"), "ant/x.png: this image can't be decoded: "),
     "truncated PNG": (
         add_file("x.png", truncated("PNG")),
@@ -268,14 +267,21 @@ ERRORS: dict[str, tuple[Change, str]] = {
         add_file("x.png", one_bit_png(60_000, 60_000, b"\0" + b"\xff" * 7_500)),
         "ant/x.png: this image can't be decoded: the 3,600,000,000 pixels that",
     ),
-    "unreadable file": (make_unreadable("train/ant/0.png"), "ant/0.png: this file can't be read: Permission denied"),
+    "unreadable file": (
+        make_unreadable("train/ant/0.png"),
+        "ant/0.png: this image can't be decoded: it can't be read: Permission",
+    ),
     "broken link": (
         add_link("ant/x.png", "nowhere.png"),
-        "ant/x.png: this file can't be read: No such file or directory",
+        "ant/x.png: this image can't be decoded: it can't be read: No such file or directory",
+    ),
+    "circular link to a folder": (
+        add_link("ant/loop", "train"),
+        "{root}/train/ant/loop: this link leads back to {root}/train, the folder that it lies in",
     ),
     "circular link": (
         add_link("ant/x.png", "train/ant/x.png"),
-        "ant/x.png: this file can't be read: Too many levels of",
+        "ant/x.png: this image can't be decoded: it can't be read: Too many levels of",
     ),
     # Teachers
     "teacher of other classes": (teacher(("ant", "bee", "dog")), "only the teacher has dog; only photos has cat"),
@@ -306,6 +312,10 @@ WARNINGS: dict[str, tuple[Change, str]] = {
         "({root}/train/ant/x.png: 8000 x 8000 pixels)",
     ),
     "CMYK": (add_file("x.jpg", encoded(RGB.convert("CMYK"), "JPEG")), "(CMYK)"),
+    "GIF named .png": (
+        add_file("x.png", encoded(RGB, "GIF", **TWO_FRAMES)),
+        "images that are animated: 1 ({root}/train/ant/x.png: only the first of its 2 frames is used)",
+    ),
     "animated PNG": (
         add_file("x.png", encoded(RGB, "PNG", **TWO_FRAMES)),
         "images that are animated: 1 ({root}/train/ant/x.png: only the first of its 2 frames is used)",
@@ -328,7 +338,7 @@ WARNINGS: dict[str, tuple[Change, str]] = {
 NOTES: dict[str, tuple[Change, str]] = {
     "16 bits": (
         add_file("x.png", encoded(Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)), "PNG")),
-        "({root}/train/ant/x.png: only the upper 8 of its 16 bits are used)",
+        "({root}/train/ant/x.png: stretched from its smallest to its largest value unless",
     ),
     "RGBA": (add_file("x.png", encoded(noise(8, 8, 4), "PNG")), "images that are partly transparent: 1 ("),
     "palette": (
@@ -353,7 +363,6 @@ ACCEPTED: dict[str, Change] = {
     "a flag's name": rename_class("ant", "--help"),
     "HTML": rename_class("ant", "<script>alert(1)<!--"),
     "PNG named .jpg": add_file("x.jpg", encoded(RGB, "PNG")),
-    "circular link to a folder": add_link("ant/loop", "train"),
     "folder named .png": lambda root: (ant_folder(root) / "folder.png").mkdir(),
 }
 

@@ -14,7 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kd.data import ImageData, LabeledImages, ShardData, ShardedSplits, Splits, load_splits, read_splits, write_shards
+from kd.data import (
+    ImageData,
+    LabeledImages,
+    Layout,
+    ShardData,
+    ShardedSplits,
+    Splits,
+    load_splits,
+    read_splits,
+    write_shards,
+)
 from kd.data.samples import read_samples
 from kd.data.streamed import StreamedBatches, plan_batches
 from kd.errors import UserError
@@ -37,7 +47,7 @@ def sharded(photos: Path) -> Path:
 
 
 def splits_in(folder: Path, **options: Any) -> ShardedSplits:
-    splits = load_splits("webdataset", folder, **options)
+    splits = load_splits("webdataset", folder, Layout(**options))
     assert isinstance(splits, ShardedSplits)
     return splits
 

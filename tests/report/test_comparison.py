@@ -20,7 +20,7 @@ def runs(**accuracies: list[float]) -> list[dict[str, Any]]:
 def printed(rows: list[dict[str, Any]]) -> list[str]:
     console = make_console(file=io.StringIO())
     console.width = 80
-    print_comparison(rows, console)
+    print_comparison({"compared": rows, "metric": {"title": "accuracy"}}, console)
     output: Any = console.file
     lines: list[str] = output.getvalue().splitlines()
     return lines
