@@ -101,6 +101,18 @@ def _check_duplicates(first: LabeledImages | None, second: LabeledImages, proble
     return Finding("warning", f"{len(pairs):,} of {len(second):,} {problem}, which inflates accuracy: {listed}")
 
 
+def check_near_duplicates(pairs: Sequence[tuple[str, str]] | None, *, kind: str, count: int) -> list[Finding]:
+    """Report images of two splits that look alike, as found by :func:`kd.data.find_near_duplicates`."""
+    if pairs is None:
+        text = "looking for similar images in different splits needs the package imagehash: pip install imagehash"
+        return [Finding("note", text)] if kind == "validation" else []
+    if not pairs:
+        return []
+    listed = _shorten([f"{other} looks like {one}" for one, other in pairs])
+    text = f"{len(pairs):,} of {count:,} {kind} images look like training images, which may inflate accuracy: {listed}"
+    return [Finding("note", text)]
+
+
 def _check_two_classes(images: LabeledImages) -> Finding | None:
     """Warn about one image in two classes."""
     if images.digests is None:

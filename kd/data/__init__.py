@@ -11,6 +11,7 @@ from kd.data.image_check import BROKEN, FileFinding, drop_broken, find_duplicate
 from kd.data.images import UNEVEN, UNLABELED, LabeledImages, Splits, channel_statistics, is_uneven, match_classes
 from kd.data.manifest import examine, read_manifest
 from kd.data.mixing import Mixing
+from kd.data.near_duplicates import find_near_duplicates
 from kd.data.sharding import write_shards
 from kd.data.shards import ShardedSplits
 from kd.data.splits import Layout, alike, read_splits

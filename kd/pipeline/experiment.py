@@ -5,9 +5,10 @@ from contextlib import nullcontext
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
+from rich.progress import Progress
 
 from kd.console import make_console
-from kd.data import SPLIT_FILE, write_division
+from kd.data import SPLIT_FILE, LabeledImages, find_near_duplicates, write_division
 from kd.models import load_classifier
 from kd.pipeline import phases, run_store
 from kd.pipeline.components import SKIPPED_FILE, Components, build_student, provenance_of
@@ -15,7 +16,7 @@ from kd.pipeline.lock import locked
 from kd.pipeline.preparation import Prepared, prepare
 from kd.pipeline.runner import Experiment, OnEpoch, Runner
 from kd.pipeline.teachers import Teacher, check_teachers
-from kd.preflight import Finding
+from kd.preflight import Finding, check_near_duplicates, refuse
 from kd.provenance import differences
 from kd.settings import CONFIG_FILE, Settings, write_config
 from kd.training import Interruption
@@ -61,7 +62,32 @@ def check_experiment(settings: Settings, *, console: Console | None = None) -> l
     """
     console = console or make_console()
     prepared = prepare(settings, console)
-    return [*prepared.findings, *check_teachers(prepared.components, console, prepared.found)]
+    similar = _check_similar(prepared.components, console)
+    for finding in similar:
+        console.print(str(finding))
+    refuse(similar, strict=settings.phases.strict)
+    return [*prepared.findings, *similar, *check_teachers(prepared.components, console, prepared.found)]
+
+
+def _check_similar(components: Components, console: Console) -> list[Finding]:
+    """Find validation and test images that look like training images."""
+    splits, findings = components.splits, list[Finding]()
+    for kind, images in (("validation", splits.val), ("test", splits.test)):
+        if images is None or not (images.files and splits.train.files):
+            continue
+        pairs = _find_similar(splits.train, images, f"comparing {kind} and training images", console)
+        findings += check_near_duplicates(pairs, kind=kind, count=len(images))
+    return findings
+
+
+def _find_similar(
+    first: LabeledImages, second: LabeledImages, description: str, console: Console
+) -> list[tuple[str, str]] | None:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=None)
+        return find_near_duplicates(
+            first, second, progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
 
 
 def find_teachers(settings: Settings, *, console: Console | None = None) -> tuple[str, ...]:
