@@ -1,5 +1,7 @@
 """The data module of images that are read one by one."""
 
+from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from kd.data.batches import Batches
 from kd.data.deferred_crops import DeferredCropDataset, DeferredCrops, can_defer_crops, resident_pixels
-from kd.data.images import LabeledImages, Splits, concatenate, hide_labels, keep_fraction
+from kd.data.images import UNLABELED, LabeledImages, Splits, concatenate, hide_labels, keep_fraction
 from kd.data.views import EpochSampler, Views
 from kd.randomness import derive_seed
 
@@ -25,6 +27,8 @@ class ImageData(Batches):
         train_fraction: Fraction of each class to train on, drawn by the seed.
         unlabeled: Further training images without labels.
         unlabeled_rest: Whether to also train on the images that the fraction leaves out, without their labels.
+        balanced: Whether each class is drawn equally often in an epoch, with replacement; unlabeled images are drawn
+            as often as without it.
         on_device: Whether training images are cropped on the device, if the augmentation is a crop and a flip only. On
             a GPU, the cache of decoded images is then kept in its memory, if it fits.
         options: Further arguments of :class:`kd.data.Batches`.
@@ -37,6 +41,7 @@ class ImageData(Batches):
         train_fraction: float = 1.0,
         unlabeled: LabeledImages | None = None,
         unlabeled_rest: bool = False,
+        balanced: bool = False,
         on_device: bool = False,
         **options: Any,
     ) -> None:
@@ -51,6 +56,7 @@ class ImageData(Batches):
         if unlabeled is not None:
             self.train_indices += range(len(images), len(images) + len(unlabeled))
             images = concatenate(images, unlabeled)
+        self.train_weights = _balance([images.labels[index] for index in self.train_indices]) if balanced else None
         self.train_views = Views(images, self.train_view, seed=self.view_seed, left_out=self.left_out)
         self.val_views = Views(splits.val, self.val_view, seed=None)
         self.on_device = on_device and can_defer_crops(self.train_views)
@@ -67,7 +73,13 @@ class ImageData(Batches):
         _, drop_last = self._images_per_process(world_size)
         even = self.batch_size == 1
         sampler = EpochSampler(
-            self.train_indices, seed=self.seed, rank=rank, world_size=world_size, even=even, period=self.period
+            self.train_indices,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            weights=self.train_weights,
+            even=even,
+            period=self.period,
         )
         sampler.set_epoch(self._next_epoch())
         views: Dataset[Any] = self.train_views
@@ -107,3 +119,10 @@ class ImageData(Batches):
     def _batched(self, sampler: EpochSampler, *, drop_last: bool) -> dict[str, Any]:
         # Annotated for plain indices; these carry the epoch.
         return {"batch_sampler": BatchSampler(sampler, self.batch_size, drop_last=drop_last)}  # type: ignore[arg-type]
+
+
+def _balance(labels: Sequence[int]) -> list[float]:
+    """Return the frequency of each image with which all classes are drawn equally often, in units of its own."""
+    counts = Counter(labels)
+    labeled = len(labels) - counts.pop(UNLABELED, 0)
+    return [1.0 if label == UNLABELED else labeled / (len(counts) * counts[label]) for label in labels]

@@ -1,6 +1,7 @@
 """Views: square versions of images, pure functions of (seed, epoch, image)."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import cycle, islice
@@ -20,6 +21,7 @@ from kd.registry import Registry
 
 View = Callable[[Tensor], Tensor]
 
+_REPEATED = 1 << 32
 FIXED = ("none", "flip")
 """Augmentations with at most two views of each image: the plain view, and its mirror image."""
 
@@ -164,6 +166,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         indices: The images, or batches, to sample.
         seed: Random seed of the order, together with the epoch; ``None`` keeps the order of ``indices``.
         rank, world_size: Rank of this process, and number of processes.
+        weights: Relative frequency of each of the ``indices``, which are then drawn with replacement; ``None``: each
+            once. An image that is drawn again in an epoch has another view.
         even: Whether the first images are repeated, so that each process samples the same number.
         period: Number of epochs after which views and order repeat; ``None``: never.
     """
@@ -173,6 +177,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     seed: int | None
     rank: int = 0
     world_size: int = 1
+    weights: Sequence[float] | None = None
     even: bool = False
     period: int | None = None
     epoch: int = field(default=0, init=False)
@@ -194,11 +199,22 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Iterate over this process's part of the epoch."""
         # A generator skips only when it is used: a loader with workers creates an iterator that it discards.
-        order = list(self.indices)
-        if self.seed is not None:
+        order, times = list(self.indices), list[int]()
+        if self.seed is not None and self.weights is not None:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "weighted order", self.epoch))
+            drawn = torch.multinomial(torch.tensor(self.weights), len(order), replacement=True, generator=generator)
+            order = [order[position] for position in drawn.tolist()]
+            seen = Counter[int]()
+            for index in order:
+                times.append(seen[index])
+                seen[index] += 1
+        elif self.seed is not None:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
             order = [order[position] for position in torch.randperm(len(order), generator=generator).tolist()]
         if self.even:
-            order += islice(cycle(order[:]), -len(order) % self.world_size)
+            missing = -len(order) % self.world_size
+            order, times = ([*values, *islice(cycle(values), missing)] for values in (order, times))
         skipped, self._skipped = self._skipped, 0
-        yield from [(self.epoch, index) for index in order[self.rank :: self.world_size][skipped:]]
+        # The views of an image that is drawn again are those of an epoch that no training reaches.
+        epochs = [self.epoch + _REPEATED * number for number in times] if times else [self.epoch] * len(order)
+        yield from list(zip(epochs, order, strict=True))[self.rank :: self.world_size][skipped:]

@@ -15,6 +15,7 @@ from kd.losses.logits import (
     SoftCrossEntropy,
     SoftenedKL,
     TransformedTeacherMatching,
+    balanced_weights,
 )
 from kd.losses.relations import Correlation, DecoupledKD, MultiLevel, NormalizedKD
 from kd.losses.features import AttentionTransfer, FeatureLoss, Hint, VariationalInformation

@@ -66,6 +66,10 @@ class BaseLoss:
         for parameter in fields(self):
             name, kind, bounds = parameter.name, parameter.type, parameter.metadata
             value = getattr(self, name)
+            if name == "class_weights":
+                valid_weights = all(isinstance(each, int | float) and 0 <= each < math.inf for each in value)
+                if not valid_weights or (value and not any(value)):
+                    raise ValueError(f"{name} must be numbers of at least 0, not all 0, not {value!r}")
             if kind is bool and not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False, not {value!r}")
             if kind in (int, float):

@@ -1,6 +1,7 @@
 """Losses on logits: against the labels, and against the teacher's logits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,31 @@ from kd.losses.base import LOSSES, LogitLoss, SoftenedLoss, bounded, unit_vector
 _SMALLEST = 1e-6
 
 
+def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    r"""Return class weights that give each class the same total weight, $N / (C n_c)$; 0 for a class without images.
+
+    Args:
+        counts: Number $n_c$ of training images of each class.
+
+    Source: King & Zeng (2001), section 3.2, https://doi.org/10.1093/oxfordjournals.pan.a004868
+    """
+    present = sum(count > 0 for count in counts)
+    return tuple(sum(counts) / (present * count) if count else 0.0 for count in counts)
+
+
+def as_weights(class_weights: Sequence[float], logits: Tensor) -> Tensor | None:
+    """Return class weights ``(C,)`` on the device of the logits; ``None`` if there are none.
+
+    Raises:
+        ValueError: If their number isn't that of the classes.
+    """
+    if not class_weights:
+        return None
+    if len(class_weights) != logits.shape[1]:
+        raise ValueError(f"{len(class_weights)} class weights for {logits.shape[1]} classes")
+    return torch.tensor(class_weights, dtype=logits.dtype, device=logits.device)
+
+
 @LOSSES.register("ce")
 @dataclass(frozen=True)
 class CrossEntropy(LogitLoss):
@@ -20,21 +46,25 @@ class CrossEntropy(LogitLoss):
     $$ -\frac{1}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} y_{bc} \log \sigma(z_b)_c $$
 
     For integer labels, $y_{bc} = 1 - \epsilon + \epsilon / C$ for the labeled class and $\epsilon / C$ for the others.
+    With class weights $w$, each summand is multiplied by $w_c$; those of :func:`balanced_weights` have a mean of 1 over
+    the training images.
 
     Args:
         label_smoothing: $0 \le \epsilon \le 1$, the fraction of the label's probability spread over all classes.
+        class_weights: $w_c \ge 0$ in the order of the classes; empty: all are 1.
 
     Shape: as `LogitLoss`; the labels may be probabilities $y$; returns a scalar, in nats.
 
     Raises:
-        ValueError: If ``label_smoothing`` is outside [0, 1].
+        ValueError: If ``label_smoothing`` is outside [0, 1], or a class weight is negative.
 
     Source: Szegedy et al. (2015), section 7, https://arxiv.org/abs/1512.00567
     """
 
     label_smoothing: float = bounded(0.0, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+    class_weights: tuple[float, ...] = ()
 
-    formula = "mean over b of -log softmax(z_b)[y_b]"
+    formula = "mean over b of -w[y_b] log softmax(z_b)[y_b]"
     source = "Szegedy et al. 2015, section 7 (label smoothing)"
     published = "ce=1"
     needs_teacher = False
@@ -43,7 +73,10 @@ class CrossEntropy(LogitLoss):
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the cross-entropy."""
-        return F.cross_entropy(student, labels, label_smoothing=self.label_smoothing)
+        weights = as_weights(self.class_weights, student)
+        # Not the weighted mean of torch, which would depend on how images are divided among processes.
+        each = F.cross_entropy(student, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="none")
+        return each.mean()
 
 
 @LOSSES.register("focal")
@@ -53,18 +86,22 @@ class Focal(LogitLoss):
 
     $$ -\frac{1}{B} \sum_{b=1}^{B} (1 - p_b)^\gamma \log p_b, \qquad p_b = \sigma(z_b)_{y_b} $$
 
+    With class weights $w$, each summand is multiplied by $w_{y_b}$, which the source calls $\alpha$.
+
     Args:
         gamma: $\gamma \ge 0$; 0 is the cross-entropy.
+        class_weights: $w_c \ge 0$ in the order of the classes; empty: all are 1.
 
     Shape: as `LogitLoss`; returns a scalar, in nats.
 
     Raises:
-        ValueError: If ``gamma`` is negative.
+        ValueError: If ``gamma`` or a class weight is negative.
 
     Source: Lin et al. (2017), section 3.2, https://arxiv.org/abs/1708.02002
     """
 
     gamma: float = bounded(2.0, lambda value: value >= 0, "a number of at least 0")
+    class_weights: tuple[float, ...] = ()
 
     formula = "mean over b of -(1 - p_b)^γ log p_b; p_b: softmax(z_b)[y_b]"
     source = "Lin et al. 2017, section 3.2"
@@ -76,7 +113,9 @@ class Focal(LogitLoss):
         log_probabilities = F.log_softmax(student, dim=1).gather(1, labels[:, None])[:, 0]
         # Bounded below, as a power below 1 has an infinite gradient at 0.
         missing = (-torch.expm1(log_probabilities)).clamp(min=_SMALLEST)
-        return -(missing.pow(self.gamma) * log_probabilities).mean()
+        weights = as_weights(self.class_weights, student)
+        factors = missing.pow(self.gamma) if weights is None else missing.pow(self.gamma) * weights[labels]
+        return -(factors * log_probabilities).mean()
 
 
 @LOSSES.register("mse")

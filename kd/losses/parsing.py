@@ -25,7 +25,7 @@ def build_objective(
     *,
     num_classes: int = 10,
     soft_labels: bool = False,
-    **defaults: float | None,
+    **defaults: float | Sequence[float] | None,
 ) -> Objective:
     """Build an objective from its written form.
 
@@ -36,8 +36,8 @@ def build_objective(
             hyperparameter may be a schedule, such as ``warmup(0.9, 20)``.
         num_classes: Number of classes C, for the trial of a loss of your own.
         soft_labels: Whether the labels will be probabilities ``(B, C)``, which not all losses take.
-        defaults: Values for hyperparameters of that name (``temperature``, ``label_smoothing``), used by all losses
-            that have one and don't set it themselves; ``None`` leaves the loss's own default.
+        defaults: Values for hyperparameters of that name (``temperature``, ``label_smoothing``, ``class_weights``),
+            used by all losses that have one and don't set it themselves; ``None`` leaves the loss's own default.
 
     Raises:
         UserError: If a loss, a hyperparameter or a weight is invalid, or a term occurs twice.
@@ -148,7 +148,7 @@ def _build_term(
     *,
     num_classes: int,
     soft_labels: bool,
-    defaults: Mapping[str, float | None],
+    defaults: Mapping[str, float | Sequence[float] | None],
 ) -> Term:
     choice, hyperparameters = parse_choice(loss)
     standardize = hyperparameters.pop("standardize", False)

@@ -110,7 +110,7 @@ def logit_store(
         "indices": _digest(torch.tensor(data.train_indices).numpy().tobytes()),
         "keys": _digest("\0".join(images.keys).encode()),
         "views": [data.augment, data.resize, data.image_size, data.seed, data.cached_side, data.on_device],
-        "batches": [data.batch_size, data.period],
+        "batches": [data.batch_size, data.period, data.train_weights is not None],
         "machine": [devices, platform.machine(), torch.__version__, torch.get_num_threads()],
     }
 

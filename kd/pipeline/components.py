@@ -41,7 +41,7 @@ from kd.data import (
 )
 from kd.errors import UserError
 from kd.files import sha256_of
-from kd.losses import BaseLoss, Objective, Outputs, Term, build_objective
+from kd.losses import BaseLoss, CrossEntropy, Objective, Outputs, Term, balanced_weights, build_objective
 from kd.models import (
     Classifier,
     Embedder,
@@ -59,7 +59,7 @@ from kd.pipeline.run_store import kind_of, slug
 from kd.preflight import Finding, check_files, refuse
 from kd.provenance import Provenance, code_digests, environment, without_folders
 from kd.randomness import seeded
-from kd.settings import PUBLISHED, Phase, Settings, settings_affecting, unsupported_by_streams
+from kd.settings import PUBLISHED, Phase, Settings, read_yaml, settings_affecting, unsupported_by_streams
 from kd.teachers import Foreign, digest_of_weights, load_teacher
 from kd.training import ACCURACY, Hardware, Recipe, build_trainer
 
@@ -114,6 +114,7 @@ class Components:
         batch_size: Images in a batch, on each device.
         num_workers: Data loader processes.
         metric: The metric that chooses the best epoch.
+        class_weights: Weights of the classes in the losses on the labels; empty: none.
         notes: What was chosen automatically, and why.
     """
 
@@ -128,6 +129,7 @@ class Components:
     batch_size: int
     num_workers: int
     metric: str
+    class_weights: tuple[float, ...]
     notes: tuple[str, ...]
 
     @property
@@ -185,7 +187,8 @@ def build_components(settings: Settings, console: Console) -> Components:
         raise UserError(f"--num_classes {data.num_classes}: {splits.name} has {num_classes} classes; omit the flag")
     if data.unlabeled_rest and data.train_fraction == 1:
         raise UserError("--unlabeled_rest: all training images are labeled; set --train_fraction below 1")
-    objective, compared = _build_objectives(settings, num_classes)
+    class_weights = _read_class_weights(settings.objective.class_weights, splits)
+    objective, compared = _build_objectives(settings, num_classes, class_weights)
     metric: str = settings.phases.metric
     if metric == "auto":
         metric = "balanced_accuracy" if is_uneven(splits.val.labels) else ACCURACY
@@ -205,6 +208,7 @@ def build_components(settings: Settings, console: Console) -> Components:
         batch_size=2 if data.batch_size == "auto" else data.batch_size,
         num_workers=default_workers(hardware.accelerator) if data.num_workers is None else data.num_workers,
         metric=metric,
+        class_weights=class_weights,
         notes=tuple(notes),
     )
     return components if data.batch_size != "auto" else _with_largest_batch(components)
@@ -372,6 +376,7 @@ def provenance_of(
         # Views of downscaled images differ from those of the original files.
         "image_cache": components.splits.train.cached_side,
         # Earlier versions chose the best epoch by accuracy.
+        "class_weights": list(components.class_weights) or "none",
         "metric": components.metric if components.metric != ACCURACY else "auto",
     }
     settings = {name: values[name] for name in settings_affecting(kind)} | {"processes": components.world_size}
@@ -504,13 +509,45 @@ def _examine(images: LabeledImages, settings: Settings, console: Console) -> tup
         )
 
 
-def _build_objectives(settings: Settings, num_classes: int) -> tuple[Objective, dict[str, Objective]]:
+def _read_class_weights(value: str, splits: Splits) -> tuple[float, ...]:
+    """Return the weights of the classes; empty if there are none.
+
+    Raises:
+        UserError: If a file of weights doesn't list just the classes, or a stream doesn't count its images by class.
+    """
+    if value == "none":
+        return ()
+    flag = f"--class_weights {value}"
+    if value == "balanced":
+        if splits.train_counts is None:
+            raise UserError(f"{flag}: the shards don't record the classes of their images; write them with kd shard")
+        return balanced_weights(splits.train_counts)
+    try:
+        # A number as a class name is meant as it is written.
+        weights = {str(getattr(name, "text", name)): weight for name, weight in read_yaml(Path(value)).items()}
+    except UserError as error:
+        raise UserError(f"--class_weights {error}") from None
+    expected, given = set(splits.classes), set(weights)
+    if expected != given:
+        parts = [("lacks", expected - given), ("has unknown", given - expected)]
+        text = "; ".join(f"{verb} {', '.join(sorted(names))}" for verb, names in parts if names)
+        raise UserError(f"{flag}: {text}; it must give a weight for each class")
+    try:
+        return CrossEntropy(class_weights=tuple(float(weights[name]) for name in splits.classes)).class_weights
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{flag}: {error}") from None
+
+
+def _build_objectives(
+    settings: Settings, num_classes: int, class_weights: tuple[float, ...]
+) -> tuple[Objective, dict[str, Objective]]:
     """Build the student's objective, and those to compare by how they are written."""
     build = partial(
         build_objective,
         num_classes=num_classes,
         temperature=settings.objective.temperature,
         label_smoothing=settings.objective.label_smoothing,
+        class_weights=class_weights,
         soft_labels=bool(settings.data.mixup or settings.data.cutmix),
     )
     texts, compared = settings.objective.compare_losses, dict[str, Objective]()
@@ -537,6 +574,7 @@ def build_baseline_objective(components: Components) -> Objective:
             texts,
             num_classes=classes,
             label_smoothing=settings.objective.label_smoothing,
+            class_weights=components.class_weights,
             soft_labels=bool(settings.data.mixup or settings.data.cutmix),
         )
     except UserError as error:
@@ -597,7 +635,7 @@ def _build_data(
         return ShardData(splits, **common)
     on_gpu = components.hardware.accelerator in ("gpu", "cuda")
     on_device = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
-    return ImageData(splits, on_device=on_device, **common, **more)
+    return ImageData(splits, on_device=on_device, balanced=data.sampler == "balanced", **common, **more)
 
 
 def _note_skipped(folder: Path, text: str) -> None:

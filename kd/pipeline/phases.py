@@ -86,7 +86,9 @@ def train_teacher(runner: Runner, network: Classifier, seed: int) -> tuple[str |
     recipe = build_recipe(settings)
     module = ClassifierModule(
         network,
-        objective=build_objective("ce", label_smoothing=settings.objective.teacher_label_smoothing),
+        objective=build_objective(
+            "ce", label_smoothing=settings.objective.teacher_label_smoothing, class_weights=components.class_weights
+        ),
         recipe=replace(recipe, learning_rate=settings.optimization.teacher_learning_rate or recipe.learning_rate),
         seed=seed,
         metric=components.metric,

@@ -207,6 +207,14 @@ class DataSettings:
         searchable=True,
         not_for_streams=_READ_WHOLE,
     )
+    sampler: Literal["shuffle", "balanced"] = setting(
+        "shuffle",
+        "order of the training images: shuffle (each once per epoch), or balanced (each class equally often, with "
+        "replacement)",
+        ALL,
+        searchable=True,
+        not_for_streams="streams are read in their order; use --class_weights balanced",
+    )
     views: Count | None = setting(
         None,
         "number of distinct views per training image; the sequence then repeats; None: new views every epoch",
@@ -381,6 +389,13 @@ class ObjectiveSettings:
         DISTILLED,
         searchable=True,
         known_as=("T", "tau", "kd_T"),
+    )
+    class_weights: Text = setting(
+        "none",
+        "weights of the classes in the terms ce and focal, of teacher and student: none, balanced (inverse to their "
+        "numbers of training images), or a YAML or JSON file of weights by class",
+        ALL,
+        searchable=True,
     )
     label_smoothing: Share = setting(
         0.0, "label smoothing of the term ce", STUDENT, searchable=True, known_as=("smoothing",)
