@@ -2,7 +2,7 @@
 
 import signal
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -77,6 +77,10 @@ class Batches(LightningDataModule):
     @abstractmethod
     def first_views(self, count: int) -> list[tuple[Tensor, int]]:
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
+
+    @abstractmethod
+    def sample_views(self, count: int) -> Iterator[Tensor]:
+        """Yield batches ``(B, 3, S, S)``, uint8, of the first ``count`` views of the first epoch, in each process."""
 
     def batch_weight(self, batch: int) -> float:
         """Return the weight of a batch of this process in the mean over all processes; 1 if their sizes are equal."""

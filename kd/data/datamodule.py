@@ -1,7 +1,7 @@
 """The data module of images that are read one by one."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -115,6 +115,12 @@ class ImageData(Batches):
     def first_views(self, count: int) -> list[tuple[Tensor, int]]:
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
         return [self.train_views[each] for each in islice(EpochSampler(self.train_indices, seed=self.seed), count)]
+
+    def sample_views(self, count: int) -> Iterator[Tensor]:
+        """Yield batches ``(B, 3, S, S)``, uint8, of the first ``count`` views of the first epoch, in each process."""
+        positions = list(islice(EpochSampler(self.train_indices, seed=self.seed, weights=self.train_weights), count))
+        for start in range(0, len(positions), self.batch_size):
+            yield self.train_views.__getitems__(positions[start : start + self.batch_size])[0]
 
     def _batched(self, sampler: EpochSampler, *, drop_last: bool) -> dict[str, Any]:
         # Annotated for plain indices; these carry the epoch.

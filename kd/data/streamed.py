@@ -1,5 +1,6 @@
 """The data module of images that are streamed from sharded archives."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -197,6 +198,13 @@ class ShardData(Batches):
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
         views, labels = self._train_batches(self._train_plan(*self._rank_and_world_size()))[0, 0]
         return list(zip(views[:count], labels[:count].tolist(), strict=True))
+
+    def sample_views(self, count: int) -> Iterator[Tensor]:
+        """Yield batches ``(B, 3, S, S)``, uint8, of the first ``count`` views of the first epoch, in each process."""
+        # The first process's, as if there were no others.
+        batches = self._train_batches(self._train_plan(0, 1))
+        for index in range(min(len(batches), math.ceil(count / self.batch_size))):
+            yield batches[0, index][0]
 
     def _train_plan(self, rank: int, world_size: int) -> list[list[Piece]]:
         _, drop_last = self._images_per_process(world_size)

@@ -122,10 +122,38 @@ def build_embedder(
     # timm and transformers leave it out themselves.
     network = _build_network(architecture, 0 if name.startswith((TIMM, TRANSFORMERS)) else len(classes), image_size)
     if not (name.startswith((TIMM, TRANSFORMERS)) or is_own_code(name)):
-        layers = [(key, layer) for key, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-        network.set_submodule(layers[-1][0], nn.Identity())
+        network.set_submodule(classifier_layer(network), nn.Identity())
     description = Description(architecture, classes, image_size, resize, mean, std)  # type: ignore[arg-type]
     return checked(Embedder(network, description))
+
+
+def classifier_layer(network: nn.Module) -> str:
+    """Return the name of a network's classifier layer, its last linear layer or convolution.
+
+    Raises:
+        UserError: If it has none.
+    """
+    layers: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise UserError("it has no linear layer or convolution as its classifier layer")
+    return layers[-1]
+
+
+def allow_checkpointing(classifier: Classifier) -> None:
+    """Recompute activations in the backward pass instead of keeping them, by the network's own function.
+
+    Raises:
+        UserError: If the network has none.
+    """
+    network = classifier.network
+    for name, arguments in (("set_grad_checkpointing", (True,)), ("gradient_checkpointing_enable", ())):
+        if callable(function := getattr(network, name, None)):
+            try:
+                function(*arguments)
+            except (AssertionError, ValueError, NotImplementedError) as error:
+                raise UserError(f"it has no gradient checkpointing: {error}") from None
+            return
+    raise UserError("it has no gradient checkpointing; many networks of timm/ and transformers/ do")
 
 
 def _build_network(architecture: str, num_classes: int, image_size: int, *, flag: str | None = None) -> nn.Module:

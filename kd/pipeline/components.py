@@ -46,6 +46,7 @@ from kd.models import (
     Classifier,
     Embedder,
     Ensemble,
+    allow_checkpointing,
     build_classifier,
     initialize_from,
     keep_classes,
@@ -264,14 +265,21 @@ def build_network(
         if file is not None and str(error).startswith(str(file)):
             raise UserError(f"{pretrained_flag} {error}") from error.__cause__
         raise UserError(f"{_MODEL_FLAGS[role]} {architecture}: {error}") from error.__cause__
+    _check_trainable(components, classifier, f"{_MODEL_FLAGS[role]} {architecture}")
+    return classifier
+
+
+def _check_trainable(components: Components, classifier: Classifier, flag: str) -> None:
+    """Refuse a network without anything to train, or that can't be trained as asked for; ``flag`` is for messages."""
     if not any(parameter.requires_grad for parameter in classifier.parameters()):
-        raise UserError(
-            f"{_MODEL_FLAGS[role]} {architecture}: all its weights are frozen (requires_grad is False): there is "
-            "nothing to train"
-        )
+        raise UserError(f"{flag}: all its weights are frozen (requires_grad is False): there is nothing to train")
+    if components.settings.optimization.gradient_checkpointing:
+        try:
+            allow_checkpointing(classifier)
+        except UserError as error:
+            raise UserError(f"--gradient_checkpointing {flag}: {error}") from None
     if components.batch_size == 1:
         _check_single_image(classifier)
-    return classifier
 
 
 def _load_student(components: Components, architecture: str) -> Classifier | None:
@@ -313,6 +321,13 @@ def with_teachers_head(student: Classifier, teacher: Classifier | Ensemble, seed
 def build_recipe(settings: Settings) -> Recipe:
     """Build the recipe of the student's optimization."""
     return Recipe(**{field.name: getattr(settings.optimization, field.name) for field in fields(Recipe)})
+
+
+def build_teacher_recipe(settings: Settings) -> Recipe:
+    """Build the recipe of the teacher's optimization; only students are averaged."""
+    optimization, recipe = settings.optimization, build_recipe(settings)
+    learning_rate = optimization.teacher_learning_rate or recipe.learning_rate
+    return replace(recipe, learning_rate=learning_rate, freeze=optimization.teacher_freeze, swa=None)
 
 
 def teacher_data(components: Components, seed: int, image_size: int) -> Batches:

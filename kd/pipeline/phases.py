@@ -1,7 +1,6 @@
 """One function per phase: each builds a module from the experiment's parts and trains it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from rich.console import Console
 
@@ -15,6 +14,7 @@ from kd.pipeline.components import (
     build_network,
     build_recipe,
     build_student,
+    build_teacher_recipe,
     student_data,
     teacher_data,
     with_teachers_head,
@@ -83,13 +83,12 @@ def provide_teacher(runner: Runner, prepared: Prepared) -> Teacher | None:
 def train_teacher(runner: Runner, network: Classifier, seed: int) -> tuple[str | None, Classifier]:
     """Train a teacher on the labels; return its best checkpoint and the network in it."""
     components, settings = runner.components, runner.components.settings
-    recipe = build_recipe(settings)
     module = ClassifierModule(
         network,
         objective=build_objective(
             "ce", label_smoothing=settings.objective.teacher_label_smoothing, class_weights=components.class_weights
         ),
-        recipe=replace(recipe, learning_rate=settings.optimization.teacher_learning_rate or recipe.learning_rate),
+        recipe=build_teacher_recipe(settings),
         seed=seed,
         metric=components.metric,
     )

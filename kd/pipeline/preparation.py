@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from rich.console import Console
 
 from kd import preflight
@@ -14,6 +15,7 @@ from kd.pipeline.components import (
     build_baseline_objective,
     build_components,
     build_network,
+    build_recipe,
     build_student,
     student_data,
     with_teachers_head,
@@ -103,15 +105,42 @@ def _check_flags(components: Components) -> None:
 def _check_optimization(settings: Settings) -> None:
     """Refuse settings of the optimization that have no effect or contradict each other."""
     optimization = settings.optimization
+    # Unknown optimizers and options are refused here.
+    build_recipe(settings).build_optimizer(torch.nn.Linear(2, 2))
     if optimization.nesterov and (optimization.optimizer != "sgd" or not optimization.momentum):
         raise UserError("--nesterov: is a kind of momentum of sgd; add --optimizer sgd and a --momentum above 0")
+    _check_lr_schedule(settings)
+    if optimization.swa is not None:
+        if optimization.ema is not None:
+            raise UserError("--swa --ema: both average the weights; drop one of them")
+        if optimization.swa > optimization.max_epochs:
+            raise UserError(f"--swa {optimization.swa}: never reached, as --max_epochs is {optimization.max_epochs}")
+    for name, given in (("freeze", None), ("teacher_freeze", optimization.teacher_epochs)):
+        value, epochs = getattr(optimization, name), given or optimization.max_epochs
+        if isinstance(value, int) and value >= epochs:
+            raise UserError(f"--{name} {value}: all {epochs} epochs; write --{name} backbone for a linear probe")
+        if value is not None and optimization.update_bn:
+            raise UserError(f"--{name} --update_bn: the statistics of frozen layers are kept; drop one of them")
+
+
+def _check_lr_schedule(settings: Settings) -> None:
+    """Refuse settings of another schedule, and milestones that are never reached."""
+    optimization, defaults = settings.optimization, Settings().optimization
     if optimization.schedule == "multistep" and not optimization.milestones:
         raise UserError("--schedule multistep: needs --milestones, such as 150 180 210 of 240 epochs")
-    if optimization.milestones and optimization.schedule != "multistep":
-        raise UserError(
-            f"--milestones {' '.join(map(str, optimization.milestones))}: only used by --schedule multistep, not "
-            f"{optimization.schedule}"
-        )
+    for name, schedules in (
+        ("milestones", "multistep"),
+        ("step_epochs", "step"),
+        ("poly_power", "poly"),
+        ("gamma", "step or multistep"),
+    ):
+        value = getattr(optimization, name)
+        if value != getattr(defaults, name) and optimization.schedule not in schedules.split(" or "):
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+            raise UserError(f"--{name} {text}: only used by --schedule {schedules}, not {optimization.schedule}")
+    epochs = max(optimization.max_epochs, optimization.teacher_epochs or 0)
+    if late := [milestone for milestone in optimization.milestones if milestone >= epochs]:
+        raise UserError(f"--milestones {late[0]:g}: never reached in {epochs} epochs")
 
 
 def _note_unused_loss(components: Components, console: Console) -> None:

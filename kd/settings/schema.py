@@ -409,24 +409,29 @@ class ObjectiveSettings:
 class OptimizationSettings:
     """How the networks are trained. A ``teacher_`` setting that is None takes the student's value."""
 
-    optimizer: Literal["sgd", "adamw"] = setting(
-        "adamw", "sgd or adamw", ALL, searchable=True, known_as=("opt", "optim")
+    optimizer: Text = setting(
+        "adamw",
+        "sgd, adamw, another optimizer of torch in lower case, or timm/NAME; also with options: 'rmsprop(alpha=0.9)'",
+        ALL,
+        searchable=True,
+        known_as=("opt", "optim"),
     )
     learning_rate: Positive = setting(
         1e-3, "peak learning rate", ALL, searchable=True, known_as=("lr", "lr0", "max_lr")
     )
     teacher_learning_rate: Positive | None = setting(None, "peak learning rate of the teacher", TEACHER)
     momentum: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False), NUMBER] = setting(
-        0.9, "momentum of sgd; first beta of adamw", ALL, searchable=True
+        0.9, "momentum of sgd; first of the betas of adamw and others", ALL, searchable=True
     )
     weight_decay: NonNegative = setting(
         0.01, "weight decay; biases and normalization layers are exempt", ALL, searchable=True, known_as=("wd",)
     )
     nesterov: Switch = setting(False, "Nesterov momentum for sgd", ALL, searchable=True)
-    schedule: Literal["cosine", "constant", "step", "multistep", "poly"] = setting(
+    schedule: Literal["cosine", "constant", "step", "multistep", "poly", "onecycle"] = setting(
         "cosine",
         "learning rate after the warm-up: cosine decay to zero, constant, step (times gamma every step_epochs), "
-        "multistep (times gamma at the milestones), or poly (to zero, with poly_power)",
+        "multistep (times gamma at the milestones), poly (to zero, with poly_power), or onecycle (up to the peak in "
+        "30 percent of the training, then to zero)",
         ALL,
         searchable=True,
         known_as=("sched", "lr_scheduler", "lr_scheduler_type", "scheduler"),
@@ -464,9 +469,44 @@ class OptimizationSettings:
         searchable=True,
         known_as=("model_ema", "model_ema_decay"),
     )
+    swa: Count | None = setting(
+        None,
+        "stochastic weight averaging: first epoch, from 1, from which on the weights at the end of each epoch are "
+        "averaged; the average is evaluated and saved",
+        STUDENT,
+        searchable=True,
+    )
+    freeze: Count | Literal["backbone"] | None = setting(
+        None,
+        "train the student's classifier layer alone: backbone (a linear probe), or a number of epochs, after which "
+        "everything is trained",
+        STUDENT,
+        known_as=("freeze_backbone", "freeze_epochs", "frozen_stages"),
+    )
+    teacher_freeze: Count | Literal["backbone"] | None = setting(None, "the same for the teacher", TEACHER)
+    layer_decay: Fraction | None = setting(
+        None,
+        "layer-wise decay: factor of the learning rate from each block to the one before it, such as 0.75",
+        ALL,
+        searchable=True,
+        known_as=("llrd", "layer_wise_decay"),
+    )
+    update_bn: Switch = setting(
+        False,
+        "recompute the statistics of batch normalization on 2,048 training images before each validation, where they "
+        "lag behind the weights, as in short trainings of MobileNetV3",
+        ALL,
+        known_as=("precise_bn",),
+    )
+    gradient_checkpointing: Switch = setting(
+        False,
+        "recompute activations in the backward pass, which saves memory and takes time; for networks that can",
+        NOTHING,
+        known_as=("grad_checkpointing",),
+    )
     early_stopping: Count | None = setting(
         None,
-        "stop a training after this many epochs without a higher validation accuracy; None: never",
+        "stop a training after this many epochs without a better --metric; None: never",
         ALL,
         known_as=("patience", "early_stop_patience"),
     )

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -17,11 +18,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from kd.data import Mixing
 from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
-from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble
+from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble, classifier_layer
 from kd.randomness import derive_seed, seed_draws
 from kd.training.callbacks import TrainingMetrics, batches_of
 from kd.training.metrics import ACCURACY, build_metric, logged_as
-from kd.training.optimization import Recipe, average_weights
+from kd.training.optimization import Recipe, average_epochs, average_weights
+from kd.training.statistics import recompute_statistics
 
 Batch = tuple[Tensor, Tensor]
 
@@ -64,9 +66,17 @@ class ClassifierModule(LightningModule):
         self.metric = metric
         self.mixing = mixing
         self.has_unlabeled = has_unlabeled
-        self.average: AveragedModel | None = None if ema is None else average_weights(model, ema)
-        self.objective = self._scheduled_objective = objective
         self.recipe = recipe or Recipe()
+        self.average: AveragedModel | None = None
+        if ema is not None:
+            self.average = average_weights(model, ema)
+        elif self.recipe.swa is not None:
+            self.average = average_epochs(model)
+        self._frozen = self._find_frozen() if self.recipe.freeze is not None else []
+        if self.recipe.freeze == "backbone":
+            for module in self._frozen:
+                module.requires_grad_(requires_grad=False)
+        self.objective = self._scheduled_objective = objective
         self.seed = seed
         self.max_steps: int | None = None
         num_classes = len(model.description.classes)
@@ -79,6 +89,7 @@ class ClassifierModule(LightningModule):
         self.metrics = TrainingMetrics([term.name for term in objective.terms])
         self.last_terms: dict[str, Tensor] = {}
         self._batch_idx = 0
+        self._is_frozen = False
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callback that logs training metrics, which runs before those that save."""
@@ -141,11 +152,64 @@ class ClassifierModule(LightningModule):
             raise UserError(f"--loss {names}: can't train {architecture} with this objective: {error}") from error
         self.zero_grad()
 
+    def _find_frozen(self) -> list[nn.Module]:
+        """Return the layers with parameters or statistics of their own besides the classifier layer."""
+        network = self.model.get_submodule("network")
+        head = classifier_layer(network)
+        return [
+            layer
+            for name, layer in network.named_modules()
+            if name != head and (not list(layer.children()) or list(layer.parameters(recurse=False)))
+        ]
+
+    def on_train_start(self) -> None:
+        """Freeze layers, as a resumed epoch has no start, and set the learning rate of a schedule that was extended."""
+        self.on_train_epoch_start()
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                # Of a run that goes on as before, it is the same.
+                group["lr"] = rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze layers in evaluation mode, or train them."""
+        epochs = self.recipe.freeze
+        self._is_frozen = epochs == "backbone" or (isinstance(epochs, int) and self.current_epoch < epochs)
+        for layer in self._frozen:
+            layer.train(not self._is_frozen)
+            # Processes that share gradients expect those of all layers; they are discarded.
+            if epochs != "backbone" and self.trainer.world_size == 1:
+                for weight in layer.parameters(recurse=False):
+                    weight.requires_grad_(not self._is_frozen)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Discard the gradients of frozen layers."""
+        for layer in self._frozen if self._is_frozen else ():
+            for weight in layer.parameters(recurse=False):
+                weight.grad = None
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the weights, then their average."""
+        """Update the weights, then their moving average."""
         super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
+        if self.average is not None and self.recipe.swa is None:
             self.average.update_parameters(self.model)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Add the weights at the end of an epoch to their average."""
+        first, is_last = self.recipe.swa, batch_idx + 1 == self.trainer.num_training_batches or self.trainer.should_stop
+        if self.average is not None and first is not None and is_last and self.current_epoch + 1 >= first:
+            self.average.update_parameters(self.model)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and saved: the average, as soon as there is one, or the trained one."""
+        has_average = self.average is not None and (self.recipe.swa is None or int(self.average.n_averaged) > 0)
+        return self.average if has_average and self.average is not None else self.model
+
+    def on_validation_epoch_start(self) -> None:
+        """Recompute the statistics of batch normalization on training images, if the recipe says so."""
+        if self.recipe.update_bn and self.trainer.training and not self.trainer.sanity_checking:
+            recompute_statistics(self.evaluated, batches_of(self.trainer), self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Update the validation metrics, and return the logits ``(B, C)``.
@@ -153,7 +217,7 @@ class ClassifierModule(LightningModule):
         The loss is cross-entropy with the labels in every phase, so that phases can be compared.
         """
         images, labels = batch
-        logits: Tensor = (self.model if self.average is None else self.average)(images).float()
+        logits: Tensor = self.evaluated(images).float()
         self.val_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True)
         measured = (("val/acc", self.val_acc), ("val/top5", self.val_top5), (logged_as(self.metric), self.val_score))
@@ -192,7 +256,7 @@ class ClassifierModule(LightningModule):
         state = checkpoint["state_dict"]
         if "optimizer_states" in checkpoint:
             checkpoint[MODULE_KEY] = state
-        prefix = STATE_PREFIX if self.average is None else "average.module."
+        prefix = STATE_PREFIX if self.evaluated is self.model else "average.module."
         checkpoint["state_dict"] = {
             STATE_PREFIX + name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
         }

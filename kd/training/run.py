@@ -21,6 +21,7 @@ from kd.training.modules import ClassifierModule
 from kd.training.predictions import VALIDATION_FILE, PredictionRecorder
 from kd.training.progress import PhaseProgress
 from kd.training.resume import LastCheckpoint, ResumeOptions
+from kd.training.statistics import ValidationAtChance
 from kd.training.trainer import Hardware, build_trainer, quiet_lightning, readable_errors
 
 
@@ -128,6 +129,7 @@ def train(
         StopOnNonFinite(),
         throughput,
         TrainingImages(),
+        ValidationAtChance(console or make_console()),
         PhaseProgress(title, console or make_console(), throughput, max_steps),
         predictions,
         last,
