@@ -16,4 +16,4 @@ from kd.data.sharding import write_shards
 from kd.data.shards import ShardedSplits
 from kd.data.splits import Layout, alike, read_splits
 from kd.data.streamed import ShardData, parts_of_step
-from kd.data.views import AUGMENTATIONS, FIXED, plain_view, short_side
+from kd.data.views import AUGMENTATIONS, FIXED, plain_view, short_side, training_view

@@ -26,7 +26,8 @@ class Batches(LightningDataModule):
         image_size: Side length S of the views, in pixels.
         batch_size: Images in a batch, per device.
         num_workers: Processes that load images; 0 loads them in the training process.
-        augment: Name of the augmentation of training images, or ``none``.
+        augment: The augmentation of training images, as of :func:`kd.data.views.training_view`.
+        erasing: Probability of erasing a random rectangle of a training image.
         resize: How images become square without augmentation, ``crop`` or ``squash``.
         seed: Seed of views and order.
         reads_labels: Whether the labels of the training images are used; otherwise all of them are hidden.
@@ -43,6 +44,7 @@ class Batches(LightningDataModule):
         batch_size: int = 64,
         num_workers: int = 0,
         augment: str = "crop",
+        erasing: float = 0.0,
         resize: str = "crop",
         seed: int = 0,
         reads_labels: bool = True,
@@ -55,6 +57,7 @@ class Batches(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augment = augment
+        self.erasing = erasing
         self.resize = resize
         self.seed = seed
         self.reads_labels = reads_labels
@@ -62,8 +65,9 @@ class Batches(LightningDataModule):
         self.left_out = left_out
         self.has_unlabeled = not reads_labels
         self.channels_last = False
-        self.train_view, self.val_view = training_view(augment, image_size, resize), plain_view(image_size, resize)
-        self.view_seed = None if augment == "none" else seed
+        self.train_view = training_view(augment, image_size, resize, erasing=erasing)
+        self.val_view = plain_view(image_size, resize)
+        self.view_seed = None if augment == "none" and not erasing else seed
 
     @property
     @abstractmethod

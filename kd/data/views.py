@@ -1,10 +1,12 @@
 """Views: square versions of images, pure functions of (seed, epoch, image)."""
 
 import math
+import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,23 +19,27 @@ from kd.data.images import LabeledImages
 from kd.errors import UserError
 from kd.pixels import plain_side
 from kd.randomness import derive_seed, seeded
-from kd.registry import Registry
+from kd.registry import Registry, call_own_code, check_hyperparameters, is_own_code, load_own_code, parse_choice
 
 View = Callable[[Tensor], Tensor]
 
 _REPEATED = 1 << 32
+# The mean of ImageNet's images.
+_GRAY = [124.0, 116.0, 104.0]
 FIXED = ("none", "flip")
 """Augmentations with at most two views of each image: the plain view, and its mirror image."""
 
-AUGMENTATIONS: Registry[Callable[[int], list[View]]] = Registry("augmentation")
-"""Augmentations by name: functions of the image size in pixels that return the transforms, uint8 to uint8, in order."""
+AUGMENTATIONS: Registry[Callable[..., list[View]]] = Registry("augmentation")
+"""Augmentations by name: functions of the image size in pixels, and of options, that return the transforms, uint8 to
+uint8, in order."""
 
 
 @AUGMENTATIONS.register("pad_crop")
-def pad_crop(size: int) -> list[View]:
-    """Padding by zeros, an eighth of the side, then a random crop and flip; He et al. (2015), section 4.2."""
+def pad_crop(size: int, padding: int | None = None) -> list[View]:
+    """Padding by zeros (an eighth of the side), then a random crop and flip; He et al. (2015), section 4.2."""
     whole = [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
-    return [*whole, v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
+    margin = size // 8 if padding is None else padding
+    return [*whole, v2.RandomCrop(size, padding=margin), v2.RandomHorizontalFlip()]
 
 
 @AUGMENTATIONS.register("crop")
@@ -43,9 +49,9 @@ def crop(size: int) -> list[View]:
 
 
 @AUGMENTATIONS.register("rotate")
-def rotate(size: int) -> list[View]:
+def rotate(size: int, degrees: float = 30.0) -> list[View]:
     """Random rotation by up to 30 degrees, then ``crop``, in one resampling."""
-    return [RandomResizedCrop(size, degrees=30.0)]
+    return [RandomResizedCrop(size, degrees=degrees)]
 
 
 @AUGMENTATIONS.register("trivial")
@@ -55,9 +61,42 @@ def trivial(size: int) -> list[View]:
 
 
 @AUGMENTATIONS.register("rand")
-def rand(size: int) -> list[View]:
+def rand(size: int, num_ops: int = 2, magnitude: int = 9) -> list[View]:
     """``crop``, then RandAugment: two operations of magnitude 9; Cubuk et al. (2019), https://arxiv.org/abs/1909.13719."""
-    return [*crop(size), v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)]
+    return [*crop(size), v2.RandAugment(num_ops, magnitude, interpolation=v2.InterpolationMode.BILINEAR)]
+
+
+AUGMENTATIONS.register("randaugment")(rand)
+
+
+class OwnView:
+    """A transform of the user's, whose draws from Python's and NumPy's generators are seeded by those of torch.
+
+    Args:
+        transform: Maps an image ``(3, H, W)``, uint8, to a view ``(3, S, S)``, uint8.
+        name: How it is written, for messages.
+        size: Side S of the views, in pixels.
+    """
+
+    def __init__(self, transform: View, name: str, size: int) -> None:
+        self._transform, self._name, self._size = transform, name, size
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the view of an image; a ``UserError`` if the transform fails, or returns something else."""
+        seed, before = int(torch.randint(2**31, ())), (random.getstate(), np.random.get_state())  # noqa: NPY002
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 (the generator that transforms draw from)
+        try:
+            view = call_own_code(self._name, self._transform, pixels)
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+        expected = (3, self._size, self._size)
+        if not isinstance(view, Tensor) or tuple(view.shape) != expected or view.dtype != torch.uint8:
+            is_tensor = isinstance(view, Tensor)
+            got = f"{view.dtype} of shape {tuple(view.shape)}" if is_tensor else f"a {type(view).__name__}"
+            raise UserError(f"{self._name!r}: a view must be a uint8 tensor of shape {expected}, not {got}")
+        return view
 
 
 def short_side(size: int, augment: str = "none") -> int:
@@ -80,16 +119,52 @@ def plain_view(size: int, resize: str = "crop") -> View:
     return view
 
 
-def training_view(augment: str, size: int, resize: str = "crop") -> View:
+def training_view(augment: str, size: int, resize: str = "crop", *, erasing: float = 0.0) -> View:
     """Return the view of training images, which draws from torch's global CPU generator.
 
-    ``none`` is the plain view, and ``flip`` mirrors it with a probability of one half.
+    Args:
+        augment: ``none``, the plain view; ``flip``, which mirrors it with a probability of one half; a name in
+            `AUGMENTATIONS`, also with options, ``rand(magnitude=7)``; or ``path/to/file.py:function``, called with the
+            size, which returns a transform as of :class:`OwnView`.
+        size: Side of the views, in pixels.
+        resize: As of :func:`plain_view`.
+        erasing: Probability of erasing a random rectangle, which becomes gray.
+
+    Raises:
+        UserError: If there is no such augmentation, or it doesn't take the options; or if one of the user's fails.
+
+    Source: Zhong et al. (2017), https://arxiv.org/abs/1708.04896 (random erasing)
     """
+    transforms = _transforms(augment, size, resize)
+    if erasing:
+        transforms = [*transforms, v2.RandomErasing(erasing, value=_GRAY)]
+    return v2.Compose(transforms) if len(transforms) > 1 else transforms[0]
+
+
+def _transforms(augment: str, size: int, resize: str) -> list[View]:
     if augment in FIXED:
         plain = plain_view(size, resize)
-        return plain if augment == "none" else v2.Compose([plain, v2.RandomHorizontalFlip()])
-    transforms = AUGMENTATIONS[augment](size)
-    return v2.Compose(transforms) if len(transforms) > 1 else transforms[0]
+        return [plain] if augment == "none" else [plain, v2.RandomHorizontalFlip()]
+    try:
+        name, options = parse_choice(augment)
+        if is_own_code(name):
+            return [_own_view(augment, size, name, options)]
+        build = AUGMENTATIONS[name]
+        check_hyperparameters(build, options, choice=augment)
+        return build(size, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--augment {augment}: {error}") from None
+    except UserError as error:
+        raise UserError(f"--augment {augment}: {error}") from error.__cause__
+
+
+def _own_view(augment: str, size: int, name: str, options: Mapping[str, Any]) -> OwnView:
+    """Build the user's transform, and try it on images that are larger and smaller than the view."""
+    own = OwnView(call_own_code(augment, load_own_code(name), size, **options), augment, size)
+    for height, width in ((size + 8, 2 * size), (max(1, size // 2), size)):
+        with seeded("trial"):
+            own(torch.zeros(3, height, width, dtype=torch.uint8))
+    return own
 
 
 @dataclass(eq=False)

@@ -151,6 +151,11 @@ class Objective:
         """The terms that depend on the teacher's logits or on their gradients."""
         return tuple(term for term in self.terms if term.needs_teacher and not isinstance(term.loss, FeatureLoss))
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a weight or a hyperparameter follows a schedule over the epochs."""
+        return any(isinstance(term.weight, Schedule) or term.scheduled for term in self.terms)
+
     def bind(self, pairs: Mapping[str, Sequence[Pair]]) -> "Objective":
         """Return the objective with the pairs of feature maps to compare, by name of the term, and new adapters.
 
@@ -188,7 +193,7 @@ class Objective:
         Raises:
             ValueError: If a term needs a teacher and there is none, or the objective has schedules, see `at`.
         """
-        if any(isinstance(term.weight, Schedule) or term.scheduled for term in self.terms):
+        if self.is_scheduled:
             raise ValueError("this objective has schedules: choose the epoch by .at(epoch, epochs)")
         if teacher is None and self.needs_teacher:
             raise ValueError("this objective needs a teacher's outputs")

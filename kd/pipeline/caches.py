@@ -100,7 +100,7 @@ def logit_store(
     key = {
         "teacher": digest_of_weights(network),
         "network": without_folders(network.description.architecture),
-        "code": code_digests([network.description.architecture]),
+        "code": code_digests([network.description.architecture, data.augment]),
         "average": ensemble and ensemble.average,
         "sizes": ensemble and [member.description.image_size for member in ensemble.members],
         "classes": list(network.description.classes),
@@ -109,7 +109,15 @@ def logit_store(
         "images": images.fingerprint,
         "indices": _digest(torch.tensor(data.train_indices).numpy().tobytes()),
         "keys": _digest("\0".join(images.keys).encode()),
-        "views": [data.augment, data.resize, data.image_size, data.seed, data.cached_side, data.on_device],
+        "views": [
+            data.augment,
+            data.erasing,
+            data.resize,
+            data.image_size,
+            data.seed,
+            data.cached_side,
+            data.on_device,
+        ],
         "batches": [data.batch_size, data.period, data.train_weights is not None],
         "machine": [devices, platform.machine(), torch.__version__, torch.get_num_threads()],
     }

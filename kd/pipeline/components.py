@@ -38,6 +38,7 @@ from kd.data import (
     plain_view,
     read_division,
     read_unlabeled,
+    training_view,
 )
 from kd.errors import UserError
 from kd.files import sha256_of
@@ -178,6 +179,8 @@ def build_components(settings: Settings, console: Console) -> Components:
     if data.pixel_range and (len(data.pixel_range) != 2 or data.pixel_range[0] >= data.pixel_range[1]):  # noqa: PLR2004
         text = " ".join(f"{value:g}" for value in data.pixel_range)
         raise UserError(f"--pixel_range {text}: two gray values, the smaller one first, such as 0 4095")
+    # An unknown augmentation is refused before the images are read.
+    training_view(data.augment, data.image_size)
     hardware, notes = _build_hardware(settings)
     found = load_splits(data.dataset, data.data_dir, Layout.of(settings.flat()), download=data.download)
     folder = Path(settings.machine.default_root_dir).expanduser() / (name or _default_name(settings, found.name))
@@ -400,11 +403,18 @@ def provenance_of(
             settings[name] = describe_pretrained(settings[name])
     if settings.get("student_checkpoint") is not None:
         settings["student_checkpoint"] = describe_pretrained(settings["student_checkpoint"])
+    if kind == "teacher":
+        settings["max_epochs"] = settings.pop("teacher_epochs") or settings["max_epochs"]
     if isinstance(components.splits, ShardedSplits):
         settings["stream_parts"] = parts_of_step(components.world_size)
     if objective is not None:
         settings["loss"] = [objective]
-    texts = [network.description.architecture, *settings.get("loss", ()), *settings.get("baseline_loss", ())]
+    texts = [
+        network.description.architecture,
+        settings["augment"],
+        *settings.get("loss", ()),
+        *settings.get("baseline_loss", ()),
+    ]
     provenance: Provenance = {"settings": settings, "data": components.images.contents_for(kind)}
     if teacher is not None:
         texts.append(teacher.description.architecture)
@@ -640,6 +650,7 @@ def _build_data(
         "batch_size": components.batch_size,
         "num_workers": components.num_workers,
         "augment": data.augment,
+        "erasing": data.erasing,
         "resize": data.resize,
         "seed": seed,
         "reads_labels": reads_labels,

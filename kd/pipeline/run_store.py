@@ -7,7 +7,7 @@ Two runs are comparable if their provenances are equal, see :mod:`kd.provenance`
 import hashlib
 import json
 import re
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,8 @@ def finished_runs(folder: Path, provenance: Provenance, seeds: Container[int]) -
 def find_interrupted(folder: Path, provenance: Provenance, *, seed: int, console: Console) -> Path | None:
     """Return the folder of the newest run of a seed that was started and not finished, or ``None``.
 
+    Without one, it is that of the newest finished run that differs in a smaller number of epochs alone.
+
     Args:
         folder: The phase's folder in the experiment.
         provenance: What the run depends on now.
@@ -125,6 +127,7 @@ def find_interrupted(folder: Path, provenance: Provenance, *, seed: int, console
             processes at the same number of images per step; for a finished run, images or code.
     """
     newest: tuple[Path, list[Difference]] | None = None
+    extensible: Path | None = None
     for path in _newest_first(folder.glob(f"version_*/{STARTED_FILE}")):
         run, started = path.parent, _read(path, _Started)
         if started is None or started["seed"] != seed:
@@ -136,12 +139,15 @@ def find_interrupted(folder: Path, provenance: Provenance, *, seed: int, console
             if changes:
                 console.print(f"note: {run} was started with {_in_words(changes)}")
             return run
+        if is_finished and _is_longer(found):
+            extensible = extensible or run
+            found = []
         if newest is None:
             newest = run, [each for each in found if not is_finished or each.section in ("data", "code")]
-            if is_finished and not newest[1]:
+            if is_finished and found and not newest[1]:
                 console.print(f"note: {run} was trained with {_in_words(found)}; training another version")
     if newest is None or not newest[1]:
-        return None
+        return extensible
     hint = ""
     if any(difference.name == "processes" for difference in newest[1]):
         hint = " (another number of processes resumes it if --batch_size keeps the number of images per step)"
@@ -149,6 +155,22 @@ def find_interrupted(folder: Path, provenance: Provenance, *, seed: int, console
         f"--resume: {newest[0]} was started with {_in_words(newest[1])}; restore what it was started with{hint}, or "
         "start anew without --resume"
     )
+
+
+def _is_longer(found: Sequence[Difference]) -> bool:
+    """Return whether only the number of epochs differs, and is larger now."""
+    return [each.name for each in found] == ["max_epochs"] and int(found[0].now) > int(found[0].earlier)
+
+
+def reopen(folder: Path) -> Record | None:
+    """Make a finished run an interrupted one, whose record is kept as ``metrics-N-epochs.json``; return this record.
+
+    ``None`` if the run isn't finished.
+    """
+    record = read_record(folder / METRICS_FILE)
+    if record is not None:
+        (folder / METRICS_FILE).replace(folder / f"metrics-{record['epochs']}-epochs.json")
+    return record
 
 
 def _is_other_world(earlier: Provenance, now: Provenance, found: Iterable[Difference]) -> bool:

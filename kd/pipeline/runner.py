@@ -114,11 +114,15 @@ class Runner:
                 return record
             interrupted = run_store.find_interrupted(parent, provenance, seed=seed, console=self.console)
             if interrupted is not None:
-                self.console.print(f"{title} · resuming {interrupted}")
+                shorter = run_store.read_record(interrupted / run_store.METRICS_FILE)
+                self.console.print(f"{title} · {'resuming' if shorter is None else 'extending'} {interrupted}")
+                if shorter is not None:
+                    self._note_extension(shorter, provenance["settings"], module)
         folder = interrupted or run_store.next_version(parent)
+        checkpoint = None if interrupted is None else newest_checkpoint(interrupted, self.console)
         if components.writes_files:
             rank_zero_only(run_store.write_started)(folder, seed=seed, provenance=provenance)
-        checkpoint = None if interrupted is None else newest_checkpoint(interrupted, self.console)
+            rank_zero_only(run_store.reopen)(folder)
         run = self._train(
             subfolder, module, data, folder=folder, title=title, values=provenance["settings"], checkpoint=checkpoint
         )
@@ -140,6 +144,18 @@ class Runner:
         if self._interruption.received is not None:
             self._interruption.stop(run.folder)
         return record
+
+    def _note_extension(self, record: Record, settings: Mapping[str, Any], module: ClassifierModule) -> None:
+        """Say what more epochs mean for the schedules of a finished run."""
+        epochs, schedule = settings["max_epochs"], settings["schedule"]
+        is_prefix = schedule in ("constant", "step", "multistep") and not module.objective.is_scheduled
+        effect = f"the result is that of {epochs} epochs at once"
+        if not is_prefix:
+            effect = (
+                f"the schedules of {record['epochs']} epochs have ended, and go on as those of {epochs}: the learning "
+                f"rate rises again, and the result differs from {epochs} epochs at once"
+            )
+        self.console.print(f"note: from {record['epochs']} to {epochs} epochs: {effect}")
 
     def with_test(self, record: Record) -> Record:
         """Measure a run's best checkpoint on the test images, unless it was; return its record with the results."""

@@ -176,8 +176,9 @@ def _index_views(components: Components, stored: StoredLogits, *, flag: str, ima
     data, splits = components.settings.data, components.splits
     if isinstance(splits, ShardedSplits):
         raise UserError(f"{flag}: stored logits can't be matched to the images of a stream; use an image folder")
-    if data.augment not in FIXED or components.mixing is not None:
-        given = "--mixup or --cutmix" if data.augment in FIXED else f"--augment {data.augment}"
+    if data.augment not in FIXED or components.mixing is not None or data.erasing:
+        given = "--mixup or --cutmix" if components.mixing is not None else f"--erasing {data.erasing:g}"
+        given = f"--augment {data.augment}" if data.augment not in FIXED else given
         raise UserError(
             f"{flag}: stored logits are those of fixed views, but {given} makes new ones; use --augment none or flip, "
             "without mixing"

@@ -168,14 +168,22 @@ class DataSettings:
         known_as=("workers", "dataloader_num_workers"),
     )
     download: Switch = setting(False, "download a data set by name if it is missing", NOTHING, per_machine=True)
-    augment: Literal["none", "flip", "pad_crop", "crop", "rotate", "trivial", "rand"] = setting(
+    augment: Text = setting(
         "crop",
         "augmentation of the training images: none, flip (horizontally, with probability 0.5), pad_crop (padded by an "
         "eighth, cropped and flipped, as for CIFAR), crop (random resized crop and flip), rotate (rotation by up to 30 "
-        "degrees, then as crop), trivial (TrivialAugmentWide), rand (RandAugment)",
+        "degrees, then as crop), trivial (TrivialAugmentWide), rand (RandAugment), also with options: "
+        "'rand(num_ops=2, magnitude=9)'; or your own path/to/file.py:function",
         ALL,
         searchable=True,
         known_as=("aa", "auto_augment", "augmentation"),
+    )
+    erasing: Share = setting(
+        0.0,
+        "probability of erasing a random rectangle of a training image",
+        ALL,
+        searchable=True,
+        known_as=("reprob", "random_erase"),
     )
     resize: Literal["crop", "squash"] = setting(
         "crop",

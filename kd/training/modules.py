@@ -208,7 +208,7 @@ class ClassifierModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Recompute the statistics of batch normalization on training images, if the recipe says so."""
-        if self.recipe.update_bn and self.trainer.training and not self.trainer.sanity_checking:
+        if self.recipe.update_bn and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             recompute_statistics(self.evaluated, batches_of(self.trainer), self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

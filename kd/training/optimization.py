@@ -1,5 +1,6 @@
 """Optimizers, learning rate schedules, and the average of weights."""
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -165,7 +166,8 @@ def _one_cycle(progress: float) -> float:
 
 
 def _create_from_timm(name: str, groups: list[dict[str, Any]], **options: Any) -> Optimizer:
-    optim = import_timm().optim
+    import_timm()
+    optim = importlib.import_module("timm.optim")
     known = optim.list_optimizers()
     if name not in known:
         raise UserError(

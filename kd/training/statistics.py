@@ -50,9 +50,9 @@ class ValidationAtChance(Callback):
         self.console = console
         self._is_done = False
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the accuracies of training and validation."""
-        if self._is_done or trainer.sanity_checking or not trainer.training or trainer.current_epoch + 1 < _SECOND:
+        if self._is_done or trainer.current_epoch + 1 < _SECOND:
             return
         metrics, data = current_metrics(trainer), batches_of(trainer)
         trained, validated = metrics.get("train/acc"), metrics.get("val/acc")

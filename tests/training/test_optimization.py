@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from kd.errors import UserError
+from kd.models import build_classifier
 from kd.training import Recipe
+from kd.training.optimization import average_epochs, layer_scales
 
 
 def network() -> nn.Module:
@@ -28,6 +31,93 @@ def test_the_optimizer_is_chosen_by_name(name: str, kind: type[torch.optim.Optim
     group = optimizer.param_groups[0]
     assert group["lr"] == 0.2
     assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.7
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("rmsprop(alpha=0.7, momentum=0.2)", "RMSprop", {"alpha": 0.7, "momentum": 0.2}),
+        ("adam(eps=1e-5)", "Adam", {"eps": 1e-5, "betas": (0.8, 0.999)}),
+        ("nadam", "NAdam", {"betas": (0.8, 0.999)}),
+        ("adagrad(lr_decay=0.1)", "Adagrad", {"lr_decay": 0.1}),
+        ("timm/lamb(max_grad_norm=2.0)", "Lamb", {"max_grad_norm": 2.0}),
+        ("timm/lion", "Lion", {}),
+    ],
+)
+def test_other_optimizers_are_chosen_by_name_with_options(text: str, kind: str, expected: dict[str, object]) -> None:
+    if text.startswith("timm"):
+        pytest.importorskip("timm")
+    optimizer = Recipe(optimizer=text, momentum=0.8, learning_rate=0.2, weight_decay=0.3).build_optimizer(network())
+    assert type(optimizer).__name__ == kind
+    assert {name: optimizer.param_groups[0][name] for name in expected} == expected
+    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.2, 0.3), (0.2, 0.0)}
+    optimizer.zero_grad()
+    sum(weight.sum() for group in optimizer.param_groups for weight in group["params"]).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adamm", r"--optimizer adamm: there is no such optimizer; did you mean 'adam'\?"),
+        ("lbfgs", "--optimizer lbfgs: there is no such optimizer"),
+        ("sgd(beta=1)", r"--optimizer sgd\(beta=1\): .*there is no hyperparameter 'beta'"),
+        ("adam(eps=-1)", r"--optimizer adam\(eps=-1\): can't be built: Invalid epsilon"),
+        ("muon", "--optimizer muon: can't be built: Muon only supports 2D"),
+        ("timm/lyon", r"--optimizer timm/lyon: there is no such optimizer; did you mean 'lion'\?"),
+        ("timm/lion(nonsense=1)", "can't be built"),
+    ],
+)
+def test_an_unknown_optimizer_or_option_is_refused(text: str, message: str) -> None:
+    if text.startswith("timm"):
+        pytest.importorskip("timm")
+    with pytest.raises(UserError, match=message):
+        Recipe(optimizer=text).build_optimizer(network())
+
+
+def test_the_learning_rate_of_onecycle_is_torchs() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, cycle_momentum=False)
+    factor = partial(Recipe(schedule="onecycle").factor, total_steps=100, warmup_steps=0)
+    for step in range(101):
+        # Torch's rise ends a step earlier.
+        assert factor(step) == pytest.approx(scheduler.get_last_lr()[0], abs=0.03)
+        optimizer.step()
+        if step < 100:
+            scheduler.step()
+    assert (factor(0), factor(30)) == pytest.approx((0.04, 1.0))
+    assert factor(100) == pytest.approx(0.04 / 1e4)
+
+
+def test_layers_have_smaller_learning_rates_towards_the_first() -> None:
+    resnet = build_classifier("resnet18", classes=("a", "b"), image_size=32)
+    names = [f"model.{name}" for name, _ in resnet.named_parameters()]
+    scales = layer_scales([*names, "adapters.0.weight"], 0.5)
+    depth = {"conv1": 6, "bn1": 5, "layer1": 4, "layer2": 3, "layer3": 2, "layer4": 1, "fc": 0}
+    for name in names:
+        assert scales[name] == 0.5 ** depth[name.removeprefix("model.network.").split(".")[0]]
+    assert scales["adapters.0.weight"] == 1
+    mobile = build_classifier("mobilenet_v3_small", classes=("a", "b"), image_size=32)
+    found = layer_scales([name for name, _ in mobile.network.named_parameters()], 0.9)
+    assert found["classifier.3.weight"] == 1
+    assert found["features.0.0.weight"] == min(found.values()) == pytest.approx(0.9 ** (len(set(found.values())) - 1))
+    optimizer = Recipe(layer_decay=0.5, learning_rate=0.2).build_optimizer(resnet)
+    rates = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    named = dict(resnet.named_parameters())
+    assert rates[id(named["network.conv1.weight"])] == pytest.approx(0.2 * 0.5**6)
+    assert rates[id(named["network.fc.bias"])] == 0.2
+
+
+def test_epochs_are_averaged_equally() -> None:
+    linear, norm = nn.Linear(1, 1), nn.BatchNorm1d(1)
+    average = average_epochs(nn.Sequential(linear, norm))
+    for value in (1.0, 2.0, 6.0):
+        linear.weight.data.fill_(value)
+        norm.running_mean = torch.tensor([-value])
+        norm.num_batches_tracked = torch.tensor(value).long()
+        average.update_parameters(nn.Sequential(linear, norm))
+    found = average.module.state_dict()
+    assert [float(found[name]) for name in ("0.weight", "1.running_mean", "1.num_batches_tracked")] == [3, -3, 6]
 
 
 def test_frozen_parameters_are_not_optimized() -> None:

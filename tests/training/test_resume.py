@@ -95,7 +95,7 @@ class _Training:
             recipe=self.recipe,
             seed=3,
             mixing=Mixing(mixup=0.4, num_classes=len(classes)),
-            ema=0.9,
+            ema=None if self.recipe.swa else 0.9,
         ).at(moment, interruption)
         checkpoint = newest_checkpoint(self.folder) if resumes else None
         resume = ResumeOptions(checkpoint=checkpoint, save_every=save_every, interruption=interruption)
@@ -252,10 +252,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumed(
         Recipe(optimizer="sgd", nesterov=True, learning_rate=0.05, schedule="multistep", milestones=(1, 1.5)),
         Recipe(learning_rate=0.01, schedule="step", step_epochs=0.7, gamma=0.5),
         Recipe(learning_rate=0.01, schedule="poly", poly_power=2, warmup_epochs=0.5),
+        Recipe(learning_rate=0.01, schedule="onecycle"),
+        Recipe(learning_rate=0.01, optimizer="rmsprop(momentum=0.5)"),
+        Recipe(learning_rate=0.01, optimizer="nadam", layer_decay=0.5),
+        Recipe(learning_rate=0.01, freeze="backbone"),
+        Recipe(learning_rate=0.01, freeze=1),
+        Recipe(learning_rate=0.01, freeze=3),
+        Recipe(learning_rate=0.01, swa=2, schedule="constant"),
+        Recipe(learning_rate=0.01, update_bn=True),
     ],
-    ids=lambda recipe: recipe.schedule,
+    ids=lambda recipe: ",".join(
+        f"{name}={value}" for name, value in vars(recipe).items() if value != getattr(Recipe(), name)
+    ),
 )
-def test_every_schedule_is_resumed_to_the_bit(folder_of_images: Path, tmp_path: Path, recipe: Recipe) -> None:
+def test_every_recipe_is_resumed_to_the_bit(folder_of_images: Path, tmp_path: Path, recipe: Recipe) -> None:
     whole, cut = (_Training(tmp_path / name, folder_of_images, recipe=recipe) for name in ("whole", "cut"))
     expected = whole.run()
     with pytest.raises(_Killed):

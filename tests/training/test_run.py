@@ -39,6 +39,10 @@ def images(folder: Path, **options: Any) -> ImageData:
 
 def scalars(run: Run) -> dict[str, list[tuple[int, float]]]:
     assert run.folder is not None
+    # TensorBoard sorts files of the same second by name: number 10 before number 9.
+    for file in Path(run.folder).glob("events.out.*"):
+        name, _, number = file.name.rpartition(".")
+        file.rename(file.with_name(f"{name}.{int(number):06d}"))
     events = EventAccumulator(run.folder)
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
