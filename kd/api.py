@@ -108,7 +108,7 @@ class Result:
         """
         paths = [images] if isinstance(images, str | Path) else images
         unreadable = list[str]()
-        files = find_images([str(path) for path in paths])
+        files, _ = find_images([str(path) for path in paths])
         rows = list(predict_images(open_student(self.checkpoint), files, batch_size=32, top=top, unreadable=unreadable))
         if unreadable:
             raise UserError("; ".join(unreadable))

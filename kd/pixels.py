@@ -47,6 +47,15 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
     return Image.open(file)
 
 
+def is_image(file: Path) -> bool:
+    """Return whether a file is an image, judging by its beginning."""
+    try:
+        open_image(file).close()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 @functools.cache
 def _register_heif() -> bool:
     """Add the formats of pillow-heif to Pillow; return whether it is installed."""

@@ -21,10 +21,11 @@ from kd.data.hugging_face import HUGGING_FACE, read_hugging_face
 from kd.data.images import LabeledImages, Splits
 from kd.data.shards import read_shards, read_validation_shards
 from kd.data.splits import Layout, read_splits
-from kd.data.tables import SUFFIXES, TRAIN
+from kd.data.tables import TRAIN
 from kd.errors import UserError
 from kd.files import DIGEST_SIZE, content_digest
 from kd.registry import Registry
+from kd.tables import SUFFIXES
 
 SHARDS = "webdataset"
 _REMEDY = "download it with --download, or set --data_dir"
@@ -132,22 +133,28 @@ def _load_by_name(dataset: str, data_dir: str | Path | None, layout: Layout, *, 
 
 
 def validation_images(
-    dataset: str, data_dir: str | None, val_data: str = "val", *, download: bool = False
+    dataset: str,
+    data_dir: str | None,
+    val_data: str = "val",
+    *,
+    download: bool = False,
+    pixel_range: tuple[float, ...] = (),
 ) -> LabeledImages:
     """Read only the validation images, as `load_splits`.
 
     For imagefolder, ``val_data`` may be a table, and ``data_dir`` may hold the class folders.
     """
+    layout = Layout(pixel_range=pixel_range)
     if dataset == SHARDS and data_dir is not None:
         return read_validation_shards(data_dir, val_data, cache=cache_dir() / "shards")
     if dataset != "imagefolder":
-        return load_splits(dataset, data_dir, download=download).val
+        return load_splits(dataset, data_dir, layout, download=download).val
     if Path(val_data).suffix.lower() in SUFFIXES:
-        return read_splits(data_dir, Layout(train_data=val_data, val_data=val_data)).val
+        return read_splits(data_dir, replace(layout, train_data=val_data, val_data=val_data)).val
     root = Path(data_dir or ".").expanduser()
     if data_dir is None or not root.is_dir():
         raise UserError(f"--data_dir {data_dir}: there is no such folder")
-    return read_folder(root / val_data if (root / val_data).is_dir() else root)
+    return read_folder(root / val_data if (root / val_data).is_dir() else root, pixel_range=pixel_range)
 
 
 @DATASETS.register("digits")

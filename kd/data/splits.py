@@ -8,8 +8,9 @@ from typing import Any
 
 from kd.data.folders import Listing, check_classes, has_class_folders, list_folder
 from kd.data.images import Splits
-from kd.data.tables import SUFFIXES, TEST, TRAIN, VAL, read_table
+from kd.data.tables import TEST, TRAIN, VAL, read_table
 from kd.errors import UserError
+from kd.tables import SUFFIXES
 
 _SHOWN = 5
 

@@ -86,12 +86,17 @@ class Transform:
         self.size = int(metadata["image_size"])
         self.resize = str(metadata["resize"])
         self.classes = tuple(metadata["classes"])
+        self.pixel_range = tuple(metadata.get("pixel_range", ()))
 
     def __call__(self, image: Image.Image | str | Path) -> "Tensor":
         """Return the view ``(3, S, S)``, float32 in [0, 1], of a Pillow image or an image file."""
         import torch
 
-        decoded = image.convert("RGB") if isinstance(image, Image.Image) else decode(Path(image))
+        decoded = (
+            image.convert("RGB")
+            if isinstance(image, Image.Image)
+            else decode(Path(image), pixel_range=self.pixel_range)
+        )
         return torch.from_numpy(np.ascontiguousarray(square(decoded, self.size, self.resize)))
 
 

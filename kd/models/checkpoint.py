@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import pathlib
 import re
 import warnings
@@ -194,7 +195,9 @@ def build_from_state(
     arguments = vars(description) | {"architecture": architecture or description.architecture}
     # Found out again.
     arguments.pop("channels")
+    pixel_range = arguments.pop("pixel_range")
     classifier = build_classifier(**arguments)
+    classifier.description = dataclasses.replace(classifier.description, pixel_range=pixel_range)
     try:
         load_weights(classifier, state)
     except (RuntimeError, TypeError, AttributeError) as error:

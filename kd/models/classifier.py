@@ -23,8 +23,8 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
 class Description:
     """What is needed to rebuild a classifier and to use it; ``mean`` and ``std`` are per channel, for pixels in [0, 1].
 
-    A network with one channel takes the luminance of the colors. The annotations are checked by :meth:`from_plain`, as
-    a file may hold anything.
+    ``pixel_range`` is that of images of more than 8 bits, see :func:`kd.pixels.decode`. A network with one channel
+    takes the luminance of the colors. The annotations are checked by :meth:`from_plain`, as a file may hold anything.
     """
 
     architecture: str
@@ -34,6 +34,7 @@ class Description:
     mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=3)]
     std: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=3)]
     channels: Literal[1, 3] = 3
+    pixel_range: Annotated[tuple[FiniteFloat, ...], Field(max_length=2)] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return strings, numbers and lists only, as a checkpoint that is read with ``weights_only=True`` needs."""

@@ -268,6 +268,7 @@ def build_network(
         if file is not None and str(error).startswith(str(file)):
             raise UserError(f"{pretrained_flag} {error}") from error.__cause__
         raise UserError(f"{_MODEL_FLAGS[role]} {architecture}: {error}") from error.__cause__
+    classifier.description = replace(classifier.description, pixel_range=data.pixel_range)
     _check_trainable(components, classifier, f"{_MODEL_FLAGS[role]} {architecture}")
     return classifier
 

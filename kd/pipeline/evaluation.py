@@ -67,6 +67,8 @@ def evaluate_checkpoint(
     for note in notes:
         on_note(note)
     description = classifier.description
+    if description.pixel_range:
+        images = validation_images(dataset, data_dir, val_data, download=download, pixel_range=description.pixel_range)
     images = match_classes(images, description.classes, network=checkpoint)
     chosen, _ = (hardware or Hardware()).resolved()
     data = ImageData(

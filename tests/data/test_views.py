@@ -1,3 +1,7 @@
+import random
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -97,3 +101,99 @@ def test_batches_are_the_same_for_any_number_of_workers(make_folder: MakeFolder)
     assert len(expected) == 20
     for workers in (1, 3):
         torch.testing.assert_close(two_epochs(workers), expected, rtol=0, atol=0)
+
+
+OWN_VIEWS = """
+import random
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+
+def noisy(size, strength=10):
+    plain = v2.Compose([v2.Resize((size, size), antialias=True), v2.RandomHorizontalFlip()])
+
+    def view(pixels):
+        shift = random.randint(0, strength) + np.random.randint(strength) + int(torch.randint(strength, ()))
+        return (plain(pixels).int() + shift).clamp(max=255).to(torch.uint8)
+
+    return view
+
+
+def too_small(size):
+    return v2.Resize((size - 1, size - 1), antialias=True)
+
+
+def floating(size):
+    return v2.Compose([v2.Resize((size, size), antialias=True), v2.ToDtype(torch.float32)])
+
+
+def failing(size):
+    return lambda pixels: pixels.no_such_method()
+
+
+def forgetful(size):
+    return None
+"""
+
+
+def test_a_transform_of_the_users_is_a_view_like_any_other(tmp_path: Path, make_folder: MakeFolder) -> None:
+    code = tmp_path / "own.py"
+    code.write_text(OWN_VIEWS)
+    images = read_splits(make_folder()).train
+    views = Views(images, training_view(f"{code}:noisy(strength=40)", 16), seed=3)
+    state = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
+    first = [views[0, index][0] for index in range(4)]
+    random.random()  # noqa: S311
+    assert all(torch.equal(views[0, index][0], view) for index, view in reversed(list(enumerate(first))))
+    assert not all(torch.equal(views[1, index][0], view) for index, view in enumerate(first))
+    random.setstate(state[0])
+    views[0, 0]
+    assert (random.getstate(), str(np.random.get_state())) == state[:2]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), state[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("too_small", r"a view must be a uint8 tensor of shape \(3, 16, 16\), not torch.uint8 of shape \(3, 15, 15\)"),
+        ("floating", "not torch.float32 of shape"),
+        ("failing", "it raised AttributeError at line 28"),
+        ("forgetful", "it raised TypeError"),
+        ("absent", "has no function 'absent'"),
+    ],
+)
+def test_a_transform_that_makes_no_views_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    code = tmp_path / "own.py"
+    code.write_text(OWN_VIEWS)
+    with pytest.raises(UserError, match=f"--augment .*own.py:{name}: .*{message}"):
+        training_view(f"{code}:{name}", 16)
+
+
+def test_options_of_augmentations_are_checked() -> None:
+    training_view("rand(num_ops=1, magnitude=3)", 16)
+    training_view("pad_crop(padding=2)", 16)
+    with pytest.raises(UserError, match=r"--augment rand\(size=3\): .* multiple values"):
+        training_view("rand(size=3)", 16)
+    with pytest.raises(UserError, match=r"--augment crop\(scale=1\): .*there is no hyperparameter 'scale'"):
+        training_view("crop(scale=1)", 16)
+    with pytest.raises(UserError, match=r"--augment cropp: there is no augmentation 'cropp'; did you mean 'crop'\?"):
+        training_view("cropp", 16)
+
+
+def test_random_rectangles_are_erased(make_folder: MakeFolder) -> None:
+    images = read_splits(make_folder(size=(40, 40))).train
+    plain = Views(images, training_view("none", 32), seed=None)
+    erased = Views(images, training_view("none", 32, erasing=0.5), seed=0)
+    count = 0
+    for index in range(len(images)):
+        before, after = plain[0, index][0], erased[0, index][0]
+        changed = (before != after).any(dim=0)
+        if changed.any():
+            count += 1
+            rows, columns = changed.any(dim=1).nonzero(), changed.any(dim=0).nonzero()
+            inside = after[:, int(rows.min()) : int(rows.max()) + 1, int(columns.min()) : int(columns.max()) + 1]
+            assert inside.flatten(1).unique(dim=1).T.tolist() == [[124, 116, 104]]
+    assert 0 < count < len(images)
+    assert all(torch.equal(erased[0, index][0], erased[0, index][0]) for index in range(3))
