@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "kd predict") ->
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        student, (files, passed_over) = _open(options), find_images(options.images, column=options.path_column)
-        if passed_over:
-            _report_passed_over(passed_over)
+        student, (files, skipped) = _open(options), find_images(options.images, column=options.path_column)
+        if skipped:
+            _report_skipped(skipped)
         if options.logits is not None:
             count = _write_logits(student, files, options, unreadable)
             print(f"logits of {count:,} images: {options.logits}")  # noqa: T201
@@ -72,19 +72,19 @@ def find_images(paths: Sequence[str], *, column: str | None = None) -> tuple[lis
         column: Name of the column of paths; ``None``: ``path``, ``file_name``, ``image``, ...
 
     Returns:
-        The images, and the files of folders that are passed over, as they are no images.
+        The images, and the files of folders that are skipped, as they are no images.
 
     Raises:
         UserError: If there is no such file or folder, or no image.
     """
-    files, passed_over = list[Path](), list[Path]()
+    files, skipped = list[Path](), list[Path]()
     for text in paths:
         path = Path(text).expanduser()
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
             for file in inside:
                 is_taken = file.suffix.lower() in IMAGE_SUFFIXES or is_image(file)
-                (files if is_taken else passed_over).append(file)
+                (files if is_taken else skipped).append(file)
         elif path.is_file():
             files += _read_paths(path, column) if path.suffix.lower() in SUFFIXES else [path]
         elif found := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207 (also of an absolute path)
@@ -93,7 +93,7 @@ def find_images(paths: Sequence[str], *, column: str | None = None) -> tuple[lis
             raise UserError(f"{path}: no such image or folder")
     if not files:
         raise UserError(f"{' '.join(paths)}: no images found")
-    return files, passed_over
+    return files, skipped
 
 
 def _read_paths(table: Path, column: str | None) -> list[Path]:
@@ -102,10 +102,10 @@ def _read_paths(table: Path, column: str | None) -> list[Path]:
     return [table.parent / Path(as_text(row.get(name))).expanduser() for _, row in rows]
 
 
-def _report_passed_over(files: Sequence[Path]) -> None:
+def _report_skipped(files: Sequence[Path]) -> None:
     shown = ", ".join(map(str, files[:_SHOWN])) + (f", and {len(files) - _SHOWN:,} more" if len(files) > _SHOWN else "")
     plural = "file that is no image" if len(files) == 1 else "files that are no images"
-    print(f"note: passed over {len(files):,} {plural}: {shown}", file=sys.stderr)  # noqa: T201
+    print(f"note: skipped {len(files):,} {plural}: {shown}", file=sys.stderr)  # noqa: T201
 
 
 def predict(

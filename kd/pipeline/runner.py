@@ -146,7 +146,7 @@ class Runner:
         return record
 
     def _note_extension(self, record: Record, settings: Mapping[str, Any], module: ClassifierModule) -> None:
-        """Say what more epochs mean for the schedules of a finished run."""
+        """Print what more epochs mean for the schedules of a finished run."""
         epochs, schedule = settings["max_epochs"], settings["schedule"]
         is_prefix = schedule in ("constant", "step", "multistep") and not module.objective.is_scheduled
         effect = f"the result is that of {epochs} epochs at once"

@@ -105,18 +105,26 @@ def measured_with(cost: Mapping[str, Any]) -> str:
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print the phases of a summary as a table, and the compared objectives as another."""
-    lead = [summary["metric"]["title"]] if leads(summary) else []
-    columns = ("network", "parameters", *lead, "last epoch", "best", "agreement", "time")
-    table = _table(f"Accuracy on the validation images of {summary['data']}", columns, no_wrap=True)
+    title, is_led = summary["metric"]["title"], leads(summary)
+    # In 80 columns there is no room for both ends of the training besides another metric.
+    accuracies = (title, "accuracy") if is_led else ("last epoch", "best")
+    heading = f"{title[:1].upper()}{title[1:]}, and accuracy on the validation images" if is_led else ""
+    table = _table(
+        f"{heading or 'Accuracy on the validation images'} of {summary['data']}",
+        ("network", "parameters", *accuracies, "agreement", "time"),
+        no_wrap=True,
+    )
     for phase, facts in summary["phases"].items():
         runs = facts["runs"]
         name = Text(title_of(phase, summary["phases"]))
         name.append(f"\n{facts['model']}" + (f"\n{len(runs)} seeds" if len(runs) > 1 else ""), style="dim")
-        accuracy = share(facts["val_acc_mean"], facts["val_acc_std"])
-        means = [mean_of(runs, key, "{:.2%}") for key in ("best_val_acc", "agreement")]
-        scores = [score_cell(facts)] if lead else []
-        seconds = mean_of(runs, "seconds", "{:,.0f} s")
-        table.add_row(name, f"{facts['parameters']:,}", *scores, accuracy, *means, seconds)
+        cells = (
+            [score_cell(facts), f"{facts['val_acc_mean']:.2%}"]
+            if is_led
+            else [share(facts["val_acc_mean"], facts["val_acc_std"]), mean_of(runs, "best_val_acc", "{:.2%}")]
+        )
+        cells += [mean_of(runs, "agreement", "{:.2%}"), mean_of(runs, "seconds", "{:,.0f} s")]
+        table.add_row(name, f"{facts['parameters']:,}", *cells)
     console.print(table)
     _print_uneven(summary, console)
     if summary["compared"]:

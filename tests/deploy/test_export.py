@@ -295,8 +295,8 @@ def test_a_broken_image_is_reported_and_the_others_are_predicted(
     rows = list(csv.DictReader(io.StringIO(out)))
     assert len(rows) == 5
     assert list(rows[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
-    passed_over, error = err.splitlines()
-    assert passed_over == f"note: passed over 1 file that is no image: {folder / 'notes.txt'}"
+    skipped, error = err.splitlines()
+    assert skipped == f"note: skipped 1 file that is no image: {folder / 'notes.txt'}"
     assert error.startswith(f"error: {folder / 'broken.png'}: this image can't be decoded")
 
 

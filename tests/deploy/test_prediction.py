@@ -68,7 +68,7 @@ def test_a_folder_is_answered_in_every_format_and_the_rest_is_named(
         "-gray.png": f"'{CLASSES[0]}",
         "no-suffix": "cat",
     }
-    expected = f"note: passed over 2 files that are no images: {photos / 'labels.csv.bak'}, {photos / 'notes.txt'}\n"
+    expected = f"note: skipped 2 files that are no images: {photos / 'labels.csv.bak'}, {photos / 'notes.txt'}\n"
     assert err == expected
 
 
