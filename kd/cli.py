@@ -20,6 +20,18 @@ from kd.errors import DamagedFile, Interrupted, LostContact, UserError, describe
 from kd.files import write_json
 from kd.settings import CONFIG_FILE, Resolved, resolve, with_origin
 
+_MEASURES = {
+    "mAP": "map",
+    "micro F1": "micro_f1",
+    "accuracy": "accuracy",
+    "balanced accuracy": "balanced_accuracy",
+    "macro F1": "macro_f1",
+    "AUROC": "auroc",
+    "most frequent class": "constant",
+    "top-5 accuracy": "top5",
+}
+"""Metrics of kd evaluate by their titles."""
+
 _WORST = 3
 
 
@@ -146,6 +158,7 @@ def _evaluate(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     image_size: int = 224,
+    multilabel: bool = False,
     accelerator: str = "auto",
     devices: str = "1",
     precision: str = "auto",
@@ -166,6 +179,7 @@ def _evaluate(
         mean: Mean of the pixels in [0, 1] by channel, for weights of another project; default: the architecture's.
         std: Standard deviation, likewise.
         image_size: Side of the images, in pixels, for weights of another project.
+        multilabel: Several labels an image, from a table as val_data.
         accelerator: Lightning's accelerator: auto, cpu, gpu, ...
         devices: Number of devices, or their indices.
         precision: auto, or Lightning's: 32-true, bf16-mixed, ...
@@ -188,6 +202,7 @@ def _evaluate(
             model=model,
             download=download,
             image_size=image_size,
+            multilabel=multilabel,
             foreign=Foreign(classes, mean, std, prefix=""),
             hardware=Hardware(accelerator=accelerator, devices=devices, precision=precision),
             keep=keep,
@@ -199,14 +214,9 @@ def _evaluate(
     measures = measure(predictions)
     table = Table(title=checkpoint, title_justify="left", show_header=False)
     table.add_row("images", f"{len(predictions):,}")
-    table.add_row("accuracy", f"{measures['accuracy']:.2%}")
-    table.add_row("balanced accuracy", f"{measures['balanced_accuracy']:.2%}")
-    table.add_row("macro F1", f"{measures['macro_f1']:.2%}")
-    if measures["auroc"] is not None:
-        table.add_row("AUROC", f"{measures['auroc']:.2%}")
-    table.add_row("most frequent class", f"{measures['constant']:.2%}")
-    if measures["top5"] is not None:
-        table.add_row("top-5 accuracy", f"{measures['top5']:.2%}")
+    for title, name in _MEASURES.items():
+        if measures.get(name) is not None:
+            table.add_row(title, f"{measures[name]:.2%}")
     table.add_row("cross-entropy", f"{measures['nll']:.4f} nats")
     table.add_row("expected calibration error", f"{measures['ece']:.2%}")
     per_class = zip(measures["per_class"], predictions.classes, strict=True)

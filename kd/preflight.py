@@ -3,7 +3,6 @@
 import math
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -79,10 +78,7 @@ def check_splits(splits: Splits, *, unlabeled: LabeledImages | None = None, batc
     if splits.test is not None:
         findings.append(_check_duplicates(splits.val, splits.test, "test images are also validation images"))
     findings += [_check_two_classes(images) for images in (splits.train, *measured.values())]
-    counts = {"training": splits.train_counts} | {
-        kind: [Counter(images.labels)[label] for label in range(len(splits.classes))]
-        for kind, images in measured.items()
-    }
+    counts = {"training": splits.train_counts} | {kind: images.class_counts() for kind, images in measured.items()}
     for kind, of_class in counts.items():
         # Streams may not count the images of each class.
         findings += _check_counts(dict(zip(splits.classes, of_class or (), strict=False)), kind)
@@ -115,7 +111,7 @@ def check_near_duplicates(pairs: Sequence[tuple[str, str]] | None, *, kind: str,
 
 def _check_two_classes(images: LabeledImages) -> Finding | None:
     """Warn about one image in two classes."""
-    if images.digests is None:
+    if images.digests is None or images.multilabel:
         return None
     first: dict[bytes, int] = {}
     pairs = []

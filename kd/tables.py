@@ -13,7 +13,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 COLUMNS = {
     "path_column": ("path", "file", "file_name", "filename", "filepath", "image", "image_path", "img"),
-    "label_column": ("label", "class", "class_name", "category", "target", "y"),
+    "label_column": ("label", "labels", "class", "classes", "class_name", "category", "target", "y"),
     "split_column": ("split", "subset", "set", "partition"),
 }
 """Usual names of columns, by the flag that names another one."""

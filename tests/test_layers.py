@@ -6,7 +6,7 @@ from pathlib import Path
 # From the bottom up; packages of the same layer don't import each other.
 LAYERS = (
     {"errors", "files"},
-    {"registry", "randomness", "console", "pixels", "exported", "tables"},
+    {"registry", "randomness", "console", "pixels", "exported", "metrics", "tables"},
     {"settings"},
     {"losses", "models", "data", "provenance"},
     {"teachers"},

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kd.data.images import Splits
+from kd.data.images import Label, Splits
 from kd.data.views import plain_view, training_view
 from kd.errors import UserError
 
@@ -79,7 +79,7 @@ class Batches(LightningDataModule):
         """Return the indices of the validation images of a process, in the order of its batches."""
 
     @abstractmethod
-    def first_views(self, count: int) -> list[tuple[Tensor, int]]:
+    def first_views(self, count: int) -> list[tuple[Tensor, Label]]:
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
 
     @abstractmethod

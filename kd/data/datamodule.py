@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from kd.data.batches import Batches
 from kd.data.deferred_crops import DeferredCropDataset, DeferredCrops, can_defer_crops, resident_pixels
-from kd.data.images import UNLABELED, LabeledImages, Splits, concatenate, hide_labels, keep_fraction
+from kd.data.images import UNLABELED, Label, LabeledImages, Splits, concatenate, hide_labels, keep_fraction
 from kd.data.views import EpochSampler, Views
 from kd.randomness import derive_seed
 
@@ -56,7 +56,7 @@ class ImageData(Batches):
         if unlabeled is not None:
             self.train_indices += range(len(images), len(images) + len(unlabeled))
             images = concatenate(images, unlabeled)
-        self.train_weights = _balance([images.labels[index] for index in self.train_indices]) if balanced else None
+        self.train_weights = _balance([images.strata[index] for index in self.train_indices]) if balanced else None
         self.train_views = Views(images, self.train_view, seed=self.view_seed, left_out=self.left_out)
         self.val_views = Views(splits.val, self.val_view, seed=None)
         self.on_device = on_device and can_defer_crops(self.train_views)
@@ -112,7 +112,7 @@ class ImageData(Batches):
             return views if self.channels_last else views.contiguous(), labels
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
-    def first_views(self, count: int) -> list[tuple[Tensor, int]]:
+    def first_views(self, count: int) -> list[tuple[Tensor, Label]]:
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
         return [self.train_views[each] for each in islice(EpochSampler(self.train_indices, seed=self.seed), count)]
 

@@ -139,12 +139,13 @@ def validation_images(
     *,
     download: bool = False,
     pixel_range: tuple[float, ...] = (),
+    multilabel: bool = False,
 ) -> LabeledImages:
     """Read only the validation images, as `load_splits`.
 
     For imagefolder, ``val_data`` may be a table, and ``data_dir`` may hold the class folders.
     """
-    layout = Layout(pixel_range=pixel_range)
+    layout = Layout(pixel_range=pixel_range, multilabel=multilabel)
     if dataset == SHARDS and data_dir is not None:
         return read_validation_shards(data_dir, val_data, cache=cache_dir() / "shards")
     if dataset != "imagefolder":

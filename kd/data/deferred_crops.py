@@ -61,7 +61,7 @@ class DeferredCropDataset(Dataset[tuple[DeferredCrops, Tensor]]):
         side = self.views.crop_size
         crops = [self.views.draw_crop(*position, *size) for position, size in zip(batch, sizes, strict=True)]
         matrices = np.stack([crop.matrix(h, w, side) for crop, (h, w) in zip(crops, sizes, strict=True)])
-        labels = torch.tensor([images.labels[index] for index in indices])
+        labels = images.targets(indices)
         return DeferredCrops(pixels, starts, torch.tensor(sizes), torch.from_numpy(matrices).float(), side), labels
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from kd.data.images import LabeledImages, Splits
-from kd.data.tables import TEST, TRAIN, VAL
+from kd.data.images import UNLABELED, LabeledImages, Splits
+from kd.data.tables import SEPARATOR, TEST, TRAIN, VAL
 from kd.errors import UserError
 from kd.files import write_text
 from kd.randomness import derive_seed
@@ -54,8 +54,10 @@ def divide(
     if sum(fractions.values()) >= 1:
         flags = " ".join(f"--{split}_fraction {fraction:g}" for split, fraction in fractions.items() if fraction)
         raise UserError(f"{flags}: no training images are left; the sum must be below 1")
-    for label, name in enumerate(images.classes):
-        members = [index for index, each in enumerate(images.labels) if each == label]
+    # Images with several labels may also have none.
+    names = [(UNLABELED, "")] if images.multilabel else []
+    for label, name in [*names, *enumerate(images.classes)]:
+        members = [index for index, each in enumerate(images.strata) if each == label]
         generator = torch.Generator().manual_seed(derive_seed(seed, "split", name))
         order = [members[position] for position in torch.randperm(len(members), generator=generator).tolist()]
         sizes = Counter(contents[index] for index in order)
@@ -67,7 +69,7 @@ def divide(
                 split = next((split for split, number in wanted.items() if counts[split] < number), TRAIN)
                 assigned[content] = split
                 counts[split] += sizes[content]
-        if members and any(not counts[split] for split in (TRAIN, *wanted)):
+        if not images.multilabel and members and any(not counts[split] for split in (TRAIN, *wanted)):
             raise UserError(
                 f"class {name!r}: {len(sizes)} different images are too few to divide them into "
                 f"{' and '.join((TRAIN, *wanted))}"
@@ -109,7 +111,10 @@ def write_division(path: Path, images: LabeledImages, assigned: Sequence[str]) -
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "split"])
-    names = [images.classes[label] for label in images.labels]
+    names = [
+        SEPARATOR.join(images.classes[each] for each in (label if isinstance(label, tuple) else (label,)))
+        for label in images.labels
+    ]
     writer.writerows(zip(images.keys, names, assigned, strict=True))
     if not path.is_file() or path.read_text(encoding="utf-8") != text.getvalue():
         write_text(path, text.getvalue())

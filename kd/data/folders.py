@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd.data.images import UNLABELED, LabeledImages, apply_at
+from kd.data.images import UNLABELED, Label, LabeledImages, apply_at
 from kd.errors import UserError
 from kd.pixels import decode
 
@@ -31,20 +31,29 @@ class Listing:
         origin: Where they were listed, for messages.
         paths: The files, ``(N,)``.
         keys: Their paths within the data set.
-        names: The class of each.
+        names: The class of each; with several labels an image, all of its classes.
         classes: All classes, those without images included.
     """
 
     origin: str
     paths: Sequence[Path]
     keys: Sequence[str]
-    names: Sequence[str]
+    names: Sequence[str | tuple[str, ...]]
     classes: tuple[str, ...]
 
     def images(self, classes: tuple[str, ...], pixel_range: tuple[float, ...] = ()) -> LabeledImages:
         """Return the images, their labels being positions in ``classes``; ``pixel_range`` as of `load_image`."""
         positions = {name: label for label, name in enumerate(classes)}
-        return _images(self.paths, self.keys, [positions[name] for name in self.names], classes, pixel_range)
+        labels: list[Label] = [
+            positions[name] if isinstance(name, str) else tuple(sorted(positions[each] for each in name))
+            for name in self.names
+        ]
+        images = _images(self.paths, self.keys, labels, classes, pixel_range)
+        return replace(images, multilabel=any(isinstance(label, tuple) for label in labels))
+
+    def present(self) -> set[str]:
+        """Return the classes that have images."""
+        return {each for name in self.names for each in ((name,) if isinstance(name, str) else name)}
 
 
 def list_folder(folder: Path) -> Listing:
@@ -71,7 +80,7 @@ def read_folder(folder: Path, *, pixel_range: tuple[float, ...] = ()) -> Labeled
     """Read a folder of class folders, all of which have images; ``pixel_range`` is as of `load_image`."""
     listing = list_folder(folder)
     check_classes(listing.classes, listing.origin)
-    if empty := sorted(set(listing.classes) - set(listing.names)):
+    if empty := sorted(set(listing.classes) - listing.present()):
         raise UserError(f"{folder / empty[0]}: this class has no images")
     return listing.images(listing.classes, pixel_range)
 
@@ -106,7 +115,7 @@ def load_image(file: Path | BinaryIO, name: str = "", *, pixel_range: tuple[floa
 def _images(
     paths: Sequence[Path],
     keys: Sequence[str],
-    labels: list[int],
+    labels: Sequence[Label],
     classes: tuple[str, ...],
     pixel_range: tuple[float, ...],
 ) -> LabeledImages:

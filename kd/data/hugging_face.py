@@ -91,7 +91,7 @@ def _images(data: Any, layout: Layout, flag: str, *, prefix: str) -> LabeledImag
     pictures = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
     named = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     column = layout.path_column or next(iter(pictures), None)
-    labels = layout.label_column or next(iter(named), None) or ("label" if "label" in features else None)
+    labels = next(iter([*layout.label_column, *named]), "label" if "label" in features else None)
     for setting, value in (("path_column", column), ("label_column", labels)):
         if value not in features:
             kind = "images" if setting == "path_column" else "classes"

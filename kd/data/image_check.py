@@ -49,7 +49,7 @@ def drop_broken(images: LabeledImages, broken: Sequence[FileFinding]) -> Labeled
     if not dropped:
         return images
     kept = images.subset([index for index, path in enumerate(images.files) if str(path) not in dropped])
-    for label in set(images.labels) - set(kept.labels) - {UNLABELED}:
+    for label in set(images.strata) - set(kept.strata) - {UNLABELED}:
         raise UserError(f"class {images.classes[label]!r}: all of its image files are broken")
     return kept
 

@@ -21,6 +21,9 @@ from kd.randomness import derive_seed
 T = TypeVar("T")
 
 UNLABELED = -1
+Label = int | tuple[int, ...]
+"""The class of an image, or with several labels an image, its classes in ascending order."""
+
 UNEVEN = 1.5
 """Number of images of the most frequent class, in units of the mean, from which classes count as uneven."""
 _MAX_SHOWN = 5
@@ -32,23 +35,25 @@ class LabeledImages:
 
     Args:
         classes: Names of the classes; a label is an index into them.
-        labels: Label of each image, ``(N,)``, or `UNLABELED`.
+        labels: Label of each image, ``(N,)``, or `UNLABELED`; of ``multilabel`` images, all of its labels.
         keys: Path of each image within its data set, on which its random views depend.
         load: Reads the image at an index: ``(3, H, W)``, uint8, of any size.
         files: The file of each image, or empty if the images don't come from files.
         digests: Hash of the content of each image, ``(N, 16)``, uint8; ``None`` if it wasn't computed.
         cached_side: The short side, in pixels, to which larger images were resized in a decode cache, or ``None``.
         pixel_range: The gray values that become black and white in deeper images, see :func:`kd.pixels.decode`.
+        multilabel: Whether an image may have several labels, or none.
     """
 
     classes: tuple[str, ...]
-    labels: Sequence[int]
+    labels: Sequence[Label]
     keys: Sequence[str]
     load: Callable[[int], Tensor]
     files: Sequence[Path] = ()
     digests: NDArray[np.uint8] | None = field(default=None, compare=False)
     cached_side: int | None = None
     pixel_range: tuple[float, ...] = ()
+    multilabel: bool = False
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
@@ -79,6 +84,35 @@ class LabeledImages:
         """Return the number of images."""
         return len(self.labels)
 
+    def targets(self, indices: Sequence[int]) -> Tensor:
+        """Return the labels of some images as the losses take them.
+
+        Returns:
+            ``(B,)``, int64; with several labels an image ``(B, C)``, float32, 1 for each of its classes and else 0, or
+            -1 where the labels are unknown.
+        """
+        labels = [self.labels[index] for index in indices]
+        if not self.multilabel:
+            return torch.tensor(labels, dtype=torch.int64)
+        targets = torch.zeros(len(labels), len(self.classes))
+        for row, label in zip(targets, labels, strict=True):
+            row[list(label) if isinstance(label, tuple) else slice(None)] = 1 if isinstance(label, tuple) else UNLABELED
+        return targets
+
+    def class_counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        counts = Counter(each for label in self.labels for each in (label if isinstance(label, tuple) else (label,)))
+        return [counts[label] for label in range(len(self.classes))]
+
+    @functools.cached_property
+    def strata(self) -> list[int]:
+        """The class by which each image is drawn: its label, or of several the rarest; -1 without any."""
+        counts = self.class_counts()
+        return [
+            min(label, key=lambda each: (counts[each], each), default=UNLABELED) if isinstance(label, tuple) else label
+            for label in self.labels
+        ]
+
     def name_of(self, index: int) -> str:
         """Return the file of an image, or its key, for messages."""
         return str(self.files[index]) if self.files else self.keys[index]
@@ -94,12 +128,12 @@ class LabeledImages:
 
 def hide_labels(images: LabeledImages, indices: Collection[int]) -> LabeledImages:
     """Return the same images with the labels at the given indices replaced by `UNLABELED`."""
-    labels = [UNLABELED if index in indices else label for index, label in enumerate(images.labels)]
+    labels: list[Label] = [UNLABELED if index in indices else label for index, label in enumerate(images.labels)]
     return replace(images, labels=labels)
 
 
 def concatenate(first: LabeledImages, second: LabeledImages) -> LabeledImages:
-    """Return the images of both, with the classes of the first."""
+    """Return the images of both, with the classes of the first; these of the second have no label."""
     digests = [images.digests for images in (first, second) if images.digests is not None]
     return LabeledImages(
         classes=first.classes,
@@ -109,6 +143,7 @@ def concatenate(first: LabeledImages, second: LabeledImages) -> LabeledImages:
         files=[*first.files, *second.files],
         cached_side=first.cached_side if second.cached_side is not None or not second.files else None,
         digests=np.concatenate(digests) if len(digests) == len((first, second)) else None,
+        multilabel=first.multilabel,
     )
 
 
@@ -148,8 +183,12 @@ class Splits:
     @property
     def train_counts(self) -> Sequence[int] | None:
         """Number of training images of each class; ``None`` if unknown."""
-        counts = Counter(self.train.labels)
-        return [counts[label] for label in range(len(self.classes))]
+        return self.train.class_counts()
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.train.multilabel
 
 
 def match_classes(images: LabeledImages, classes: Sequence[str], *, network: str) -> LabeledImages:
@@ -162,7 +201,13 @@ def match_classes(images: LabeledImages, classes: Sequence[str], *, network: str
     if unknown:
         shown = ", ".join(unknown[:_MAX_SHOWN]) + (", ..." if len(unknown) > _MAX_SHOWN else "")
         raise UserError(f"{network} was trained on other classes: only the images have {shown}")
-    labels = [label if label == UNLABELED else positions[images.classes[label]] for label in images.labels]
+
+    def position(label: int) -> int:
+        return label if label == UNLABELED else positions[images.classes[label]]
+
+    labels: list[Label] = [
+        tuple(sorted(map(position, label))) if isinstance(label, tuple) else position(label) for label in images.labels
+    ]
     return replace(images, classes=tuple(classes), labels=labels)
 
 
@@ -171,16 +216,18 @@ def keep_fraction(images: LabeledImages, fraction: float, *, seed: int) -> list[
 
     At least one image of each class is kept. With the same seed, a smaller fraction is a subset of a larger one.
     """
-    labels, kept = torch.as_tensor(images.labels), list[int]()
-    for label, name in enumerate(images.classes):
+    labels, kept = torch.as_tensor(images.strata), list[int]()
+    # Images with several labels may also have none.
+    names = [(UNLABELED, "")] if images.multilabel else []
+    for label, name in [*names, *enumerate(images.classes)]:
         members = torch.nonzero(labels == label).flatten()
         generator = torch.Generator().manual_seed(derive_seed(seed, "fraction", name))
         order = members[torch.randperm(len(members), generator=generator)]
-        kept += order[: max(1, round(fraction * len(members)))].tolist()
+        kept += order[: max(len(members) > 0, round(fraction * len(members)))].tolist()
     return sorted(kept)
 
 
-def is_uneven(labels: Sequence[int]) -> bool:
+def is_uneven(labels: Sequence[Label]) -> bool:
     """Return whether the most frequent class has clearly more images than the mean of those that have any."""
     counts = Counter(labels).values()
     return len(counts) > 1 and max(counts) >= UNEVEN * sum(counts) / len(counts)

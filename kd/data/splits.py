@@ -29,8 +29,9 @@ class Layout:
         allow_missing_classes: Whether a split may lack a class.
         pixel_range: The gray values that become black and white, see :func:`kd.pixels.decode`.
         path_column: Name of a table's column of paths, see :func:`kd.data.tables.read_table`.
-        label_column: That of classes.
+        label_column: That of classes; several are classes of their own.
         split_column: That of splits.
+        multilabel: Whether the images of tables may have several labels.
     """
 
     train_data: str = "train"
@@ -41,19 +42,28 @@ class Layout:
     allow_missing_classes: bool = False
     pixel_range: tuple[float, ...] = ()
     path_column: str | None = None
-    label_column: str | None = None
+    label_column: tuple[str, ...] = ()
     split_column: str | None = None
+    multilabel: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Layout":
         """Return the layout in settings by name; those of earlier versions lack some, which have their defaults."""
         given = {each.name: values[each.name] for each in fields(cls) if each.name in values}
-        return cls(**given | {"pixel_range": tuple(given.get("pixel_range", ()))})
+        lists = {name: tuple(given.get(name) or ()) for name in ("pixel_range", "label_column")}
+        return cls(**given | lists)
 
     @property
-    def columns(self) -> dict[str, str | None]:
-        """The names of a table's columns."""
-        return {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The names of a table's columns, as far as they are given."""
+        single = {"path_column": self.path_column, "split_column": self.split_column}
+        given = {name: () if column is None else (column,) for name, column in single.items()}
+        return given | {"label_column": self.label_column}
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.multilabel or len(self.label_column) > 1
 
     @property
     def divides(self) -> bool:
@@ -120,7 +130,10 @@ def _list_part(root: Path | None, place: str, flag: str, layout: Layout) -> Mapp
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         # A table may lie elsewhere than the images.
         outside = Path(place).expanduser()
-        return read_table(outside if not path.is_file() and outside.is_file() else path, layout.columns, root=root)
+        table = outside if not path.is_file() and outside.is_file() else path
+        return read_table(table, layout.columns, root=root, multilabel=layout.has_several_labels)
+    if layout.has_several_labels:
+        raise UserError(f"{flag} {place}: --multilabel needs a table of images and their labels ({' '.join(SUFFIXES)})")
     if path.is_dir() and root is not None:
         return {None: list_folder(path)}
     if root is None:
@@ -150,7 +163,7 @@ def _common_classes(parts: Mapping[str, Listing], layout: Layout) -> tuple[str, 
         return classes
     remedy = "add --allow_missing_classes if that is intended"
     for listing in parts.values():
-        if without := sorted(set(listing.classes) - set(listing.names)):
+        if without := sorted(set(listing.classes) - listing.present()):
             raise UserError(f"{Path(listing.origin) / without[0]}: this class has no images; {remedy}")
     common = set(classes).intersection(*(each.classes for each in parts.values()))
     differing = [

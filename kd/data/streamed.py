@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd.data.batches import Batches, split_evenly
-from kd.data.images import hide_labels
+from kd.data.images import Label, hide_labels
 from kd.data.samples import Sample, import_webdataset
 from kd.data.shards import ShardedSplits, Shards, images_of
 from kd.data.views import EpochSampler, View, Views
@@ -194,7 +194,7 @@ class ShardData(Batches):
         pieces = chain.from_iterable(self._val_plan(rank, world_size))
         return [index for piece in pieces for index in piece.substream[piece.first : piece.last]]
 
-    def first_views(self, count: int) -> list[tuple[Tensor, int]]:
+    def first_views(self, count: int) -> list[tuple[Tensor, Label]]:
         """Return the first views of the first epoch, ``(3, S, S)``, uint8, with their labels."""
         views, labels = self._train_batches(self._train_plan(*self._rank_and_world_size()))[0, 0]
         return list(zip(views[:count], labels[:count].tolist(), strict=True))

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
 from kd.data.crops import RandomResizedCrop, ResizedCrop, crop_image
-from kd.data.images import LabeledImages
+from kd.data.images import Label, LabeledImages
 from kd.errors import UserError
 from kd.pixels import plain_side
 from kd.randomness import derive_seed, seeded
@@ -168,7 +168,7 @@ def _own_view(augment: str, size: int, name: str, options: Mapping[str, Any]) ->
 
 
 @dataclass(eq=False)
-class Views(Dataset[tuple[Tensor, int]]):
+class Views(Dataset[tuple[Tensor, Label]]):
     """Views of images with their labels, indexed by ``(epoch, index)``.
 
     Views are drawn from the seed, the epoch and the image key; ``None`` is for a deterministic view. ``left_out`` is as
@@ -185,17 +185,17 @@ class Views(Dataset[tuple[Tensor, int]]):
         """Return the number of images."""
         return len(self.images)
 
-    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, Label]:
         """Return the view ``(3, S, S)``, uint8, and the label for one ``(epoch, index)``."""
-        views, labels = self.__getitems__([position])
-        return views[0], int(labels[0])
+        views, _ = self.__getitems__([position])
+        return views[0], self.images.labels[position[1]]
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return a batch: views ``(B, 3, S, S)``, uint8, in channels-last memory layout, and labels ``(B,)``."""
+        """Return a batch: views ``(B, 3, S, S)``, uint8, in channels-last memory layout, and their targets."""
         loaded = [(epoch, index, pixels) for epoch, index in positions if (pixels := self._load(index)) is not None]
         if not loaded:
             raise UserError("no image of a whole batch can be decoded")
-        labels = torch.tensor([self.images.labels[index] for _, index, _ in loaded])
+        labels = self.images.targets([index for _, index, _ in loaded])
         if not self.crop_size:
             views = [self._apply_view(epoch, index, pixels).permute(1, 2, 0) for epoch, index, pixels in loaded]
             return torch.stack(views).permute(0, 3, 1, 2), labels

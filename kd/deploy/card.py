@@ -28,6 +28,8 @@ def write_card(exported: Sequence[Exported], checkpoint: Path) -> Path:
         ("network", f"{metadata['architecture']}, {metadata['parameters']:,} parameters"),
         ("classes", f"{len(classes)}: {names}"),
         ("images", f"{metadata['image_size']} px, {metadata['resize']}; RGB in [0, 1], normalization built in"),
+        ("labels", _describe_labels(metadata)),
+        ("gray values", _as_text(" to ".join(f"{value:g}" for value in metadata.get("pixel_range", ())) or None)),
         ("training data", metrics.get("data", metadata["data"])),
         ("training", _TRAINING.get(phase, phase)),
         ("teacher", _as_text(settings.get("teacher_model") or metrics.get("teacher_checkpoints"))),
@@ -64,6 +66,15 @@ def write_card(exported: Sequence[Exported], checkpoint: Path) -> Path:
     path = first.path.with_suffix(".md")
     write_text(path, card)
     return path
+
+
+def _describe_labels(metadata: Mapping[str, Any]) -> str:
+    """Describe how logits become labels, with several labels an image."""
+    if not metadata.get("multilabel"):
+        return ""
+    thresholds = metadata.get("thresholds") or [0.5] * len(metadata["classes"])
+    listed = ", ".join(f"{value:.2f}" for value in thresholds[:_MAX_CLASSES])
+    return f"several an image: sigmoid of each logit, from a probability of {listed} on (by class)"
 
 
 def _read_run_metrics(checkpoint: Path) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from kd.deploy.loading import FORMATS, Array, Student, as_student, open_student
 from kd.errors import DamagedFile, UserError
 from kd.exported import METADATA_KEY
 from kd.files import write_atomically
+from kd.metrics import decide
 from kd.models import Classifier, load_classifier, read_accuracy
 
 LARGEST_DIFFERENCE = 1e-4
@@ -114,9 +115,7 @@ def export_student(
     images = None if splits is None else splits.val
     expected = _compute_logits(as_student(classifier, metadata), images)
     metadata |= {
-        "val_acc": read_accuracy(checkpoint)
-        if images is None
-        else float((expected.argmax(axis=1) == np.asarray(images.labels)).mean()),
+        "val_acc": read_accuracy(checkpoint) if images is None else _accuracy(expected, images),
         "data": None if splits is None else splits.name,
         "format": file_format,
         "parameters": classifier.count_parameters(),
@@ -163,17 +162,24 @@ def _verify(
     student: Student, file: Path, path: Path, images: LabeledImages | None, expected: Array, metadata: dict[str, Any]
 ) -> Exported:
     """Compare a student's logits with the checkpoint's; ``path`` is where the file will be."""
-    logits = _compute_logits(student, images)
-    predictions = logits.argmax(axis=1)
+    logits, multilabel = _compute_logits(student, images), bool(metadata.get("multilabel"))
+    decisions, wanted = (decide(torch.from_numpy(values), multilabel=multilabel) for values in (logits, expected))
     return Exported(
         path=path,
         megabytes=file.stat().st_size / 1e6,
         images=len(logits),
         difference=float(np.abs(logits - expected).max()),
-        agreement=float((predictions == expected.argmax(axis=1)).mean()),
-        accuracy=None if images is None else float((predictions == np.asarray(images.labels)).mean()),
+        agreement=float((decisions == wanted).float().mean()),
+        accuracy=None if images is None else _accuracy(logits, images),
         metadata=metadata,
     )
+
+
+def _accuracy(logits: Array, images: LabeledImages) -> float:
+    """Return the fraction of images whose class, or whose labels of several, are just the right ones."""
+    decisions = decide(torch.from_numpy(logits), multilabel=images.multilabel)
+    correct = decisions == images.targets(range(len(images)))
+    return float((correct.all(dim=1) if images.multilabel else correct).float().mean())
 
 
 def _compute_logits(student: Student, images: LabeledImages | None) -> Array:

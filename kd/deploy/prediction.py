@@ -22,7 +22,8 @@ from kd.tables import SUFFIXES, as_text, find_column, read_rows
 UNSURE = "unsure"
 """The class of an image whose largest probability is below the threshold."""
 
-_TOP, _SHOWN = 3, 5
+SEPARATOR = "|"
+_TOP, _SHOWN, _EVEN = 3, 5, 0.5
 # How a formula begins in spreadsheets; https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "kd predict") ->
                 threshold=options.threshold,
                 unreadable=unreadable,
             )
-            _print_rows(rows, options, classes=len(student.metadata["classes"]))
+            decides = options.threshold > 0 or bool(student.metadata.get("multilabel"))
+            _print_rows(rows, options, classes=len(student.metadata["classes"]), decides=decides)
             sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -113,17 +115,28 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Yield the ``image``, ``class``, ``probability`` and ``top`` (probabilities by class name) of each image file.
 
-    Where the largest probability is below the threshold, the class is ``unsure``. Images that can't be decoded are
+    Where the largest probability is below the threshold, the class is ``unsure``. With several labels an image,
+    ``classes`` lists those whose probability reaches the threshold, by default the student's own for each class, and
+    ``class`` joins them. Images that can't be decoded are
     skipped; ``unreadable`` receives their error messages.
     """
-    classes = student.metadata["classes"]
+    classes, multilabel = student.metadata["classes"], bool(student.metadata.get("multilabel"))
+    chosen = student.metadata.get("thresholds") or [_EVEN] * len(classes)
+    thresholds = np.array([threshold] * len(classes) if threshold else chosen)
     for decoded, views in _batches(student, files, batch_size, unreadable):
-        for file, probabilities in zip(decoded, _softmax(student.logits(views)), strict=True):
+        logits = student.logits(views)
+        for file, probabilities in zip(decoded, _sigmoid(logits) if multilabel else _softmax(logits), strict=True):
             ranking = np.argsort(-probabilities, kind="stable")[:top]
             ranked = {classes[index]: round(float(probabilities[index]), 6) for index in ranking}
             best = classes[ranking[0]]
             decision = best if probabilities[ranking[0]] >= threshold else UNSURE
-            yield {"image": str(file), "class": decision, "probability": ranked[best], "top": ranked}
+            row = {"image": str(file), "class": decision, "probability": ranked[best], "top": ranked}
+            if multilabel:
+                found = [
+                    name for name, is_likely in zip(classes, probabilities >= thresholds, strict=True) if is_likely
+                ]
+                row |= {"class": SEPARATOR.join(found), "classes": found}
+            yield row
 
 
 def _batches(
@@ -185,6 +198,11 @@ def _write_logits(student: Student, files: Sequence[Path], options: argparse.Nam
     return len(keys)
 
 
+def _sigmoid(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    probabilities: np.ndarray[Any, Any] = 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+    return probabilities
+
+
 def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     exact = logits.astype(np.float64)
     exponentials = np.exp(exact - exact.max(axis=1, keepdims=True))
@@ -192,12 +210,12 @@ def _softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return probabilities
 
 
-def _print_rows(rows: Iterator[dict[str, Any]], options: argparse.Namespace, *, classes: int) -> None:
+def _print_rows(rows: Iterator[dict[str, Any]], options: argparse.Namespace, *, classes: int, decides: bool) -> None:
     if options.json:
         json.dump(list(rows), sys.stdout, indent=1)
         print()  # noqa: T201
     elif options.csv:
-        _write_csv(rows, min(options.top, classes), sys.stdout, decides=options.threshold > 0)
+        _write_csv(rows, min(options.top, classes), sys.stdout, decides=decides)
     else:
         _print_table(rows)
 
@@ -220,6 +238,8 @@ def _as_cell(text: str) -> str:
 def _print_table(rows: Iterator[dict[str, Any]]) -> None:
     for row in rows:
         unsure = f"{UNSURE}  " if row["class"] == UNSURE else ""
+        if "classes" in row:
+            unsure = f"{', '.join(row['classes']) or '(none)'}  "
         ranked = "  ".join(f"{name} {probability:.1%}" for name, probability in row["top"].items())
         print(f"{row['image']}  {unsure}{ranked}")  # noqa: T201
 

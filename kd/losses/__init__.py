@@ -6,6 +6,8 @@ A new loss is a registered dataclass, a subclass of `LogitLoss` or `FeatureLoss`
 # The order of these imports is the order in which the losses are listed.
 # isort: off
 from kd.losses.logits import (
+    BinaryCrossEntropy,
+    BinaryKL,
     CosineDistance,
     CrossEntropy,
     Focal,

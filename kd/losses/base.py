@@ -47,6 +47,8 @@ class BaseLoss:
         needs_teacher: Whether the loss depends on the teacher.
         needs_labels: Whether the loss depends on the labels.
         takes_soft_labels: Whether the labels may be class probabilities ``(B, C)``.
+        is_multilabel: Whether it is defined with several labels an image, ``(B, C)`` of 0 and 1.
+        is_single_label: Whether it is defined with one.
         constants: Hyperparameters that can't follow a schedule, since they are used only once, when the loss is built.
 
     Raises:
@@ -59,6 +61,8 @@ class BaseLoss:
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     takes_soft_labels: ClassVar[bool] = False
+    is_multilabel: ClassVar[bool] = False
+    is_single_label: ClassVar[bool] = True
     constants: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

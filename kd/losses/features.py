@@ -39,6 +39,7 @@ class FeatureLoss(BaseLoss):
     student_node: str | int | Sequence[str | int] | None = None
     teacher_node: str | int | Sequence[str | int] | None = None
 
+    is_multilabel: ClassVar[bool] = True
     every_stage: ClassVar[bool] = False
     reuses_head: ClassVar[bool] = False
     constants: ClassVar[tuple[str, ...]] = ("student_node", "teacher_node")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd.losses.base import LOSSES, LogitLoss, SoftenedLoss, bounded, unit_vectors
+from kd.losses.base import LOSSES, POSITIVE, LogitLoss, SoftenedLoss, bounded, unit_vectors
 
 _SMALLEST = 1e-6
 
@@ -135,6 +135,7 @@ class LogitMSE(LogitLoss):
     formula = "mean over b, c of (z_bc - v_bc)²"
     source = "Ba & Caruana 2013, section 2"
     published = "mse=1"
+    is_multilabel = True
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
         """Return the mean squared error."""
@@ -322,3 +323,69 @@ class CosineDistance(LogitLoss):
         # The gradient is largest where the student's logits are zero, as those of a zero-initialized head.
         student = unit_vectors(student, floor=0.1 * math.sqrt(student.shape[1]))
         return 1 - (student * unit_vectors(teacher, floor=1e-6)).sum(dim=1).mean()
+
+
+@LOSSES.register("bce")
+@dataclass(frozen=True)
+class BinaryCrossEntropy(LogitLoss):
+    r"""Binary cross-entropy of each class, with several labels an image.
+
+    $$ -\frac{1}{BC} \sum_{b=1}^{B} \sum_{c=1}^{C} y_{bc} \log \sigma(z_{bc}) + (1 - y_{bc}) \log (1 -
+    \sigma(z_{bc})) $$
+
+    with the logistic function $\sigma(z) = 1 / (1 + e^{-z})$.
+
+    Shape:
+        - student: ``(B, C)``, logits $z$.
+        - labels: ``(B, C)``, $y$, 1 for each class of an image and else 0.
+        - returns: scalar, in nats per image and class.
+
+    Source: Bishop (2006), Pattern Recognition and Machine Learning, section 4.3.2
+    """
+
+    formula = "mean over b, c of -y_bc log σ(z_bc) - (1 - y_bc) log(1 - σ(z_bc)); σ: logistic function"
+    source = "Bishop 2006, section 4.3.2"
+    needs_teacher = False
+    needs_labels = True
+    is_multilabel = True
+    is_single_label = False
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
+        """Return the binary cross-entropy."""
+        return F.binary_cross_entropy_with_logits(student, labels.to(student.dtype))
+
+
+@LOSSES.register("binary_kl")
+@dataclass(frozen=True)
+class BinaryKL(SoftenedLoss):
+    r"""Kullback-Leibler divergence of each class's softened probability, with several labels an image.
+
+    $$ \frac{T^2}{BC} \sum_{b=1}^{B} \sum_{c=1}^{C} q_{bc} \log \frac{q_{bc}}{p_{bc}} + (1 - q_{bc}) \log \frac{1 -
+    q_{bc}}{1 - p_{bc}}, \qquad q = \sigma(v / T), \; p = \sigma(z / T) $$
+
+    with the logistic function $\sigma$. The factor $T^2$ keeps gradient magnitudes independent of the temperature.
+
+    Args:
+        temperature: $T > 0$, dimensionless.
+
+    Shape: as `LogitLoss`; returns a scalar, in nats per image and class.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive.
+
+    Source: Yang et al. (2023), section 3, https://arxiv.org/abs/2308.06453 (multi-label logit distillation, at T = 1)
+    """
+
+    temperature: float = bounded(1.0, *POSITIVE)
+
+    formula = "T² mean over b, c of KL(σ(v_bc / T) || σ(z_bc / T)); σ: logistic function"
+    source = "Yang et al. 2023, section 3"
+    is_multilabel = True
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (shared signature)
+        """Return the divergence."""
+        z, v = student / self.temperature, teacher / self.temperature
+        target = v.sigmoid()
+        positive = F.logsigmoid(v) - F.logsigmoid(z)
+        negative = F.logsigmoid(-v) - F.logsigmoid(-z)
+        return self.temperature**2 * (target * positive + (1 - target) * negative).mean()

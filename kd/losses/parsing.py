@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from kd.errors import UserError
-from kd.losses.base import LOSSES
+from kd.losses.base import LOSSES, BaseLoss
 from kd.losses.objective import LossFunction, Objective, Term
 from kd.losses.schedules import Schedule
 from kd.registry import Call, check_hyperparameters, is_own_code, load_own_code, parse_choice, parse_value
 
 _RESERVED = ("loss", "acc")
 _BINARY = 2
+SINGLE, SOFT, MULTILABEL = "one label an image", "class probabilities", "several labels an image"
+"""Kinds of labels."""
 
 
 def build_objective(
@@ -25,6 +27,7 @@ def build_objective(
     *,
     num_classes: int = 10,
     soft_labels: bool = False,
+    multilabel: bool = False,
     **defaults: float | Sequence[float] | None,
 ) -> Objective:
     """Build an objective from its written form.
@@ -36,6 +39,8 @@ def build_objective(
             hyperparameter may be a schedule, such as ``warmup(0.9, 20)``.
         num_classes: Number of classes C, for the trial of a loss of your own.
         soft_labels: Whether the labels will be probabilities ``(B, C)``, which not all losses take.
+        multilabel: Whether an image may have several labels, ``(B, C)`` of 0 and 1, for which not all losses are
+            defined.
         defaults: Values for hyperparameters of that name (``temperature``, ``label_smoothing``, ``class_weights``),
             used by all losses that have one and don't set it themselves; ``None`` leaves the loss's own default.
 
@@ -57,7 +62,8 @@ def build_objective(
     names = [loss if names.count(name) > 1 else name for name, (loss, _) in zip(names, parsed, strict=True)]
     if len(set(names)) < len(names):
         raise UserError(f"--loss: {max(names, key=names.count)} occurs twice")
-    build = partial(_build_term, num_classes=num_classes, soft_labels=soft_labels, defaults=defaults)
+    kind = MULTILABEL if multilabel else SOFT if soft_labels else SINGLE
+    build = partial(_build_term, num_classes=num_classes, kind=kind, defaults=defaults)
     try:
         built = [build(name, loss, weight) for name, (loss, weight) in zip(names, parsed, strict=True)]
     except UserError as error:
@@ -67,14 +73,17 @@ def build_objective(
     return Objective(used)
 
 
-def _try_loss(function: LossFunction, loss: str, *, num_classes: int, soft_labels: bool) -> bool:
+def _try_loss(function: LossFunction, loss: str, *, num_classes: int, kind: str) -> bool:
     """Check the user's own loss and its gradient on random tensors; return whether it depends on the labels."""
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(8, num_classes, generator=generator, requires_grad=True)
     teacher = torch.randn(8, num_classes, generator=generator)
     labels = torch.randint(num_classes, (8,), generator=generator)
     trial = f"{loss}: for random logits of shape (8, {num_classes}),"
-    if soft_labels:
+    if kind == MULTILABEL:
+        labels = (torch.rand(8, num_classes, generator=generator) > 0.5).float()  # noqa: PLR2004
+        trial = f"{loss}: for several labels an image, of shape (8, {num_classes}),"
+    elif kind == SOFT:
         labels = torch.softmax(torch.randn(8, num_classes, generator=generator), dim=1)
         trial = f"{loss}: for the soft labels of mixed images, of shape (8, {num_classes}),"
     try:
@@ -141,13 +150,23 @@ def _check_binary(loss: str, *, standardize: bool, gamma: object) -> None:
         raise UserError(f"{loss}: the correlation of two probabilities is always 1 or -1; set gamma above 0")
 
 
+def _check_kind(loss: type[BaseLoss], name: str, kind: str) -> None:
+    """Refuse a loss that isn't defined for such labels."""
+    if kind == MULTILABEL and not loss.is_multilabel:
+        raise UserError(f"{name} needs one label an image; with several, use bce, binary_kl, mse or losses on features")
+    if kind != MULTILABEL and not loss.is_single_label:
+        raise UserError(f"{name} is for several labels an image (--multilabel)")
+    if kind == SOFT and loss.needs_labels and not loss.takes_soft_labels:
+        raise UserError(f"{name} needs integer labels; it can't be combined with mixup or CutMix")
+
+
 def _build_term(
     name: str,
     loss: str,
     weight: float | Schedule,
     *,
     num_classes: int,
-    soft_labels: bool,
+    kind: str,
     defaults: Mapping[str, float | Sequence[float] | None],
 ) -> Term:
     choice, hyperparameters = parse_choice(loss)
@@ -163,23 +182,22 @@ def _build_term(
         function = load_own_code(choice)
         check_hyperparameters(function, hyperparameters, choice=loss)
         own = partial(function, **hyperparameters)
-        needs_labels = _try_loss(own, loss, num_classes=num_classes, soft_labels=soft_labels)
+        needs_labels = _try_loss(own, loss, num_classes=num_classes, kind=kind)
         return Term(name, weight, own, needs_labels=needs_labels, standardize=standardize)
-    kind = LOSSES[choice]
-    check_hyperparameters(kind, hyperparameters, choice=loss)
-    for constant in sorted(set(scheduled) & set(kind.constants)):
+    registered = LOSSES[choice]
+    _check_kind(registered, choice, kind)
+    check_hyperparameters(registered, hyperparameters, choice=loss)
+    for constant in sorted(set(scheduled) & set(registered.constants)):
         raise UserError(f"{loss}: {constant} can't follow a schedule; it is used once, at the start")
-    known = inspect.signature(kind).parameters
+    known = inspect.signature(registered).parameters
     values = {key: value for key, value in defaults.items() if key in known and value is not None} | hyperparameters
     built: Any
     try:
         for end in (1, 0):
-            built = kind(**values | {key: schedule.extremes[end] for key, schedule in scheduled.items()})
+            built = registered(**values | {key: schedule.extremes[end] for key, schedule in scheduled.items()})
     except (TypeError, ValueError) as error:
         raise UserError(f"{loss}: {error}") from None
     if standardize and not (built.needs_teacher and callable(built)):
         raise UserError(f"{loss}: {choice} doesn't depend on the teacher's logits; remove standardize")
-    if soft_labels and built.needs_labels and not built.takes_soft_labels:
-        raise UserError(f"{loss}: {choice} needs integer labels; it can't be combined with mixup or CutMix")
     needs = {"needs_teacher": built.needs_teacher, "needs_labels": built.needs_labels}
     return Term(name, weight, built, standardize=standardize, scheduled=scheduled, **needs)

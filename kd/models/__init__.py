@@ -20,6 +20,7 @@ from kd.models.checkpoint import (
     load_classifier,
     read_accuracy,
     read_plain,
+    write_thresholds,
 )
 from kd.models.classifier import Classifier, Description, Embedder, Ensemble
 from kd.models.compute import Compute, fastest, keep_large_blocks, why_not_compiled

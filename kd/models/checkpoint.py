@@ -7,7 +7,7 @@ import pathlib
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kd.errors import DamagedFile, UserError
+from kd.files import write_atomically
 from kd.models.catalog import build_classifier
 from kd.models.classifier import Classifier, Description, load_weights
 from kd.registry import is_own_code, parse_choice, runs_own_code
@@ -150,6 +151,14 @@ def read_accuracy(path: Path) -> float | None:
     return accuracy if isinstance(accuracy, float) else None
 
 
+def write_thresholds(path: Path, thresholds: Sequence[float]) -> None:
+    """Write the thresholds of a classifier of several labels an image into its checkpoint."""
+    checkpoint = read_plain(path)
+    checkpoint[CLASSIFIER_KEY] |= {"thresholds": list(thresholds)}
+    with write_atomically(path) as file:
+        torch.save(checkpoint, file)
+
+
 def load_classifier(path: str | Path, *, architecture: str | None = None, flag: str = "--model") -> Classifier:
     """Load a classifier from a checkpoint, in evaluation mode.
 
@@ -192,12 +201,11 @@ def build_from_state(
         )
     if architecture is not None and not _same_network(architecture, description.architecture):
         raise UserError(f"{flag} {architecture}: {path} holds {description.architecture}")
-    arguments = vars(description) | {"architecture": architecture or description.architecture}
-    # Found out again.
-    arguments.pop("channels")
-    pixel_range = arguments.pop("pixel_range")
-    classifier = build_classifier(**arguments)
-    classifier.description = dataclasses.replace(classifier.description, pixel_range=pixel_range)
+    classifier = build_classifier(
+        **description.arguments() | {"architecture": architecture or description.architecture}
+    )
+    kept = {name: getattr(description, name) for name in ("pixel_range", "multilabel", "thresholds")}
+    classifier.description = dataclasses.replace(classifier.description, **kept)
     try:
         load_weights(classifier, state)
     except (RuntimeError, TypeError, AttributeError) as error:

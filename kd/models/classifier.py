@@ -24,7 +24,9 @@ class Description:
     """What is needed to rebuild a classifier and to use it; ``mean`` and ``std`` are per channel, for pixels in [0, 1].
 
     ``pixel_range`` is that of images of more than 8 bits, see :func:`kd.pixels.decode`. A network with one channel
-    takes the luminance of the colors. The annotations are checked by :meth:`from_plain`, as a file may hold anything.
+    takes the luminance of the colors. With several labels an image (``multilabel``), ``thresholds`` are the
+    probabilities from which on each class is predicted; empty: 0.5. The annotations are checked by :meth:`from_plain`,
+    as a file may hold anything.
     """
 
     architecture: str
@@ -35,10 +37,17 @@ class Description:
     std: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=3)]
     channels: Literal[1, 3] = 3
     pixel_range: Annotated[tuple[FiniteFloat, ...], Field(max_length=2)] = ()
+    multilabel: bool = False
+    thresholds: tuple[Annotated[FiniteFloat, Field(ge=0, le=1)], ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return strings, numbers and lists only, as a checkpoint that is read with ``weights_only=True`` needs."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `kd.models.build_classifier`; what else there is isn't about the network."""
+        names = ("architecture", "classes", "image_size", "resize", "mean", "std")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> "Description":
@@ -177,7 +186,7 @@ class Ensemble(nn.Module):
 
     Averaged probabilities, :math:`\log \sum_k w_k \sigma(v_k)`, are logits again: their softmax is the weighted mean of
     the members' probabilities. Averaged logits, :math:`\sum_k w_k v_k`, give the geometric mean. The logits of a single
-    member are unchanged.
+    member are unchanged. With several labels an image, the probabilities of each class are averaged by themselves.
 
     Args:
         members: The classifiers.
@@ -222,6 +231,10 @@ class Ensemble(nn.Module):
         weights = self.weights.float()[:, None, None]
         if self.average == "logits":
             return torch.sum(weights * logits, dim=0)
+        if self.description.multilabel:
+            # The log-odds of the mean probability of each class.
+            positive, negative = ((F.logsigmoid(sign * logits) + weights.log()).logsumexp(dim=0) for sign in (1, -1))
+            return positive - negative
         mixture: Tensor = (F.log_softmax(logits, dim=2) + weights.log()).logsumexp(dim=0)
         return mixture
 

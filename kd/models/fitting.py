@@ -167,12 +167,7 @@ def keep_classes(student: Classifier, loaded: Classifier) -> None:
     if selected is not None:
         own, description = student.network.state_dict(), student.description
         others = tuple(map(str, range(len(description.classes) + 1)))
-        arguments = {
-            name: value
-            for name, value in vars(description).items()
-            if name not in ("classes", "channels", "pixel_range")
-        }
-        larger = build_classifier(classes=others, **arguments)
+        larger = build_classifier(**description.arguments() | {"classes": others})
         head = [key for key, value in larger.network.state_dict().items() if own[key].shape != value.shape]
         state |= {key: state[key][selected] for key in head}
     load_weights(student.network, state)

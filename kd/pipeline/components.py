@@ -43,6 +43,7 @@ from kd.data import (
 from kd.errors import UserError
 from kd.files import sha256_of
 from kd.losses import BaseLoss, CrossEntropy, Objective, Outputs, Term, balanced_weights, build_objective
+from kd.metrics import MULTILABEL
 from kd.models import (
     Classifier,
     Embedder,
@@ -61,13 +62,24 @@ from kd.pipeline.run_store import kind_of, slug
 from kd.preflight import Finding, check_files, refuse
 from kd.provenance import Provenance, code_digests, environment, without_folders
 from kd.randomness import seeded
-from kd.settings import PUBLISHED, Phase, Settings, read_yaml, settings_affecting, unsupported_by_streams
+from kd.settings import (
+    PUBLISHED,
+    ObjectiveSettings,
+    Phase,
+    Settings,
+    read_yaml,
+    settings_affecting,
+    unsupported_by_streams,
+)
 from kd.teachers import Foreign, digest_of_weights, load_teacher
 from kd.training import ACCURACY, Hardware, Recipe, build_trainer
 
 SKIPPED_FILE = "skipped-images.txt"
 
 _UNLABELED = "unlabeled images"
+_MULTILABEL_LOSSES = {"loss": ("bce=0.1", "binary_kl=0.9"), "baseline_loss": ("bce=1",)}
+"""Default objectives with several labels an image."""
+
 _LARGEST_BATCH = 512
 _LONGEST_NAME = 150
 _MODEL_FLAGS = {"teacher": "--teacher_model", "assistant": "--assistants", "student": "--student_model"}
@@ -191,9 +203,19 @@ def build_components(settings: Settings, console: Console) -> Components:
         raise UserError(f"--num_classes {data.num_classes}: {splits.name} has {num_classes} classes; omit the flag")
     if data.unlabeled_rest and data.train_fraction == 1:
         raise UserError("--unlabeled_rest: all training images are labeled; set --train_fraction below 1")
+    if splits.multilabel:
+        _check_multilabel(settings)
+        notes.append(
+            f"several labels an image: {', '.join(f'--{name} {text}' for name, text in _describe_losses(settings))}"
+        )
     class_weights = _read_class_weights(settings.objective.class_weights, splits)
-    objective, compared = _build_objectives(settings, num_classes, class_weights)
+    objective, compared = _build_objectives(settings, splits, class_weights)
     metric: str = settings.phases.metric
+    if splits.multilabel and metric == "auto":
+        metric = "map"
+    if metric != "auto" and (metric in MULTILABEL) != splits.multilabel and metric not in (ACCURACY, "macro_f1"):
+        other = "several labels" if metric in MULTILABEL else "one label"
+        raise UserError(f"--metric {metric}: is for {other} an image")
     if metric == "auto":
         metric = "balanced_accuracy" if is_uneven(splits.val.labels) else ACCURACY
         if metric != ACCURACY:
@@ -268,7 +290,8 @@ def build_network(
         if file is not None and str(error).startswith(str(file)):
             raise UserError(f"{pretrained_flag} {error}") from error.__cause__
         raise UserError(f"{_MODEL_FLAGS[role]} {architecture}: {error}") from error.__cause__
-    classifier.description = replace(classifier.description, pixel_range=data.pixel_range)
+    multilabel = components.splits.multilabel
+    classifier.description = replace(classifier.description, pixel_range=data.pixel_range, multilabel=multilabel)
     _check_trainable(components, classifier, f"{_MODEL_FLAGS[role]} {architecture}")
     return classifier
 
@@ -410,6 +433,8 @@ def provenance_of(
         settings["stream_parts"] = parts_of_step(components.world_size)
     if objective is not None:
         settings["loss"] = [objective]
+    elif components.splits.multilabel and "loss" in settings:
+        settings["loss"] = losses_of(components.settings, multilabel=True, name="loss")
     texts = [
         network.description.architecture,
         settings["augment"],
@@ -564,13 +589,37 @@ def _read_class_weights(value: str, splits: Splits) -> tuple[float, ...]:
         raise UserError(f"{flag}: {error}") from None
 
 
+def losses_of(settings: Settings, multilabel: bool, name: str) -> list[str]:  # noqa: FBT001 (one of two kinds of labels)
+    """Return the terms of ``loss`` or ``baseline_loss``; the defaults depend on the number of labels an image has."""
+    given = getattr(settings.objective, name)
+    is_default = given == getattr(ObjectiveSettings(), name)
+    return list(_MULTILABEL_LOSSES[name] if multilabel and is_default else given)
+
+
+def _describe_losses(settings: Settings) -> list[tuple[str, str]]:
+    return [(name, " ".join(losses_of(settings, multilabel=True, name=name))) for name in _MULTILABEL_LOSSES]
+
+
+def _check_multilabel(settings: Settings) -> None:
+    """Refuse settings that are defined for one label an image only."""
+    defaults = Settings()
+    for section, name in (
+        *(("data", name) for name in ("mixup", "cutmix", "sampler", "teacher_top")),
+        *(("objective", name) for name in ("class_weights", "label_smoothing", "teacher_label_smoothing")),
+    ):
+        value = getattr(getattr(settings, section), name)
+        if value != getattr(getattr(defaults, section), name):
+            raise UserError(f"--{name} {value}: is for one label an image, not for --multilabel")
+
+
 def _build_objectives(
-    settings: Settings, num_classes: int, class_weights: tuple[float, ...]
+    settings: Settings, splits: Splits, class_weights: tuple[float, ...]
 ) -> tuple[Objective, dict[str, Objective]]:
     """Build the student's objective, and those to compare by how they are written."""
     build = partial(
         build_objective,
-        num_classes=num_classes,
+        num_classes=len(splits.classes),
+        multilabel=splits.multilabel,
         temperature=settings.objective.temperature,
         label_smoothing=settings.objective.label_smoothing,
         class_weights=class_weights,
@@ -584,7 +633,7 @@ def _build_objectives(
             compared[text] = build(text)
         except UserError as error:
             raise UserError(f"--compare_losses {text!r}: {str(error).removeprefix('--loss: ')}") from error.__cause__
-    return build(list(settings.objective.loss)), compared
+    return build(losses_of(settings, splits.multilabel, "loss")), compared
 
 
 def build_baseline_objective(components: Components) -> Objective:
@@ -594,11 +643,12 @@ def build_baseline_objective(components: Components) -> Objective:
         UserError: If a term depends on a teacher.
     """
     settings, classes = components.settings, len(components.splits.classes)
-    texts = list(settings.objective.baseline_loss)
+    texts = losses_of(settings, components.splits.multilabel, "baseline_loss")
     try:
         objective = build_objective(
             texts,
             num_classes=classes,
+            multilabel=components.splits.multilabel,
             label_smoothing=settings.objective.label_smoothing,
             class_weights=components.class_weights,
             soft_labels=bool(settings.data.mixup or settings.data.cutmix),
@@ -609,7 +659,7 @@ def build_baseline_objective(components: Components) -> Objective:
     for term in objective.terms:
         # A function of the user's may ignore the teacher, which is tried.
         is_own = not isinstance(term.loss, BaseLoss)
-        if term.needs_teacher and not (is_own and _ignores_teacher(term, classes)):
+        if term.needs_teacher and not (is_own and _ignores_teacher(term, components.splits)):
             raise UserError(
                 f"--baseline_loss {' '.join(texts)}: {term.name} depends on a teacher's logits; it belongs to --loss"
             )
@@ -617,9 +667,12 @@ def build_baseline_objective(components: Components) -> Objective:
     return Objective(tuple(terms))
 
 
-def _ignores_teacher(term: Term, classes: int) -> bool:
+def _ignores_teacher(term: Term, splits: Splits) -> bool:
     """Return whether a term is finite for a teacher without any finite logit."""
+    classes = len(splits.classes)
     labels = torch.arange(4) % classes
+    if splits.multilabel:
+        labels = torch.eye(classes)[labels]
     logits = torch.randn(4, classes, generator=torch.Generator().manual_seed(0))
     loss = term.at(0, 1)(Outputs(logits), Outputs(torch.full_like(logits, torch.nan)), labels)
     return bool(torch.isfinite(loss))

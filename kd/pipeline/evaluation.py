@@ -1,6 +1,7 @@
 """Measuring networks: the accuracy of a checkpoint on a folder of images, and the cost of running each network."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def evaluate_checkpoint(
     model: str | None = None,
     download: bool = False,
     image_size: int = 224,
+    multilabel: bool = False,
     foreign: Foreign | None = None,
     hardware: Hardware | None = None,
     keep: Path | None = None,
@@ -41,6 +43,7 @@ def evaluate_checkpoint(
         model: The network; needed if the file doesn't name it, or names a Python file.
         download: Download a named data set that is missing.
         image_size: Side of the images, in pixels, for files that don't record it.
+        multilabel: Whether ``val_data`` is a table of images with several labels.
         foreign: What the user says about a network of another project.
         hardware: Where to run.
         keep: File to write the logits of each image to, or ``None``.
@@ -56,7 +59,7 @@ def evaluate_checkpoint(
         raise UserError(f"--batch_size {batch_size}: must be at least 1")
     if num_workers is not None and num_workers < 0:
         raise UserError(f"--num_workers {num_workers}: must be at least 0")
-    images = validation_images(dataset, data_dir, val_data, download=download)
+    images = validation_images(dataset, data_dir, val_data, download=download, multilabel=multilabel)
     classifier, notes = load_network(
         None if checkpoint == NONE else Path(checkpoint).expanduser(),
         model=model,
@@ -66,9 +69,13 @@ def evaluate_checkpoint(
     )
     for note in notes:
         on_note(note)
-    description = classifier.description
+    if classifier.description.multilabel and not multilabel:
+        raise UserError(f"{checkpoint}: predicts several labels an image; add --multilabel, and a table as --val_data")
+    description = classifier.description = replace(classifier.description, multilabel=multilabel)
     if description.pixel_range:
-        images = validation_images(dataset, data_dir, val_data, download=download, pixel_range=description.pixel_range)
+        images = validation_images(
+            dataset, data_dir, val_data, download=download, pixel_range=description.pixel_range, multilabel=multilabel
+        )
     images = match_classes(images, description.classes, network=checkpoint)
     chosen, _ = (hardware or Hardware()).resolved()
     data = ImageData(

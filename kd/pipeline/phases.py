@@ -86,7 +86,11 @@ def train_teacher(runner: Runner, network: Classifier, seed: int) -> tuple[str |
     module = ClassifierModule(
         network,
         objective=build_objective(
-            "ce", label_smoothing=settings.objective.teacher_label_smoothing, class_weights=components.class_weights
+            "bce" if components.splits.multilabel else "ce",
+            num_classes=len(components.splits.classes),
+            multilabel=components.splits.multilabel,
+            label_smoothing=settings.objective.teacher_label_smoothing,
+            class_weights=components.class_weights,
         ),
         recipe=build_teacher_recipe(settings),
         seed=seed,

@@ -17,6 +17,7 @@ from kd.pipeline.components import (
     build_network,
     build_recipe,
     build_student,
+    losses_of,
     student_data,
     with_teachers_head,
 )
@@ -166,7 +167,7 @@ def _print_networks(
     if student is not None:
         trainings = ["trained on labels only"] if components.trains_baseline else []
         if settings.phases.distill:
-            trainings.append(f"distilled with {' '.join(settings.objective.loss)}")
+            trainings.append(f"distilled with {' '.join(losses_of(settings, splits.multilabel, 'loss'))}")
         if components.compared:
             trainings.append(f"distilled with each of {len(components.compared)} objectives")
         seeds = f" ({settings.phases.seeds} seeds)" if settings.phases.seeds > 1 else ""

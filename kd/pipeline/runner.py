@@ -11,7 +11,8 @@ from rich.console import Console
 
 from kd.data import Batches
 from kd.files import write_json
-from kd.models import Classifier, load_classifier
+from kd.metrics import best_thresholds
+from kd.models import Classifier, load_classifier, write_thresholds
 from kd.pipeline import run_store
 from kd.pipeline.components import SKIPPED_FILE, Components, provenance_of, test_data
 from kd.pipeline.run_store import Record, slug
@@ -138,6 +139,8 @@ class Runner:
         if run.folder is not None:
             rank_zero_only(run_store.write_record)(Path(run.folder), record, components.settings)
         if self._interruption.received is None:
+            if components.splits.multilabel and record["checkpoint"]:
+                self._choose_thresholds(record, data)
             self.with_test(record)
         self.experiment.runs.setdefault(phase, []).append(record)
         self._print_skipped()
@@ -156,6 +159,14 @@ class Runner:
                 f"rate rises again, and the result differs from {epochs} epochs at once"
             )
         self.console.print(f"note: from {record['epochs']} to {epochs} epochs: {effect}")
+
+    def _choose_thresholds(self, record: Record, data: Batches) -> None:
+        """Write into a run's best checkpoint the probability from which on each class is predicted."""
+        path, recorder = Path(record["checkpoint"]), PredictionRecorder()
+        network = load_classifier(path, architecture=record["model"])
+        evaluate(network, data, hardware=replace(self.components.hardware, limit_val_batches=1.0), predictions=recorder)
+        targets, logits = recorder.validated
+        rank_zero_only(write_thresholds)(path, best_thresholds(logits, targets))
 
     def with_test(self, record: Record) -> Record:
         """Measure a run's best checkpoint on the test images, unless it was; return its record with the results."""

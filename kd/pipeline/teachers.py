@@ -28,6 +28,7 @@ from kd.teachers import (
     is_no_better_than_chance,
     load_teacher,
     majority_share,
+    ranks_by_class,
 )
 from kd.training import PredictionRecorder, evaluate, logged_as
 
@@ -161,6 +162,7 @@ def trained_teachers(components: Components, console: Console) -> list[tuple[Fou
         )
         for note in notes:
             console.print(f"note: {note}")
+        network.description = replace(network.description, multilabel=splits.multilabel)
         if isinstance(network.network, StoredLogits):
             _index_views(components, network.network, flag=f"--teacher_checkpoint {teacher.name}", image_size=size)
         loaded.append((teacher, network))
@@ -282,7 +284,8 @@ def _measure(
     recorder: PredictionRecorder | None = None,
 ) -> tuple[dict[str, float], list[Finding]]:
     """Return a teacher's metrics on the student's views, on all of them unless ``batches`` is set, and findings."""
-    settings, name, labels = components.settings, network.description.architecture, components.splits.val.labels
+    settings, name = components.settings, network.description.architecture
+    multilabel, count = components.splits.multilabel, len(components.splits.val)
     # Whatever --limit_val_batches is.
     hardware = replace(components.hardware, limit_val_batches=batches or 1.0)
     # An ensemble resizes the views for each member.
@@ -290,30 +293,43 @@ def _measure(
     data, recorder = student_data(components, settings.phases.seed), recorder or PredictionRecorder()
     measured = evaluate(ensemble, data, hardware=hardware, predictions=recorder, metric=components.metric)
     accuracy = measured["val/acc"]
-    images = len(labels) if batches is None else min(len(labels), batches * components.batch_size)
-    console.print(
-        f"{role} {name} · validation accuracy {accuracy:.1%}{'' if batches is None else f' on {images:,} images'}"
-    )
+    images = count if batches is None else min(count, batches * components.batch_size)
+    what, value = ("mAP", measured["val/map"]) if "val/map" in measured else ("accuracy", accuracy)
+    console.print(f"{role} {name} · validation {what} {value:.1%}{'' if batches is None else f' on {images:,} images'}")
     findings: list[Finding] = []
     if len(checkpoints) == 1 and components.writes_files:
         recorded = read_accuracy(Path(checkpoints[0]))
         findings = check_accuracy(recorded, accuracy, images=images, teacher=f"the {role} {name}")
     for finding in findings:
         console.print(str(finding))
-    is_given = bool(settings.models.teacher_checkpoint) and not has_stored_logits(network)
+    is_given = bool(settings.models.teacher_checkpoint) and not has_stored_logits(network) and not multilabel
     if accuracy < _POOR and is_given and isinstance(network, Classifier):
         _print_better_normalization(components, console, network, accuracy)
     refuse(findings, strict=settings.phases.strict)
-    if is_no_better_than_chance(accuracy, labels, images=images) and not depends_on_class(*recorder.validated):
-        text = (
-            f"the {role}'s accuracy of {accuracy:.1%} is no better than chance: always predicting the most frequent "
-            f"class gives {majority_share(labels):.1%}"
-        )
+    if (problem := _find_chance(components, recorder, accuracy, images=images)) is not None:
+        text = f"the {role}'s {problem}"
         if not (settings.machine.fast_dev_run or settings.phases.allow_weak_teacher):
             raise UserError(f"{text}; train it longer, or distill it nevertheless with --allow_weak_teacher")
         findings.append(Finding("warning", text))
         console.print(str(findings[-1]))
     return measured, findings
+
+
+def _find_chance(components: Components, recorder: PredictionRecorder, accuracy: float, *, images: int) -> str | None:
+    """Return in words that a teacher is no better than chance; ``None`` if it is."""
+    targets, logits = (values.numpy() for values in recorder.validated)
+    if components.splits.multilabel:
+        is_useful = ranks_by_class(targets, logits)
+        return None if is_useful else "logits of no class are larger for the images that have it: no better than chance"
+    labels = components.splits.val.strata
+    if not is_no_better_than_chance(accuracy, labels, images=images):
+        return None
+    if depends_on_class(targets.tolist(), logits.argmax(axis=1).tolist()):
+        return None
+    return (
+        f"accuracy of {accuracy:.1%} is no better than chance: always predicting the most frequent class gives "
+        f"{majority_share(labels):.1%}"
+    )
 
 
 def file_facts(checkpoint: Path | None, architecture: str) -> dict[str, str]:

@@ -31,7 +31,14 @@ def example_pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture]:
     files = [run.get(key) for key in ("validation", "teacher_predictions")]
     student, teacher = (Predictions.read(folder / file) if file is not None else None for file in files)
     load = _image_loader(folder)
-    if student is None or teacher is None or load is None or not np.array_equal(teacher.keys, student.keys):
+    # Of several labels an image, the softened probabilities don't compete.
+    if (
+        student is None
+        or teacher is None
+        or load is None
+        or student.multilabel
+        or not np.array_equal(teacher.keys, student.keys)
+    ):
         return []
 
     def picture(name: str, title: str, indices: Sequence[int], temperatures: Sequence[int]) -> Picture:

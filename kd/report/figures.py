@@ -132,14 +132,16 @@ def loss_terms(histories: Histories) -> Picture | None:
 
 
 @mpl.rc_context(STYLE)
-def per_class_accuracy(classes: Sequence[str], accuracies: Mapping[str, Sequence[float | None]]) -> Picture | None:
+def per_class_accuracy(
+    classes: Sequence[str], accuracies: Mapping[str, Sequence[float | None]], *, what: str = "validation accuracy"
+) -> Picture | None:
     """Draw the students' accuracy on each class, from the largest loss by distillation to the largest gain."""
     titles = ("student, labels only", "student, distilled")
     if not set(titles) <= accuracies.keys():
         return None
     baseline, distilled = (100 * np.array(accuracies[title], dtype=float) for title in titles)
     order = np.argsort(np.nan_to_num(distilled - baseline), kind="stable")
-    note = "Sorted by the change in accuracy."
+    note = f"Sorted by the change in {what.removeprefix('validation ')}."
     if len(order) > _MAX_NAMED:
         order = np.concatenate([order[: _MAX_NAMED // 2], order[-_MAX_NAMED // 2 :]])
         note += f" Shown are the {_MAX_NAMED} classes of {len(classes)} that changed most."
@@ -150,7 +152,7 @@ def per_class_accuracy(classes: Sequence[str], accuracies: Mapping[str, Sequence
     for title, values, marker in zip(titles, (baseline, distilled), "oD", strict=True):
         axes.scatter(values[order], rows, label=title, color=COLORS[title], marker=marker, zorder=3, s=22)
     axes.set_yticks(rows, [short(classes[index]) for index in order])
-    axes.set(xlabel="validation accuracy, %", ylim=(-0.6, len(order) - 0.4))
+    axes.set(xlabel=f"{what}, %", ylim=(-0.6, len(order) - 0.4))
     _add_legend(figure)
     alt = "accuracy on each class, with labels only and distilled"
     return Picture("per-class-accuracy", "Per-class accuracy", alt, figure, note)

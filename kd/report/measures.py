@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -20,11 +20,12 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
+from kd.metrics import decide, multilabel_scores
 from kd.report.verdict import mean_and_std
 
 TOP = 5
 _SCALARS = (
-    *("accuracy", "balanced_accuracy", "macro_f1", "auroc", "constant"),
+    *("accuracy", "balanced_accuracy", "macro_f1", "auroc", "constant", "map", "micro_f1"),
     *("top5", "nll", "ece", "agreement", "kl_to_teacher"),
 )
 BINS = 15
@@ -35,7 +36,10 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's logits ``(N, C)`` for the validation images, their labels ``(N,)`` and their paths ``(N,)``."""
+    """A network's logits ``(N, C)`` for the validation images, their labels ``(N,)`` and their paths ``(N,)``.
+
+    With several labels an image, the labels are ``(N, C)``, 0 or 1.
+    """
 
     logits: Floats
     labels: NDArray[np.int64]
@@ -54,22 +58,31 @@ class Predictions:
                 read = cls(logits, file["labels"], file["keys"], tuple(map(str, file["classes"])))
         except Exception:  # noqa: BLE001 (NumPy raises many types of errors for damaged files)
             return None
-        fits = logits.shape == (*read.labels.shape, len(read.classes)) and read.keys.shape == read.labels.shape
+        count, largest = len(read.labels), 1 if read.multilabel else len(read.classes) - 1
+        fits = logits.shape == (count, len(read.classes)) and read.keys.shape == (count,)
+        fits = fits and read.labels.shape in ((count,), logits.shape)
         is_valid = fits and read.labels.dtype.kind in "iu" and len(read) > 0
-        return read if is_valid and 0 <= read.labels.min() <= read.labels.max() < len(read.classes) else None
+        return read if is_valid and 0 <= read.labels.min() <= read.labels.max() <= largest else None
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
 
     @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2  # noqa: PLR2004 (N, C)
+
+    @property
     def decisions(self) -> NDArray[np.int64]:
-        """The predicted classes, ``(N,)``."""
-        return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
+        """The predicted classes, ``(N,)``; with several labels an image ``(N, C)``, 0 or 1."""
+        decided = decide(torch.from_numpy(self.logits), multilabel=self.multilabel)
+        return np.asarray(decided.numpy(), dtype=np.int64)
 
     def probabilities(self, temperature: float = 1.0) -> Floats:
         """Return the probabilities at a temperature, ``(N, C)``."""
-        return np.asarray(softmax(self.logits / temperature, axis=1))
+        logits = self.logits / temperature
+        return np.asarray(expit(logits) if self.multilabel else softmax(logits, axis=1))
 
 
 def measure(predictions: Predictions) -> dict[str, Any]:
@@ -85,8 +98,13 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         (recalls) in the order of the classes, ``precision``, likewise (``None`` for a class without images or
         predictions), and ``support``, their numbers of images; ``confusion``, counts by label and prediction.
 
+        With several labels an image, the metrics are those of :func:`kd.metrics.multilabel_scores`; ``nll`` is the mean
+        over images and classes, and ``bins`` and ``ece`` are about the decision on each class of each image.
+
     Source: Guo et al. (2017), section 2, https://arxiv.org/abs/1706.04599 (calibration)
     """
+    if predictions.multilabel:
+        return _measure_multilabel(predictions)
     count = len(predictions.classes)
     logits, labels = torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels.astype(np.int64))
     probabilities = logits.softmax(dim=1)
@@ -117,6 +135,22 @@ def measure(predictions: Predictions) -> dict[str, Any]:
     }
 
 
+def _measure_multilabel(predictions: Predictions) -> dict[str, Any]:
+    logits, targets = torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels.astype(np.float64))
+    probabilities = predictions.probabilities().ravel()
+    confidence = np.maximum(probabilities, 1 - probabilities)
+    bins = _bins(confidence, (predictions.decisions == predictions.labels).astype(float).ravel())
+    gaps = [each["count"] * abs(each["accuracy"] - each["confidence"]) for each in bins if each["count"]]
+    return {
+        **multilabel_scores(logits, targets),
+        "nll": float(F.binary_cross_entropy_with_logits(logits, targets)),
+        "ece": sum(gaps) / len(confidence),
+        "bins": bins,
+        "classes": list(predictions.classes),
+        "confusion": None,
+    }
+
+
 def compare(student: Predictions, teacher: Predictions) -> dict[str, float] | None:
     """Compare a student's predictions with its teacher's; ``None`` if they were computed on different images.
 
@@ -126,8 +160,16 @@ def compare(student: Predictions, teacher: Predictions) -> dict[str, float] | No
     """
     if student.classes != teacher.classes or not np.array_equal(student.keys, teacher.keys):
         return None
-    log_student, log_teacher = (log_softmax(network.logits, axis=1) for network in (student, teacher))
-    divergence = (np.exp(log_teacher) * (log_teacher - log_student)).sum(axis=1)
+    if student.multilabel:
+        each = [
+            np.exp(log_expit(sign * teacher.logits))
+            * (log_expit(sign * teacher.logits) - log_expit(sign * student.logits))
+            for sign in (1, -1)
+        ]
+        divergence = (each[0] + each[1]).sum(axis=1)
+    else:
+        log_student, log_teacher = (log_softmax(network.logits, axis=1) for network in (student, teacher))
+        divergence = (np.exp(log_teacher) * (log_teacher - log_student)).sum(axis=1)
     agreement = float((student.decisions == teacher.decisions).mean())
     return {"agreement": agreement, "kl_to_teacher": float(divergence.mean())}
 
@@ -144,13 +186,14 @@ def aggregate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [run[name] for run in runs if run.get(name) is not None]
         facts[name] = dict(zip(("mean", "std"), mean_and_std(values), strict=True)) if values else None
     facts["classes"] = runs[0]["classes"]
-    for name in ("per_class", "precision"):
+    for name in ("per_class", "precision", *(["average_precision"] if "average_precision" in runs[0] else [])):
         facts[name] = [
             mean_and_std(values)[0] if (values := [value for value in by_run if value is not None]) else None
             for by_run in zip(*(run[name] for run in runs), strict=True)
         ]
     facts["support"] = runs[0]["support"]
-    facts["confusion"] = np.sum([run["confusion"] for run in runs], axis=0).tolist()
+    confusions = [run["confusion"] for run in runs if run["confusion"] is not None]
+    facts["confusion"] = np.sum(confusions, axis=0).tolist() if confusions else None
     facts["bins"] = [_merge_bins(bins) for bins in zip(*(run["bins"] for run in runs), strict=True)]
     return facts
 

@@ -137,6 +137,7 @@ def _experiment(folder: Path, *, several: bool) -> dict[str, Any]:
     tables = (
         _accuracies(summary),
         _uneven_metrics(summary),
+        _multilabel_metrics(summary),
         _costs(phases, summary["metric"]["title"]),
         _objectives(summary),
         _classes(phases),
@@ -183,11 +184,14 @@ def _pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture | None]:
         last, facts = list(measured.items())[-1]
         # Earlier versions didn't store the names of the classes.
         classes = facts.get("classes") or [str(number) for number in range(len(facts["per_class"]))]
+        by_class = {name: each.get("average_precision") or each["per_class"] for name, each in measured.items()}
+        what = "average precision" if facts.get("average_precision") else "validation accuracy"
         drawn += [
-            figures.per_class_accuracy(classes, {name: facts["per_class"] for name, facts in measured.items()}),
-            figures.calibration({name: facts["bins"] for name, facts in measured.items()}),
-            figures.confusion_matrix(classes, facts["confusion"], last),
+            figures.per_class_accuracy(classes, by_class, what=what),
+            figures.calibration({name: each["bins"] for name, each in measured.items()}),
         ]
+        if facts["confusion"] is not None:
+            drawn.append(figures.confusion_matrix(classes, facts["confusion"], last))
     return [*drawn, *example_pictures(folder, summary)]
 
 
@@ -267,6 +271,24 @@ def _uneven_metrics(summary: Mapping[str, Any]) -> Table | None:
     return Table(["network", "accuracy", "balanced accuracy", "macro F1", "AUROC"], rows, note)
 
 
+def _multilabel_metrics(summary: Mapping[str, Any]) -> Table | None:
+    phases = summary["phases"]
+    networks = [(title_of(phase, phases), facts["model"], facts) for phase, facts in phases.items()]
+    networks += [("student, distilled", row["objective"], row) for row in summary["compared"]]
+    names = ("map", "micro_f1", "macro_f1", "accuracy")
+    rows = [
+        [(title, detail), *(_percent(measured.get(name)) for name in names)]
+        for title, detail, facts in networks
+        if (measured := facts.get("measured") or {}).get("map")
+    ]
+    note = (
+        "On the validation images, after the last epoch. mAP: mean over the classes of the average precision; F1 "
+        "scores at a probability of 0.5, over all labels (micro) and as the mean of the classes (macro); exact match: "
+        "the fraction of images with just the right labels, which is what accuracy means here."
+    )
+    return Table(["network", "mAP", "micro F1", "macro F1", "exact match"], rows, note) if rows else None
+
+
 def _classes(phases: Mapping[str, Any]) -> Table | None:
     measured = [
         (phase, facts["measured"]) for phase, facts in phases.items() if (facts.get("measured") or {}).get("support")
@@ -274,12 +296,16 @@ def _classes(phases: Mapping[str, Any]) -> Table | None:
     if not measured or len(measured[-1][1]["classes"]) > _MAX_CLASSES:
         return None
     phase, facts = measured[-1]
-    columns = zip(facts["classes"], facts["precision"], facts["per_class"], facts["support"], strict=True)
+    heads = {"precision": "precision", "per_class": "recall", "average_precision": "average precision"}
+    columns = [name for name in heads if facts.get(name)]
     rows = [
-        [(name, ""), *("" if value is None else f"{value:.1%}" for value in (precision, recall)), f"{count:,}"]
-        for name, precision, recall, count in columns
+        [(name, ""), *("" if value is None else f"{value:.1%}" for value in values), f"{count:,}"]
+        for name, count, *values in zip(
+            facts["classes"], facts["support"], *(facts[column] for column in columns), strict=True
+        )
     ]
-    return Table(["class", "precision", "recall", "images"], rows, f"Of the {title_of(phase, phases)}, by class.")
+    titles = ["class", *(heads[column] for column in columns), "images"]
+    return Table(titles, rows, f"Of the {title_of(phase, phases)}, by class.")
 
 
 def _costs(phases: Mapping[str, Any], metric: str) -> Table | None:

@@ -48,7 +48,9 @@ def best_score_of(run: Mapping[str, Any]) -> float:
 
 def metric_title(name: str) -> str:
     """Return a metric's name in words."""
-    return {"auroc": "AUROC", "macro_f1": "macro F1"}.get(name, name.replace("_", " "))
+    return {"auroc": "AUROC", "macro_f1": "macro F1", "micro_f1": "micro F1", "map": "mAP"}.get(
+        name, name.replace("_", " ")
+    )
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:

@@ -66,10 +66,10 @@ class PhaseSettings:
         NOTHING,
         bare="auto",
     )
-    metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "auroc"] = setting(
+    metric: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "auroc", "map", "micro_f1"] = setting(
         "auto",
         "what chooses the best checkpoint, and what the verdict is about; auto: accuracy, or balanced_accuracy where "
-        "the most frequent class is 1.5 times as frequent as the mean",
+        "the most frequent class is 1.5 times as frequent as the mean, or map with several labels an image",
         ALL,
         known_as=("monitor", "eval_metric", "metric_for_best_model"),
     )
@@ -128,7 +128,18 @@ class DataSettings:
     path_column: Text | None = setting(
         None, "column of the paths in a table (or of the images of hf:NAME); None: path, file_name, image, ...", NOTHING
     )
-    label_column: Text | None = setting(None, "column of the classes; None: label, class, category, ...", NOTHING)
+    label_column: tuple[Text, ...] = setting(
+        (),
+        "column of the classes; empty: label, class, category, ...; several columns of 0 and 1 are each a class",
+        NOTHING,
+    )
+    multilabel: Switch = setting(
+        False,
+        "several labels an image, from a table: lists, or texts separated by |, ; or comma; sigmoid instead of softmax",
+        NOTHING,
+        not_for_streams="shards hold one label an image",
+        known_as=("multi_label",),
+    )
     split_column: Text | None = setting(
         None, "column of the splits (train, val, test); None: split or subset, if there is one", NOTHING
     )

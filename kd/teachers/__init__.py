@@ -10,6 +10,7 @@ from kd.teachers.loading import (
     load_teacher,
     majority_share,
     match_teacher,
+    ranks_by_class,
 )
 from kd.teachers.logit_store import LogitStore, digest_of_weights, verify_store
 from kd.teachers.stored_logits import StoredLogits, has_stored_logits

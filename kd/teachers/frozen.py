@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.losses import Outputs
+from kd.metrics import decide
 from kd.models import Classifier, Compute, Embedder, Ensemble, FeatureReader, Survey, survey
 from kd.models.classifier import resized
 
@@ -112,10 +113,9 @@ class FrozenTeacher:
         return Outputs(logits=logits.detach(), features=detached, gradients=gradients)
 
     def decisions(self, images: Tensor) -> Tensor:
-        """Return the predicted classes ``(B,)``."""
+        """Return the predicted classes ``(B,)``, or with several labels an image ``(B, C)``."""
         with torch.no_grad(), self._precision(images.device):
-            decisions: Tensor = self.network(images).argmax(dim=1)
-        return decisions
+            return decide(self.network(images), multilabel=self.description.multilabel)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return a context of the teacher's own precision, whatever the student's is."""

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 from kd.data import Mixing
 from kd.errors import UserError
 from kd.losses import FeatureLoss, Objective, Outputs, Pair
+from kd.metrics import decide
 from kd.models import Classifier, FeatureReader, Survey, survey
 from kd.randomness import seeded
 from kd.teachers import FrozenTeacher, LogitStore
@@ -143,6 +144,8 @@ class DistillationModule(ClassifierModule):
     def compare_with_teacher(self, images: Tensor, logits: Tensor, batch_idx: int) -> None:
         """Measure the agreement: the fraction of images for which the student's top-1 class is the teacher's.
 
+        With several labels an image, it is the fraction of all decisions on a class.
+
         The validation batches are the same in every epoch, so the teacher's classes are computed once.
         """
         if self.teacher.features_only:
@@ -150,7 +153,8 @@ class DistillationModule(ClassifierModule):
         if batch_idx not in self._teacher_decisions:
             self._teacher_decisions[batch_idx] = self.teacher.decisions(images)
         decisions = self._teacher_decisions[batch_idx].to(logits.device)
-        self.val_agreement.update((logits.argmax(dim=1) == decisions).float())
+        equal = (decide(logits, multilabel=self.multilabel) == decisions).float()
+        self.val_agreement.update(equal.flatten(1).mean(dim=1) if self.multilabel else equal)
         self.log("val/agreement", self.val_agreement, on_step=False, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:

@@ -66,7 +66,8 @@ def draw_views(data: Batches, *, count: int = 16) -> Tensor:
         view = to_pil_image(pixels.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2))
         tile = Image.new("RGB", (view.width, view.height + 18), "white")
         tile.paste(view)
-        name = "(no label)" if label == UNLABELED else data.splits.classes[label]
+        labels = label if isinstance(label, tuple) else () if label == UNLABELED else (label,)
+        name = ", ".join(data.splits.classes[each] for each in labels) or "(no label)"
         ImageDraw.Draw(tile).text((3, view.height + 1), name, fill="black", font=font)
         tiles.append(pil_to_tensor(tile))
     grid: Tensor = make_grid(tiles, nrow=4)

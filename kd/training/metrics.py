@@ -1,8 +1,12 @@
 """The metrics that may choose the best epoch, and that a verdict may be about."""
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
+from torchmetrics.utilities import dim_zero_cat
+
+from kd.metrics import multilabel_scores
 
 ACCURACY = "accuracy"
 
@@ -44,10 +48,34 @@ class PresentAUROC(MulticlassAUROC):
         return mean
 
 
-def build_metric(name: str, num_classes: int) -> Metric | None:
-    """Build a metric of logits ``(B, C)`` and labels ``(B,)``; ``None`` for accuracy, which is always measured."""
+class MultilabelMetric(Metric):
+    """One of `kd.metrics.multilabel_scores`, of logits ``(B, C)`` and targets ``(B, C)``."""
+
+    logits: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("targets", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        self.logits.append(logits)
+        self.targets.append(targets)
+
+    def compute(self) -> Tensor:
+        """Return the metric, a scalar."""
+        return torch.tensor(multilabel_scores(dim_zero_cat(self.logits), dim_zero_cat(self.targets))[self._name])
+
+
+def build_metric(name: str, num_classes: int, *, multilabel: bool = False) -> Metric | None:
+    """Build a metric of logits ``(B, C)`` and targets; ``None`` for accuracy, which is always measured."""
     if name == ACCURACY:
         return None
+    if multilabel:
+        return MultilabelMetric(name)
     if name == "auroc":
         return PresentAUROC(num_classes)
     return {"balanced_accuracy": BalancedAccuracy, "macro_f1": MacroF1}[name](num_classes, validate_args=False)

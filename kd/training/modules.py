@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from kd.data import Mixing
 from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
+from kd.metrics import decide
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble, classifier_layer
 from kd.randomness import derive_seed, seed_draws
 from kd.training.callbacks import TrainingMetrics, batches_of
-from kd.training.metrics import ACCURACY, build_metric, logged_as
+from kd.training.metrics import ACCURACY, MultilabelMetric, build_metric, logged_as
 from kd.training.optimization import Recipe, average_epochs, average_weights
 from kd.training.statistics import recompute_statistics
 
@@ -82,10 +83,14 @@ class ClassifierModule(LightningModule):
         num_classes = len(model.description.classes)
         # A loss that is NaN must be reported.
         self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.multilabel = model.description.multilabel
+        self.val_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
         # With five classes, top-5 accuracy is always 1.
-        self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if num_classes > TOP else None
-        self.val_score = build_metric(metric, num_classes)
+        has_top5 = num_classes > TOP and not self.multilabel
+        self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if has_top5 else None
+        if self.multilabel:
+            self.val_acc = MultilabelMetric(ACCURACY)
+        self.val_score = build_metric(metric, num_classes, multilabel=self.multilabel)
         self.metrics = TrainingMetrics([term.name for term in objective.terms])
         self.last_terms: dict[str, Tensor] = {}
         self._batch_idx = 0
@@ -125,10 +130,15 @@ class ClassifierModule(LightningModule):
         labeled = None
         if self.has_unlabeled:
             labeled = labels >= 0 if labels.ndim == 1 else labels.sum(dim=1) > 0
+            if self.multilabel:
+                labeled = labels.amin(dim=1) >= 0
         total, terms = self._scheduled_objective(student, teacher, labels, labeled=labeled)
         with torch.no_grad():
-            classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
-            correct = (student.logits.argmax(dim=1) == classes).float()
+            if self.multilabel:
+                correct = (decide(student.logits, multilabel=True) == (labels > 0)).all(dim=1).float()
+            else:
+                classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
+                correct = (student.logits.argmax(dim=1) == classes).float()
             correct = correct if labeled is None else correct[labeled]
         self.last_terms = {"loss": total.detach()} | terms
         is_distributed = self._trainer is not None and self.trainer.world_size > 1
@@ -145,7 +155,9 @@ class ClassifierModule(LightningModule):
         """
         size, architecture = self.model.description.image_size, self.model.description.architecture
         try:
-            total, _ = self.objective.at(0, 1)(*self._outputs(torch.rand(2, 3, size, size)), torch.zeros(2).long())
+            shape = (2, len(self.model.description.classes)) if self.multilabel else (2,)
+            labels = torch.zeros(shape, dtype=torch.float32 if self.multilabel else torch.int64)
+            total, _ = self.objective.at(0, 1)(*self._outputs(torch.rand(2, 3, size, size)), labels)
             torch.autograd.backward(total)
         except RuntimeError as error:
             names = " ".join(term.name for term in self.objective.terms)
@@ -214,11 +226,13 @@ class ClassifierModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Update the validation metrics, and return the logits ``(B, C)``.
 
-        The loss is cross-entropy with the labels in every phase, so that phases can be compared.
+        The loss is cross-entropy with the labels in every phase, so that phases can be compared; with several labels an
+        image, it is binary.
         """
         images, labels = batch
         logits: Tensor = self.evaluated(images).float()
-        self.val_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+        measured_loss = F.binary_cross_entropy_with_logits if self.multilabel else F.cross_entropy
+        self.val_loss.update(measured_loss(logits, labels), weight=len(labels))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True)
         measured = (("val/acc", self.val_acc), ("val/top5", self.val_top5), (logged_as(self.metric), self.val_score))
         for name, metric in measured:

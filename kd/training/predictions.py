@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd.data import LabeledImages
 from kd.files import write_atomically
+from kd.metrics import decide
 from kd.training.callbacks import batches_of, current_metrics
 
 VALIDATION_FILE, TEST_FILE = "validation.npz", "test.npz"
@@ -22,15 +23,17 @@ class PredictionRecorder(Callback):
 
     Attributes:
         history: The metrics of each epoch; ``None`` for values that are not finite.
-        decisions: The predicted classes ``(N,)`` in the order of the images; ``None`` if only some were validated.
-        validated: Labels and predicted classes of the images that were validated, ``(n,)`` each.
+        decisions: The predicted classes ``(N,)``, or ``(N, C)`` with several labels an image, in the order of the
+            images; ``None`` if only some were validated.
+        validated: Targets, as of `kd.data.LabeledImages.targets`, and logits ``(n, C)`` of the images that were
+            validated.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.history: list[dict[str, float | None]] = []
         self.decisions: Tensor | None = None
-        self.validated: tuple[list[int], list[int]] = ([], [])
+        self.validated: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self._logits: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,10 +77,9 @@ class PredictionRecorder(Callback):
         # With a limit on validation batches, only the first images of each process are validated.
         indices = np.concatenate([np.asarray(numbers[: len(part)]) for part, numbers in parts])
         order = np.argsort(indices, kind="stable")
-        labels = np.asarray(images.labels)[indices[order]]
-        self.validated = labels.tolist(), logits[order].argmax(axis=1).tolist()
+        self.validated = images.targets(indices[order].tolist()), torch.from_numpy(logits[order])
         if len(logits) == len(images):
-            self.decisions = torch.from_numpy(logits[order].argmax(axis=1))
+            self.decisions = decide(self.validated[1], multilabel=images.multilabel)
         if self.path is not None and trainer.is_global_zero:
             write_predictions(prediction_arrays(images, logits[order], indices[order]), self.path)
 
@@ -86,7 +88,7 @@ def prediction_arrays(images: LabeledImages, logits: NDArray[Any], indices: NDAr
     """Combine logits ``(N, C)`` of the images at ``indices`` ``(N,)`` with their labels, classes and keys."""
     return {
         "logits": logits,
-        "labels": np.asarray(images.labels)[indices],
+        "labels": images.targets(indices.tolist()).numpy().astype(np.int64),
         "indices": indices,
         "classes": np.asarray(images.classes),
         "keys": np.asarray(images.keys)[indices],

@@ -56,7 +56,9 @@ class ValidationAtChance(Callback):
             return
         metrics, data = current_metrics(trainer), batches_of(trainer)
         trained, validated = metrics.get("train/acc"), metrics.get("val/acc")
-        labels = data.splits.val.labels
+        if data.splits.multilabel:
+            return
+        labels = data.splits.val.strata
         if trained is None or validated is None or trained - validated < _GAP:
             return
         if is_no_better_than_chance(validated, labels, images=len(labels)):
@@ -74,7 +76,7 @@ def _explain(trained: float, validated: float, module: LightningModule, data: Ba
     if layers and isinstance(data, ImageData):
         recompute_statistics(network, data, module.device, images=_TRIED)
         accuracy = _measure(network.eval(), data, module.device)
-        if not is_no_better_than_chance(accuracy, data.splits.val.labels, images=min(_TRIED, len(data.splits.val))):
+        if not is_no_better_than_chance(accuracy, data.splits.val.strata, images=min(_TRIED, len(data.splits.val))):
             momentum = Counter(layer.momentum for layer in layers).most_common(1)[0][0]
             return (
                 f"{text}: the running statistics of batch normalization (momentum {momentum}) lag behind the weights; "

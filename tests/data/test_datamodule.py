@@ -56,7 +56,7 @@ def training_labels(data: ImageData) -> dict[str, int]:
     """Return the label of each training image of an epoch, by key."""
     images = data.train_views.images
     assert len(set(data.train_indices)) == len(data.train_indices)
-    return {images.keys[index]: images.labels[index] for index in data.train_indices}
+    return {images.keys[index]: images.strata[index] for index in data.train_indices}
 
 
 def unlabeled_folder(tmp_path: Path) -> Path:

@@ -270,7 +270,7 @@ def test_data_sets_of_hugging_face_that_can_not_be_read_are_refused(
     with pytest.raises(UserError, match=r"hf:.*: has no validation images; add --val_fraction 0.2"):
         load_splits(f"hf:{tmp_path}")
     with pytest.raises(UserError, match=r"no column of classes; its columns: image, what; name it with --label_column"):
-        load_splits(f"hf:{tmp_path}", layout=Layout(val_fraction=0.5, label_column="who"))
+        load_splits(f"hf:{tmp_path}", layout=Layout(val_fraction=0.5, label_column=("who",)))
     assert load_splits(f"hf:{tmp_path}", layout=Layout(val_fraction=0.5)).train.labels == [1, 0]
 
 

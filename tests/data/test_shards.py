@@ -358,7 +358,7 @@ def test_an_invalid_or_outdated_index_is_refused(sharded: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 0}', '{"version": 1, "train": {"shards": [{}]}}'])
 def test_a_damaged_index_is_replaced_by_counting(sharded: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
-    def counts() -> tuple[int, int, Any, list[int]]:
+    def counts() -> tuple[int, int, Any, list[Any]]:
         splits = splits_in(sharded)
         return len(splits.train_shards), len(splits.val_shards), splits.train_shards.counts, list(splits.val.labels)
 

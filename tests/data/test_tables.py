@@ -83,11 +83,11 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
     write_csv(tmp_path / "x.csv", "where,what,when")
     with pytest.raises(UserError, match=r"no column path or file .*; its columns: where, what, when; .* --path_column"):
         read_table(tmp_path / "x.csv")
-    names: dict[str, str | None] = {"path_column": "where", "label_column": "what", "split_column": "when"}
+    names = {"path_column": ["where"], "label_column": ["what"], "split_column": ["when"]}
     assert set(read_table(tmp_path / "x.csv", names)) == {"train", "val", "test"}
-    assert set(read_table(tmp_path / "x.csv", names | {"split_column": None})) == {None}
+    assert set(read_table(tmp_path / "x.csv", names | {"split_column": []})) == {None}
     with pytest.raises(UserError, match=r"--split_column who: .* has no such column"):
-        read_table(tmp_path / "x.csv", names | {"split_column": "who"})
+        read_table(tmp_path / "x.csv", names | {"split_column": ["who"]})
 
 
 def test_every_bad_row_is_named_with_its_line(tmp_path: Path) -> None:
@@ -109,7 +109,8 @@ def test_every_bad_row_is_named_with_its_line(tmp_path: Path) -> None:
     ]
     for line, text in zip(lines[1:], expected, strict=False):
         assert line.strip().startswith(text)
-    assert lines[-1].strip() == "also lines 24-39"
+    assert lines[-2].strip() == "also lines 24-39"
+    assert lines[-1].strip() == "if an image may have several labels, or none, add --multilabel"
 
 
 def test_a_table_that_can_not_be_read_is_refused(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_deep_images_are_scaled_as_in_training(
         assert main(["predict", student, *map(str, splits.val.files), "--json"]) == 0
         decisions = [row["class"] for row in json.loads(capsys.readouterr().out)]
         correct = np.mean(
-            [splits.classes[label] == decision for label, decision in zip(splits.val.labels, decisions, strict=True)]
+            [splits.classes[label] == decision for label, decision in zip(splits.val.strata, decisions, strict=True)]
         )
         assert correct == pytest.approx(best["best_val_acc"])
     assert len(recorded["labels"]) == len(splits.val)
