@@ -153,7 +153,9 @@ def validation_images(
     if Path(val_data).suffix.lower() in SUFFIXES:
         return read_splits(data_dir, replace(layout, train_data=val_data, val_data=val_data)).val
     root = Path(data_dir or ".").expanduser()
-    if data_dir is None or not root.is_dir():
+    if data_dir is None:
+        raise UserError("--dataset imagefolder: set --data_dir to the folder of the images")
+    if not root.is_dir():
         raise UserError(f"--data_dir {data_dir}: there is no such folder")
     return read_folder(root / val_data if (root / val_data).is_dir() else root, pixel_range=pixel_range)
 

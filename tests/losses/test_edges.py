@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd.losses import LOSSES, FeatureLoss, JacobianMatching, Outputs, Pair, build_objective
+from kd.losses import LOSSES, FeatureLoss, JacobianMatching, Objective, Outputs, Pair, build_objective
 
 WIDTHS = {"student": 16, "teacher": 24}
 OBJECTIVES = [
@@ -19,6 +19,7 @@ OBJECTIVES = [
     "kl(temperature=1)",
 ]
 
+MULTILABEL = [name for name, loss in LOSSES.items() if not loss.is_single_label]
 Values = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 EDGES: dict[str, Values] = {
@@ -36,9 +37,13 @@ EDGES: dict[str, Values] = {
 }
 
 
+def build(terms: str) -> Objective:
+    return build_objective(terms, multilabel=terms.partition("=")[0] in MULTILABEL)
+
+
 def outputs(terms: str, role: str, values: Values, generator: torch.Generator, dtype: torch.dtype) -> Outputs:
     """Build outputs for the first loss of an objective; the tensor that it compares requires a gradient."""
-    loss = build_objective(terms).terms[0].loss
+    loss = build(terms).terms[0].loss
     logits = torch.randn(8, 10, generator=generator)
     if isinstance(loss, FeatureLoss):
         # The student's features are projected to the teacher's width before.
@@ -52,11 +57,12 @@ def outputs(terms: str, role: str, values: Values, generator: torch.Generator, d
 
 
 def gradient(terms: str, student: Outputs, teacher: Outputs) -> Tensor:
-    objective = build_objective(f"{terms}=1")
+    objective = build(f"{terms}=1")
     pair = Pair("node", "node", (WIDTHS["student"], 4, 4), (WIDTHS["teacher"], 4, 4))
     torch.manual_seed(0)
     objective = objective.bind({term.name: [pair] for term in objective.feature_terms})
-    total, _ = objective(student, teacher, torch.arange(8))
+    is_multilabel = terms in MULTILABEL
+    total, _ = objective(student, teacher, torch.eye(8, 10) if is_multilabel else torch.arange(8))
     assert torch.isfinite(total)
     compared = [
         tensor for tensor in (student.logits, student.gradients, *student.features.values()) if tensor is not None

@@ -303,7 +303,7 @@ def test_own_loss_and_own_model_from_files(make_folder: MakeFolder) -> None:
         ("--loss hint(layer=3)=1", "there is no hyperparameter 'layer'"),
         ("--loss at --train_teacher --distill --student_model mlp", "--loss at: mlp has no last feature map"),
         ("--loss kl=-1", "the weight of kl must be 0 or more"),
-        ("--loss dkd --mixup 0.2", r"--loss: dkd: dkd needs integer labels; it can't be combined with mixup or CutMix"),
+        ("--loss dkd --mixup 0.2", r"--loss: dkd needs integer labels; it can't be combined with mixup or CutMix"),
         ("--unlabeled_data absent", "--unlabeled_data absent: there is no such folder"),
         ("--unlabeled_rest", "--unlabeled_rest: all training images are labeled; set --train_fraction"),
         (
