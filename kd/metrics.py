@@ -16,6 +16,13 @@ MULTILABEL = ("map", "micro_f1", "macro_f1")
 """Their names: the mean average precision, and F1 scores over all labels and as the mean of the classes."""
 
 
+def metric_title(name: str) -> str:
+    """Return a metric's name in words."""
+    return {"auroc": "AUROC", "macro_f1": "macro F1", "micro_f1": "micro F1", "map": "mAP"}.get(
+        name, name.replace("_", " ")
+    )
+
+
 def decide(logits: Tensor, *, multilabel: bool) -> Tensor:
     """Return the predicted classes ``(B,)``; with several labels an image ``(B, C)``, whether each is likely."""
     return logits > 0 if multilabel else logits.argmax(dim=1)

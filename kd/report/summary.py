@@ -10,8 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from kd.errors import UserError
 from kd.files import write_json
+from kd.metrics import metric_title
 from kd.report.measures import Predictions, aggregate, compare, measure
-from kd.report.verdict import compare_objectives, mean_and_std, metric_title, paired_difference
+from kd.report.verdict import compare_objectives, mean_and_std, paired_difference
 
 _RUN_KEYS = (
     *("seed", "epochs", "steps", "val_acc", "best_val_acc", "val_loss", "agreement", "seconds", "images_per_second"),

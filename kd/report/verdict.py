@@ -46,13 +46,6 @@ def best_score_of(run: Mapping[str, Any]) -> float:
     return float(run["best_val_acc"] if run.get("best_score") is None else run["best_score"])
 
 
-def metric_title(name: str) -> str:
-    """Return a metric's name in words."""
-    return {"auroc": "AUROC", "macro_f1": "macro F1", "micro_f1": "micro F1", "map": "mAP"}.get(
-        name, name.replace("_", " ")
-    )
-
-
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and the standard deviation over n - 1; ``None`` for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from kd.metrics import metric_title
 from kd.training.callbacks import Throughput, current_metrics
+from kd.training.metrics import ACCURACY, logged_as
 
 _LINE_SECONDS = 20.0
 _BAR_WIDTH = 6
@@ -17,10 +19,17 @@ _TIME_WIDTH = len("0:00:00 left") + 3
 
 
 class PhaseProgress(Callback):
-    """Shows epoch, loss, accuracy, speed and remaining time: a bar in a terminal, elsewhere a line every 20 seconds."""
+    """Shows epoch, loss, accuracy or another metric, speed and remaining time.
 
-    def __init__(self, title: str, console: Console, throughput: Throughput, max_steps: int | None) -> None:
+    It is a bar in a terminal, and elsewhere a line every 20 seconds.
+    """
+
+    def __init__(
+        self, title: str, console: Console, throughput: Throughput, max_steps: int | None, *, metric: str = ACCURACY
+    ) -> None:
         self.title = title
+        self._measured = logged_as(metric)
+        self._format = f"val {'acc' if metric == ACCURACY else metric_title(metric)} {{:.3f}}"
         self.console = console
         self.max_steps = max_steps
         self._throughput = throughput
@@ -84,7 +93,7 @@ class PhaseProgress(Callback):
         """Return as much of the state as fits beside title, bar and time in one line."""
         state = self._state(trainer)
         width = self.console.width - len(self.title) - _BAR_WIDTH - _TIME_WIDTH
-        for name in ("train/acc", "train/loss", "speed", "val/acc"):
+        for name in ("train/acc", "train/loss", "speed", self._measured):
             if len(" · ".join(state.values())) > width:
                 state.pop(name, None)
         return " · ".join(state.values())
@@ -99,7 +108,7 @@ class PhaseProgress(Callback):
 
     def _state(self, trainer: Trainer) -> dict[str, str]:
         metrics = current_metrics(trainer)
-        formats = {"train/loss": "loss {:.3f}", "train/acc": "train acc {:.3f}", "val/acc": "val acc {:.3f}"}
+        formats = {"train/loss": "loss {:.3f}", "train/acc": "train acc {:.3f}", self._measured: self._format}
         return (
             {"epoch": f"epoch {trainer.current_epoch + 1}/{self._epochs(trainer)}"}
             | {name: text.format(metrics[name]) for name, text in formats.items() if name in metrics}

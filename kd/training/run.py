@@ -130,7 +130,7 @@ def train(
         throughput,
         TrainingImages(),
         ValidationAtChance(console or make_console()),
-        PhaseProgress(title, console or make_console(), throughput, max_steps),
+        PhaseProgress(title, console or make_console(), throughput, max_steps, metric=module.metric),
         predictions,
         last,
         *_limit_callbacks(max_steps, on_epoch, monitored),
