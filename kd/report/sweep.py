@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kd.errors import UserError
+from kd.metrics import metric_title
 from kd.report.figures import COLORS, LOSS_COLOR, STYLE, Picture, short
 from kd.report.page import place, render
 
@@ -36,9 +37,9 @@ def write_sweep(sweep: Mapping[str, Any], output: Path, *, config: str = "") -> 
     """Write the page of a sweep, its Markdown version and its figure; return the page.
 
     Args:
-        sweep: ``name``, ``data``, ``best`` (a trial's number, or ``None``), ``searched`` (names of the parameters) and
-            ``trials``, best first, each with ``number``, ``state``, ``reason``, ``val_acc`` (after its last epoch, a
-            fraction of 1), ``epochs`` (the accuracy after each), ``seconds`` and ``parameters``.
+        sweep: ``name``, ``data``, ``metric``, ``best`` (a trial's number, or ``None``), ``searched`` (names of the parameters) and
+            ``trials``, best first, each with ``number``, ``state``, ``reason``, ``val_acc`` (the metric after its
+            last epoch, a fraction of 1), ``epochs`` (the metric after each), ``seconds`` and ``parameters``.
         output: Folder to write to.
         config: The best trial's settings, as text.
 
@@ -46,7 +47,13 @@ def write_sweep(sweep: Mapping[str, Any], output: Path, *, config: str = "") -> 
         UserError: If the folder can't be written to.
     """
     rows = [_cells(trial, sweep["searched"]) for trial in sweep["trials"]]
-    facts = dict(sweep) | {"verdict": _verdict(sweep), "heads": _heads(sweep), "rows": rows, "config": config}
+    facts = dict(sweep) | {
+        "title": metric_title(sweep["metric"]),
+        "verdict": _verdict(sweep),
+        "heads": _heads(sweep),
+        "rows": rows,
+        "config": config,
+    }
     try:
         return render("sweep", output, title=sweep["name"], sweep=facts, pictures=place(_pictures(sweep), output))
     except OSError as error:
@@ -58,12 +65,13 @@ def _verdict(sweep: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     for trial in sweep["trials"]:
         if trial["number"] == sweep["best"]:
-            return f"Best: trial {trial['number']}, validation accuracy {trial['val_acc']:.2%} ({counts})"
+            return f"Best: trial {trial['number']}, validation {metric_title(sweep['metric'])} {trial['val_acc']:.2%} ({counts})"
     return f"No finished trial ({counts})"
 
 
 def _heads(sweep: Mapping[str, Any]) -> list[str]:
-    return ["trial", "state", "val acc", *sweep["searched"], "epochs", "time"]
+    heading = "val acc" if sweep["metric"] == "accuracy" else f"val {metric_title(sweep['metric'])}"
+    return ["trial", "state", heading, *sweep["searched"], "epochs", "time"]
 
 
 def _cells(trial: Mapping[str, Any], searched: Sequence[str]) -> list[str]:
@@ -94,7 +102,7 @@ def _pictures(sweep: Mapping[str, Any]) -> list[Picture]:
     for axes in grid[len(columns) :]:
         axes.axis("off")
     for axes in grid[::_COLUMNS]:
-        axes.set_ylabel("validation accuracy, %")
+        axes.set_ylabel(f"validation {metric_title(sweep['metric'])}, %")
     for axes, (name, values) in zip(grid, columns.items(), strict=False):
         are_numbers = all(isinstance(value, int | float) for value in values)
         shown = values if are_numbers else [short(str(value), 20) for value in values]
@@ -105,5 +113,6 @@ def _pictures(sweep: Mapping[str, Any]) -> list[Picture]:
         elif not are_numbers:
             axes.tick_params(axis="x", rotation=20, labelsize=7)
         axes.set_xlabel(short(name))
-    alt = "validation accuracy of each trial, over the trials and by parameter"
-    return [Picture("parameters", "Accuracy by parameter", alt, figure)]
+    title = metric_title(sweep["metric"])
+    alt = f"validation {title} of each trial, over the trials and by parameter"
+    return [Picture("parameters", f"{title[:1].upper()}{title[1:]} by parameter", alt, figure)]

@@ -10,7 +10,7 @@ from kd.files import write_json
 from kd.report import print_sweep, write_sweep
 from kd.settings import write_config
 from kd.sweep.plan import Plan
-from kd.sweep.trials import REASON, trial_settings
+from kd.sweep.trials import METRIC, REASON, trial_settings
 
 _STATES = {
     TrialState.COMPLETE: "finished",
@@ -35,6 +35,7 @@ def write_results(plan: Plan, study: optuna.Study, console: Console) -> None:
     sweep: dict[str, Any] = {
         "name": plan.folder.name,
         "data": plan.settings().data.dataset,
+        "metric": next((each.user_attrs[METRIC] for each in study.trials if METRIC in each.user_attrs), "accuracy"),
         "best": best and best["number"],
         "searched": list(plan.spaces),
         "trials": trials,

@@ -27,6 +27,8 @@ from kd.sweep.study import open_study
 
 # Attribute of a trial: why it stopped early.
 REASON = "reason"
+METRIC = "metric"
+"""Attribute of a finished trial: the metric that its value is."""
 _TEACHERS = "teachers"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -160,6 +162,7 @@ def _distill(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> float:
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         experiment = run_experiment(settings, console=make_console(file=log), on_epoch=report)
     write_summary(summarize(experiment.runs, data=experiment.data, folder=experiment.folder), experiment.folder)
+    trial.set_user_attr(METRIC, experiment.runs["distilled"][0]["metric"])
     return statistics.fmean(run["score"] for run in experiment.runs["distilled"])
 
 
