@@ -37,9 +37,9 @@ def write_sweep(sweep: Mapping[str, Any], output: Path, *, config: str = "") -> 
     """Write the page of a sweep, its Markdown version and its figure; return the page.
 
     Args:
-        sweep: ``name``, ``data``, ``metric``, ``best`` (a trial's number, or ``None``), ``searched`` (names of the parameters) and
-            ``trials``, best first, each with ``number``, ``state``, ``reason``, ``val_acc`` (the metric after its
-            last epoch, a fraction of 1), ``epochs`` (the metric after each), ``seconds`` and ``parameters``.
+        sweep: ``name``, ``data``, ``metric``, ``best`` (a trial's number, or ``None``), ``searched`` (names of the
+            parameters) and ``trials``, best first, each with ``number``, ``state``, ``reason``, ``val_acc`` (the metric
+            after its last epoch, a fraction of 1), ``epochs`` (the metric after each), ``seconds`` and ``parameters``.
         output: Folder to write to.
         config: The best trial's settings, as text.
 
@@ -65,7 +65,8 @@ def _verdict(sweep: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     for trial in sweep["trials"]:
         if trial["number"] == sweep["best"]:
-            return f"Best: trial {trial['number']}, validation {metric_title(sweep['metric'])} {trial['val_acc']:.2%} ({counts})"
+            score = f"validation {metric_title(sweep['metric'])} {trial['val_acc']:.2%}"
+            return f"Best: trial {trial['number']}, {score} ({counts})"
     return f"No finished trial ({counts})"
 
 

@@ -22,7 +22,7 @@ def trial(
 
 def sweep_of(*trials: dict[str, Any], best: int | None = 0) -> dict[str, Any]:
     searched = list(dict.fromkeys(name for trial in trials for name in trial["parameters"]))
-    return {"name": "s", "data": "d", "best": best, "searched": searched, "trials": trials}
+    return {"name": "s", "data": "d", "best": best, "metric": "accuracy", "searched": searched, "trials": trials}
 
 
 def printed(sweep: dict[str, Any]) -> str:
