@@ -162,6 +162,60 @@ def in_both_splits(root: Path) -> None:
     shutil.copy(root / "train" / "bee" / "3.png", root / "val" / "bee" / "again.png")
 
 
+def in_two_classes(root: Path) -> None:
+    shutil.copy(root / "train" / "bee" / "3.png", root / "train" / "cat" / "again.png")
+
+
+def leaked_into_unlabeled(root: Path) -> str:
+    (root / "more").mkdir()
+    shutil.copy(root / "val" / "bee" / "3.png", root / "more")
+    return f"--unlabeled_data {root / 'more'}"
+
+
+def leaked_into_test(root: Path) -> str:
+    shutil.copytree(root / "val", root / "test")
+    return "--test_data test"
+
+
+def alike_names(root: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(root / split / "cat", root / split / "Cat")
+        for path in (root / split / "Cat").iterdir():
+            noise(10, 10, 3, seed=int(path.stem) + 1_000 * (split == "val")).save(path)
+
+
+def uneven(root: Path) -> None:
+    for name in ("ant", "bee"):
+        for number in range(10, 12):
+            (root / "train" / name / f"{number}.png").unlink()
+    for number in range(100, 120):
+        noise(10, 10, 3, seed=number).save(root / "train" / "cat" / f"{number}.png")
+
+
+def no_validation_images(root: Path) -> str:
+    shutil.rmtree(root / "val" / "bee")
+    return "--allow_missing_classes"
+
+
+def no_training_images(root: Path) -> str:
+    shutil.rmtree(root / "train" / "bee")
+    return "--allow_missing_classes"
+
+
+def many_bad_files(root: Path) -> str:
+    """Add files of many kinds that are no images, and skip them."""
+    for name, content in {
+        "page.jpg": b"<!DOCTYPE html><html>",
+        "empty.png": b"",
+        "half.jpg": truncated("JPEG"),
+        "notes.txt": b"hello",
+        "pointer.png": b"version https://git-lfs.github.com/spec/v1",
+    }.items():
+        (ant_folder(root) / name).write_bytes(content)
+    (ant_folder(root) / "link.png").symlink_to(root / "nowhere.png")
+    return "--on_bad_image skip"
+
+
 def in_both_splits_and_strict(root: Path) -> str:
     in_both_splits(root)
     return "--strict"
@@ -306,7 +360,26 @@ ERRORS: dict[str, tuple[Change, str]] = {
 
 WARNINGS: dict[str, tuple[Change, str]] = {
     "few images": (few_images, "classes with fewer than 10 training images: bee (3)"),
-    "file in both splits": (in_both_splits, "1 of 31 validation images"),
+    "file in both splits": (in_both_splits, "1 of 31 validation images are also training images"),
+    "image in two classes": (
+        in_two_classes,
+        "images in two classes: 1 ({root}/train/cat/again.png is {root}/train/bee/3.png)",
+    ),
+    "validation image without a label": (leaked_into_unlabeled, "1 of 30 validation images are also unlabeled images"),
+    "test image in the validation set": (leaked_into_test, "30 of 30 test images are also validation images"),
+    "names that look alike": (
+        alike_names,
+        "classes whose names differ in case, spaces or Unicode form alone: 'Cat' and 'cat'",
+    ),
+    "class without validation images": (
+        no_validation_images,
+        "classes without validation images: bee; metrics are over the others",
+    ),
+    "class without training images": (
+        no_training_images,
+        "classes without training images: bee; the network can't learn them",
+    ),
+    "files that are no images": (many_bad_files, "6 images can't be decoded: {root}/train/ant/empty.png (it is empty)"),
     "large": (
         add_file("x.png", one_bit_png(8_000, 8_000, (b"\0" + b"\xff" * 1_000) * 8_000)),
         "({root}/train/ant/x.png: 8000 x 8000 pixels)",
@@ -336,6 +409,10 @@ WARNINGS: dict[str, tuple[Change, str]] = {
 }
 
 NOTES: dict[str, tuple[Change, str]] = {
+    "uneven classes": (
+        uneven,
+        "training images by class are uneven: from 10 (ant) to 32 (cat); --class_weights balanced or --sampler",
+    ),
     "16 bits": (
         add_file("x.png", encoded(Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)), "PNG")),
         "({root}/train/ant/x.png: stretched from its smallest to its largest value unless",
