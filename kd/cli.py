@@ -88,7 +88,7 @@ def _run_experiment(arguments: Sequence[str], *, prog: str) -> None:
         done, summary = run(resolved.settings, console)
     if not done.is_global_zero:
         return
-    print_summary(summary, Console())
+    print_summary(summary, make_console())
     if not done.kept:
         console.print("--fast_dev_run: one batch of everything; the figures mean nothing, and no files were written.")
         return

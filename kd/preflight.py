@@ -17,6 +17,7 @@ from kd.models import Classifier, Ensemble, free_memory, training_bytes, usual_s
 Level = Literal["error", "warning", "note"]
 
 _SHOWN = 3
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps it)
 _FEW_IMAGES = 10
 _FEW_STEPS = 20
 _STANDARD_ERRORS = 4.0
@@ -271,6 +272,18 @@ def check_resources(
             remedy = "use --batch_size auto"
             findings.append(Finding("warning", f"{text} {memory / 1e9:.1f} GB are free; {remedy}"))
     return findings
+
+
+def check_shared_memory(needed: int, *, num_workers: int) -> list[Finding]:
+    """Compare the shared memory that batches in flight take, in bytes, with what is free; too little hangs workers."""
+    if not needed or not _SHARED_MEMORY.is_dir():
+        return []
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if needed <= free:
+        return []
+    text = f"--num_workers {num_workers}: batches take {needed / 1e6:,.1f} MB of shared memory, but {_SHARED_MEMORY}"
+    remedy = "start the container with --shm-size=1g or --ipc=host, or use --num_workers 0 or smaller batches"
+    return [Finding("error", f"{text} has {free / 1e6:,.1f} MB free; {remedy}")]
 
 
 def refuse(findings: Sequence[Finding], *, strict: bool) -> None:

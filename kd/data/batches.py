@@ -86,14 +86,28 @@ class Batches(LightningDataModule):
     def sample_views(self, count: int) -> Iterator[Tensor]:
         """Yield batches ``(B, 3, S, S)``, uint8, of the first ``count`` views of the first epoch, in each process."""
 
-    def batch_weight(self, batch: int) -> float:
-        """Return the weight of a batch of this process in the mean over all processes; 1 if their sizes are equal."""
+    def batch_weight(self, batch: int, *, accumulate: int = 1, batches: int | None = None) -> float:
+        """Return the weight of a batch in the mean over the images of an optimizer step; 1 if all sizes are equal.
+
+        A step is the mean over processes and accumulated batches; with these weights, it is that over their images.
+
+        Args:
+            batch: Number of the batch in the epoch.
+            accumulate: Number of batches of a process whose gradients are accumulated.
+            batches: Number of batches of an epoch, at whose end fewer may be accumulated; ``None``: any.
+        """
         rank, world_size = self._rank_and_world_size()
-        counts, drop_last = self._images_per_process(world_size)
-        sizes = [min(count - batch * self.batch_size, self.batch_size) for count in counts]
-        if world_size == 1 or drop_last or self.batch_size == 1 or min(sizes) == self.batch_size:
-            return 1.0
-        return sizes[rank] * world_size / sum(sizes)
+        counts, _ = self._images_per_process(world_size)
+
+        def size(process: int, number: int) -> int:
+            # Of single images, the first ones are repeated if they don't divide evenly.
+            left = counts[process] - number * self.batch_size
+            return 1 if self.batch_size == 1 else max(0, min(left, self.batch_size))
+
+        first = batch - batch % accumulate
+        numbers = range(first, first + accumulate if batches is None else min(first + accumulate, batches))
+        total = sum(size(process, number) for process in range(world_size) for number in numbers)
+        return size(rank, batch) * world_size * accumulate / total
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401, ARG002 (Lightning's)
         """Convert uint8 to float32 in [0, 1] on the device."""
@@ -122,6 +136,11 @@ class Batches(LightningDataModule):
     def _batches_done(self) -> int:
         """Return the number of batches of the epoch trained on; the loader, which prefetches, is ahead of it."""
         return 0 if self.trainer is None else int(self.trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
+
+    def shared_memory(self) -> int:
+        """Return the bytes of shared memory that the batches in flight from loader processes take; 0 without any."""
+        ahead = 2 * self.num_workers + 1
+        return ahead * self.batch_size * 3 * self.image_size**2 if self.num_workers else 0
 
     def _loader(
         self, dataset: Dataset[Any], *, skip: Callable[[int], None] | None = None, **options: Any

@@ -201,8 +201,10 @@ def _find_problems(
     )
     if settings.machine.fast_dev_run:
         return findings
+    data = student_data(components, phases.seed)
+    findings += preflight.check_shared_memory(data.shared_memory(), num_workers=components.num_workers)
     findings += preflight.check_schedule(
-        batches=len(student_data(components, phases.seed).train_dataloader()),
+        batches=len(data.train_dataloader()),
         accumulate=optimization.accumulate,
         epochs=optimization.max_epochs,
         max_steps=optimization.max_steps,

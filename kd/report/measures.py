@@ -28,6 +28,9 @@ _SCALARS = (
     *("accuracy", "balanced_accuracy", "macro_f1", "auroc", "constant", "map", "micro_f1"),
     *("top5", "nll", "ece", "agreement", "kl_to_teacher"),
 )
+MOST_CLASSES = 200
+"""Largest number of classes with a confusion matrix."""
+
 BINS = 15
 """Number of confidence bins, of equal width from 0 to 1; Guo et al. (2017)."""
 
@@ -131,7 +134,8 @@ def measure(predictions: Predictions) -> dict[str, Any]:
         "per_class": recalls,
         "precision": _ratios(hits, confusion.sum(dim=0)),
         "support": support.tolist(),
-        "confusion": confusion.tolist(),
+        # Of thousands of classes it would take megabytes for each run.
+        "confusion": confusion.tolist() if count <= MOST_CLASSES else None,
     }
 
 

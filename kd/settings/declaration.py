@@ -69,6 +69,7 @@ def setting(
     bare: str | None = None,
     formerly: str | None = None,
     known_as: tuple[str, ...] = (),
+    is_path: bool = False,
 ) -> Any:  # noqa: ANN401 (a field has the type of its annotation)
     """Declare a setting with everything that the program needs to know about it.
 
@@ -83,6 +84,7 @@ def setting(
         bare: The value of the flag without a value; ``None``: a value is required (switches are then ``true``).
         formerly: The name that it had in earlier versions, whose files are still read.
         known_as: What other tools call it, for the message on an unknown flag.
+        is_path: Whether it may be the path of a file or folder, which is then recorded as an absolute one.
     """
     facts = {
         "help": help_text,
@@ -94,5 +96,6 @@ def setting(
         "bare": bare,
         "formerly": formerly,
         "known_as": known_as,
+        "is_path": is_path,
     }
     return dataclasses.field(default=default, metadata=facts)

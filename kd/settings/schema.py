@@ -96,6 +96,7 @@ class DataSettings:
         NOTHING,
         per_machine=True,
         known_as=("data", "data_path", "dataset_dir", "root"),
+        is_path=True,
     )
     train_data: Text = setting(
         "train",
@@ -218,6 +219,7 @@ class DataSettings:
         NOTHING,
         searchable=True,
         not_for_streams="images of a folder can't be mixed into a stream; leave it out",
+        is_path=True,
     )
     unlabeled_rest: Switch = setting(
         False,
@@ -321,9 +323,16 @@ class ModelSettings:
         "them, or else these weights as they are",
         TEACHER,
         bare=PUBLISHED,
+        is_path=True,
     )
     student_pretrained: Text | None = setting(
-        None, "the same for the student", STUDENT, searchable=True, bare=PUBLISHED, known_as=("pretrained",)
+        None,
+        "the same for the student",
+        STUDENT,
+        searchable=True,
+        bare=PUBLISHED,
+        known_as=("pretrained",),
+        is_path=True,
     )
     student_checkpoint: Text | None = setting(
         None,
@@ -331,9 +340,10 @@ class ModelSettings:
         "kind that --teacher_checkpoint takes",
         STUDENT,
         searchable=True,
+        is_path=True,
     )
     assistant_pretrained: Text | None = setting(
-        None, "the same for the assistants", NOTHING, searchable=True, bare=PUBLISHED
+        None, "the same for the assistants", NOTHING, searchable=True, bare=PUBLISHED, is_path=True
     )
     teacher_checkpoint: tuple[Text, ...] = setting(
         (),
@@ -343,12 +353,14 @@ class ModelSettings:
         NOTHING,
         per_machine=True,
         known_as=("teacher_path", "teacher_weights_path"),
+        is_path=True,
     )
     teacher_classes: Text | None = setting(
         None,
         "class names of a teacher that was trained elsewhere, in the order of its outputs: a file (one per line, or "
         "JSON), or imagenet; None: the file's, or else the data's",
         NOTHING,
+        is_path=True,
     )
     teacher_features: Switch = setting(
         False, "distill the teacher's features alone, without a classifier layer, by losses such as embedding", NOTHING
@@ -415,6 +427,7 @@ class ObjectiveSettings:
         "numbers of training images), or a YAML or JSON file of weights by class",
         ALL,
         searchable=True,
+        is_path=True,
     )
     label_smoothing: Share = setting(
         0.0, "label smoothing of the term ce", STUDENT, searchable=True, known_as=("smoothing",)

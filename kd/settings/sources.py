@@ -32,6 +32,7 @@ _RENAMED = {
     declared.metadata["formerly"]: declared.name for _, declared in setting_fields() if declared.metadata["formerly"]
 }
 _KNOWN_AS = {other: declared.name for _, declared in setting_fields() for other in declared.metadata["known_as"]}
+_PATHS = tuple(declared.name for _, declared in setting_fields() if declared.metadata["is_path"])
 _ALIKE = 0.75
 """Similarity of two names, from 0 to 1, from which one may be a misspelling of the other."""
 _SOURCES = frozenset(name for name, section in _SECTION_OF.items() if section == "sources")
@@ -146,8 +147,22 @@ def with_origin(message: str, origins: Mapping[str, str]) -> str:
 
 
 def write_config(settings: Settings, path: Path) -> None:
-    """Write the resolved settings as a YAML file that ``--config`` reads again."""
-    write_text(path, yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True))
+    """Write the resolved settings as a YAML file that ``--config`` reads again, from any working directory."""
+    values = settings.flat()
+    for name in _PATHS:
+        given = values[name]
+        values[name] = list(map(_absolute, given)) if isinstance(given, list) else _absolute(given)
+    # Without a folder of the data set, tables are relative to the working directory.
+    if values["data_dir"] is None:
+        values |= {name: _absolute(values[name]) for name in ("train_data", "val_data", "test_data")}
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _absolute(value: Any) -> Any:  # noqa: ANN401 (a setting)
+    """Return the absolute path of a file or folder that is there; any other value as it is."""
+    if not isinstance(value, str) or not Path(value).expanduser().exists():
+        return value
+    return str(Path(value).expanduser().absolute())
 
 
 def _error(message: str, origin: str) -> UserError:

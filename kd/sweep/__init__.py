@@ -14,6 +14,8 @@ from kd.errors import Interrupted, UserError
 
 # Environment variable of a worker whose results another process prints and writes.
 _WORKER = "KD_SWEEP_WORKER"
+_STORAGE = "KD_SWEEP_STORAGE"
+"""Environment variable of the storage's URL, which may hold a password."""
 
 
 def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, console: Console | None = None) -> None:
@@ -21,11 +23,12 @@ def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, conso
 
     Args:
         file: The sweep's YAML file, see :mod:`kd.sweep.plan`.
-        storage: URL of a database that the workers share, or path of a journal file; by default SQLite in the sweep's
-            folder.
+        storage: URL of a database that the workers share, or path of a journal file; by default that in the
+            environment variable KD_SWEEP_STORAGE, or SQLite in the sweep's folder.
         workers: Number of processes to start; each runs one trial at a time.
         console: Where to print.
     """
+    storage = storage or os.environ.get(_STORAGE)
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
     if importlib.util.find_spec("optuna") is None:
@@ -46,7 +49,7 @@ def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, conso
         with Interruption().listening():
             study = prepare(plan, storage, Console(quiet=True) if is_worker else console)
             if workers > 1:
-                _run_workers(workers, [str(file), *(["--storage", storage] if storage else [])])
+                _run_workers(workers, str(file), storage)
             else:
                 run_trials(plan, study, console)
     except Interrupted as stopped:
@@ -56,15 +59,17 @@ def run_sweep(file: Path, *, storage: str | None = None, workers: int = 1, conso
         write_results(plan, study, console)
 
 
-def _run_workers(count: int, arguments: Sequence[str]) -> None:
+def _run_workers(count: int, file: str, storage: str | None) -> None:
     """Start worker processes, which print their trials themselves, and wait until they end."""
     import torch
 
-    command = [sys.executable, "-m", "kd", "sweep", *arguments]
+    command = [sys.executable, "-m", "kd", "sweep", file]
+    # Other users of the machine see the arguments of a process, but not its environment.
+    shared = {_WORKER: "1"} | ({} if storage is None else {_STORAGE: storage})
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [_share_of_machine(number, count, cores=cores, gpus=gpus.split(",")) for number in range(count)]
-    processes = [subprocess.Popen(command, env=os.environ | share | {_WORKER: "1"}) for share in shares]  # noqa: S603
+    processes = [subprocess.Popen(command, env=os.environ | share | shared) for share in shares]  # noqa: S603
     try:
         for process in processes:
             process.wait()

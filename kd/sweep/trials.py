@@ -1,21 +1,24 @@
 """One worker of a sweep: it determines the teacher, then runs trials until enough are finished."""
 
+import itertools
 import math
 import re
 import statistics
 import time
+import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, OptunaError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from kd.console import make_console
 from kd.errors import NotFiniteError, UserError
@@ -23,18 +26,24 @@ from kd.pipeline import find_teachers, run_experiment
 from kd.report import summarize, write_summary
 from kd.settings import Settings
 from kd.sweep.plan import Plan
-from kd.sweep.study import open_study
+from kd.sweep.study import open_study, redacted
 
 # Attribute of a trial: why it stopped early.
 REASON = "reason"
 METRIC = "metric"
 """Attribute of a finished trial: the metric that its value is."""
 _TEACHERS = "teachers"
+_MAX_FAILED = 3
+_RETRIES, _RETRY_SECONDS = 20, 6.0
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class _SurplusTrial(Exception):  # noqa: N818 (not an error)
     """Two workers started a trial when only one was left; the one with the higher number is dropped."""
+
+
+_PASSED_ON = (_SurplusTrial, optuna.TrialPruned, OptunaError, SQLAlchemyError, OSError)
+"""What isn't the result of a trial."""
 
 
 def prepare(plan: Plan, storage: str | None, console: Console) -> optuna.Study:
@@ -100,30 +109,73 @@ def run_trials(plan: Plan, study: optuna.Study, console: Console) -> None:
             raise _SurplusTrial
         draw_parameters(trial, plan.spaces)
         console.print(f"trial {trial.number} · started · {_format_parameters(trial.params)}")
-        try:
-            return _distill(plan, study, trial)
-        except UserError as error:
-            if not _is_caused_by_settings(error, plan):
-                raise plan.explain(error) from error
-            trial.set_user_attr(REASON, f"failed: {error}")
-            raise optuna.TrialPruned from error
+        return _try(plan, study, trial)
 
     def print_result(_: optuna.Study, trial: FrozenTrial) -> None:
         if trial.state in _FINISHED:
             result = trial.user_attrs.get(REASON, f"val acc {trial.value or 0:.3f}")
             console.print(f"trial {trial.number} · {result} · {_format_parameters(trial.params)}")
 
-    while _count(study, _FINISHED) < plan.trials:
+    def run_next() -> bool:
+        """Run a trial, or wait for other workers; return whether more are wanted."""
+        if _count(study, _FINISHED) >= plan.trials:
+            return False
         if _count(study, (*_FINISHED, *running)) >= plan.trials:
             time.sleep(1.0)
             # Adds the trials of workers without a heartbeat again, to be retried.
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 optuna.storages.fail_stale_trials(study)
-            continue
+            return True
         try:
             study.optimize(objective, n_trials=1, catch=_SurplusTrial, callbacks=[print_result])
         except UpdateFinishedTrialError:
             console.print(f"No heartbeat for {plan.lost_after} s: this worker's trial was given to another one.")
+        return True
+
+    while _patiently(run_next, console):
+        pass
+
+
+def _patiently(run: Callable[[], bool], console: Console) -> bool:
+    """Call a function again while the database can't be reached: it is restarted, or locked for long.
+
+    An unfinished trial is retried, as it has no heartbeat.
+
+    Raises:
+        UserError: If that lasts for two minutes.
+    """
+    for attempt in itertools.count(1):
+        try:
+            return run()
+        except (StorageInternalError, SQLAlchemyError) as error:
+            reason = redacted(str(error.__cause__ or error).splitlines()[0])
+            if attempt > _RETRIES:
+                raise UserError(f"kd sweep: the database can't be reached: {reason}") from error
+            console.print(f"The database can't be reached ({reason}); trying again in {_RETRY_SECONDS:.0f} s.")
+            time.sleep(_RETRY_SECONDS)
+    return False
+
+
+def _try(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> float:
+    """Return the result of a trial; one that can't be trained is pruned, with the reason."""
+    try:
+        return _distill(plan, study, trial)
+    except _PASSED_ON:
+        raise
+    except UserError as error:
+        if not _is_caused_by_settings(error, plan):
+            raise plan.explain(error) from error
+        trial.set_user_attr(REASON, f"failed: {error}")
+        raise optuna.TrialPruned from error
+    except Exception as error:
+        # Such as one of the user's own network; what fails in every trial ends the sweep.
+        reasons = [str(each.user_attrs.get(REASON, "")) for each in study.get_trials(deepcopy=False)]
+        failed = sum(reason.startswith("failed") for reason in reasons)
+        if failed >= _MAX_FAILED and not _count(study, (TrialState.COMPLETE,)):
+            raise
+        (plan.folder / "trials" / str(trial.number) / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        trial.set_user_attr(REASON, f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        raise optuna.TrialPruned from error
 
 
 def draw_parameters(trial: optuna.Trial, spaces: Mapping[str, BaseDistribution]) -> None:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kd.data import Mixing
+from kd.data import Batches, Mixing
 from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
 from kd.metrics import decide
@@ -141,11 +141,18 @@ class ClassifierModule(LightningModule):
                 correct = (student.logits.argmax(dim=1) == classes).float()
             correct = correct if labeled is None else correct[labeled]
         self.last_terms = {"loss": total.detach()} | terms
-        is_distributed = self._trainer is not None and self.trainer.world_size > 1
-        weight = batches_of(self.trainer).batch_weight(batch_idx) if is_distributed else 1.0
+        weight = self._batch_weight(batch_idx)
         self.metrics.update(self.last_terms | ({"acc": correct.mean()} if len(correct) else {}), weight=weight)
-        # The mean gradient over the processes then equals that of one process with all images.
+        # The mean gradient over processes and accumulated batches then equals that of one batch with all images.
+        if self._trainer is not None:
+            count, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+            weight = self._batch_weight(batch_idx, accumulate=count, batches=batches)
         return total if weight == 1 else total * weight
+
+    def _batch_weight(self, batch_idx: int, **accumulation: int) -> float:
+        """Return the weight of a batch, see :meth:`kd.data.Batches.batch_weight`; 1 with loaders of the user's own."""
+        data = None if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's
+        return data.batch_weight(batch_idx, **accumulation) if isinstance(data, Batches) else 1.0
 
     def dry_run(self) -> None:
         """Compute the objective and its gradient on two random images with label 0, and discard them.

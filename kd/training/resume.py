@@ -12,6 +12,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -195,7 +196,15 @@ class LastCheckpoint(Checkpoint):
         saved = self._save(trainer) if stops or requeues or is_due else None
         if requeues and self._requeue is not None:
             self._must_requeue = False
-            self._requeue(signal.SIGUSR1, None)
+            if shutil.which("scontrol") is not None:
+                self._requeue(signal.SIGUSR1, None)
+            elif trainer.is_global_zero:
+                where = "not saved" if saved is None else f"saved in {saved}"
+                print(  # noqa: T201 (in the job's output)
+                    f"SIGUSR1: {where}; the job was not requeued, as there is no scontrol here. Submit it again with "
+                    "--resume; training goes on until it is ended.",
+                    flush=True,
+                )
         if stops:
             self.interruption.stop(saved)
 

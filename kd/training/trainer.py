@@ -1,7 +1,10 @@
 """The Lightning trainer: hardware, checkpoint files, and readable errors."""
 
 import logging
+import multiprocessing
+import os
 import re
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -116,6 +119,7 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
         UserError: If Lightning doesn't support the hardware.
     """
     hardware, _ = hardware.resolved()
+    _check_port(hardware)
     if hardware.accelerator == "cpu":
         keep_large_blocks()
     precision: Any = "32-true" if hardware.precision == "auto" else hardware.precision
@@ -144,6 +148,23 @@ def build_trainer(hardware: Hardware, **options: Any) -> Trainer:
         names = ("accelerator", "devices", "strategy", "precision", "limit_train_batches", "limit_val_batches")
         flags = " ".join(f"--{name} {getattr(hardware, name)}" for name in names)
         raise UserError(f"{flags}: {error}") from None
+
+
+def _check_port(hardware: Hardware) -> None:
+    """Refuse a port for the processes' rendezvous that another program listens on, before any of them is started."""
+    port = os.environ.get("MASTER_PORT")
+    # With a launcher such as torchrun, it is the launcher that listens.
+    if port is None or hardware.devices in ("1", "auto") or "LOCAL_RANK" in os.environ or not port.isdigit():
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(
+                f"--devices {hardware.devices}: MASTER_PORT={port} can't be used: {error.strerror}; set another port, "
+                "or unset it"
+            ) from None
 
 
 @contextmanager
@@ -175,10 +196,7 @@ def readable_errors(*, batch_size: int | None = None) -> Iterator[None]:
     except RuntimeError as error:
         text = str(error)
         if re.search(r"DataLoader worker .* (?:killed|exited)", text):
-            raise UserError(
-                "a data loading process was killed, probably out of memory: try fewer --num_workers or a smaller "
-                f"--batch_size; {_RESUME}"
-            ) from error
+            raise UserError(_explain_lost_worker()) from error
         if isinstance(error, torch.OutOfMemoryError) or re.search(r"can't allocate memory|out of memory", text):
             reason = text.partition("\n")[0].partition(". GPU")[0]
             flag, remedy = "", ""
@@ -192,3 +210,12 @@ def readable_errors(*, batch_size: int | None = None) -> Iterator[None]:
             reason = text.rpartition("] ")[2].partition(". This")[0]
             raise LostContact(f"lost contact with another process of this run ({reason}); {_RESUME}") from error
         raise
+
+
+def _explain_lost_worker() -> str:
+    """Return why a data loading process may have ended."""
+    causes = "probably out of memory"
+    if multiprocessing.get_start_method() != "fork":
+        # Such a process imports the script that started it.
+        causes += ", or the script that trains does so without `if __name__ == '__main__':`"
+    return f"a data loading process was killed, {causes}: try fewer --num_workers or a smaller --batch_size; {_RESUME}"

@@ -21,6 +21,7 @@ FACTS = {
     "bare",
     "formerly",
     "known_as",
+    "is_path",
 }
 
 

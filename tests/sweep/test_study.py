@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kd.errors import UserError
+from kd.sweep import _run_workers
 from kd.sweep.plan import Plan, read_plan
 from kd.sweep.study import open_study
 from kd.sweep.trials import draw_parameters
@@ -56,6 +57,11 @@ def test_a_journal_file_is_a_storage() -> None:
         ("nonsense://", r"--storage nonsense://: can't open this database"),
         ("sqlite:////absent/folder/x.db", "unable to open database file"),
         ("postgresql+nodriver://me:secret@host/db", r"--storage postgresql\+nodriver://...@host/db: can't open this"),
+        ("mysql://me:secret@host/db", r"mysql://...@host/db: .*; install the driver: pip install 'pymysql'"),
+        (
+            "oracle://host/db?user=me&password=secret",
+            r"user=\.\.\.&password=\.\.\.: .*; there are: the path of a journal",
+        ),
     ],
 )
 def test_a_database_that_cant_be_opened_is_a_user_error_without_its_password(url: str, words: str) -> None:
@@ -69,3 +75,40 @@ def test_a_file_that_is_no_database_is_a_user_error() -> None:
     (plan.folder / "sweep.db").write_text("this is not a database" * 50)
     with pytest.raises(UserError, match=r"logs/s/sweep\.db: can't open this database"):
         open_study(plan)
+
+
+def test_the_password_of_a_database_is_no_argument_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = list[tuple[list[str], dict[str, str]]]()
+
+    class Ended:
+        returncode = 0
+
+        def __init__(self, command: list[str], *, env: dict[str, str]) -> None:
+            started.append((command, env))
+
+        def wait(self) -> None:
+            pass
+
+        terminate = wait
+
+    monkeypatch.setattr("kd.sweep.subprocess.Popen", Ended)
+    _run_workers(2, "search.yaml", "postgresql://me:secret@host/db")
+    assert len(started) == 2
+    for command, environment in started:
+        assert not any("secret" in argument for argument in command)
+        assert environment["KD_SWEEP_STORAGE"] == "postgresql://me:secret@host/db"
+
+
+def test_postgresql_uses_the_driver_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = list[tuple[str, dict[str, object]]]()
+
+    def refuse(url: str, **options: object) -> None:
+        opened.append((url, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("kd.sweep.study.RDBStorage", refuse)
+    with pytest.raises(UserError, match="enough"):
+        open_study(plan_of(), "postgresql://host/db")
+    assert opened[0][0] == "postgresql+psycopg://host/db"
+    # A connection is tried before it is used: the server may have been restarted.
+    assert opened[0][1]["engine_kwargs"] == {"pool_pre_ping": True}

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna import Study
+from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 from rich.console import Console
+from sqlalchemy.exc import OperationalError
 
 from kd.cli import main
-from kd.errors import Interrupted
+from kd.errors import Interrupted, UserError
 from kd.settings import resolve
 from kd.sweep import run_sweep
 from kd.sweep.plan import read_plan
@@ -148,6 +151,62 @@ def test_an_error_that_the_settings_did_not_cause_ends_the_sweep_and_the_trial_d
 
 
 @pytest.mark.slow
+def test_a_choice_that_raises_is_a_failed_trial_and_the_search_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "nets.py"
+    code.write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Moody(nn.Module):\n"
+        "    def __init__(self, num_classes):\n        super().__init__()\n"
+        "        self.layer = nn.Linear(192, num_classes)\n\n"
+        "    def forward(self, images):\n"
+        "        if self.training and torch.is_grad_enabled():\n            raise KeyError('a bad mood')\n"
+        "        return self.layer(images.flatten(1))\n\n\n"
+        "def moody(num_classes):\n    return Moody(num_classes)\n"
+    )
+    search = f"sweep: {{student_model: [linear, '{code}:moody']}}\ntrials: 6\n"
+    assert main(["sweep", str(write_plan(search, student=""))]) == 0
+    trials = results()["trials"]
+    failed = [trial for trial in trials if trial["state"] == "failed"]
+    assert {trial["state"] for trial in trials} == {"finished", "failed"}
+    assert all(trial["reason"] == "failed: KeyError: 'a bad mood'" for trial in failed)
+    assert "Traceback" in (Path("logs/s/trials") / str(failed[0]["number"]) / "error.txt").read_text()
+    assert "KeyError" in capsys.readouterr().out
+    # One that fails in every trial is a bug to be seen.
+    write_plan(f"sweep: {{temperature: [1, 2, 3, 4]}}\ntrials: 6\nname: t\nstudent_model: '{code}:moody'\n", student="")
+    text = Path("search.yaml").read_text().replace("name: s\n", "")
+    Path("search.yaml").write_text(text)
+    with pytest.raises(KeyError, match="a bad mood"):
+        main(["sweep", "search.yaml"])
+
+
+def test_a_database_that_is_gone_for_a_while_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited, states_of = list[float](), Study.get_trials
+    monkeypatch.setattr("kd.sweep.trials.time.sleep", waited.append)
+
+    def fails_twice(self: Study, **options: Any) -> Any:
+        if len(waited) < 2:
+            raise StorageInternalError("An exception is raised during the commit.") from OperationalError(
+                "x", {}, Exception("down")
+            )
+        return states_of(self, **options)
+
+    path = write_plan("sweep: {temperature: [1, 2]}\ntrials: 1\n")
+    plan = read_plan(path)
+    study = prepare(plan, None, Console(quiet=True))
+    monkeypatch.setattr(Study, "get_trials", fails_twice)
+    run_trials(plan, study, Console())
+    assert waited == [6.0, 6.0]
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count("The database can't be reached ((builtins.Exception) down); trying again in 6 s.") == 2
+    monkeypatch.setattr("kd.sweep.trials._RETRIES", 1)
+    waited.clear()
+    with pytest.raises(UserError, match="kd sweep: the database can't be reached"):
+        run_trials(plan, study, Console())
+
+
 def test_a_teacher_is_found_and_none_is_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
     path = write_plan("sweep: {temperature: [2]}\ntrials: 1\n")
     path.write_text(path.read_text().replace("train_teacher: true", "train_teacher: false"))
