@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import (
     multilabel_recall,
 )
 
+ACCURACY = "accuracy"
 MULTILABEL = ("map", "micro_f1", "macro_f1")
 """Their names: the mean average precision, and F1 scores over all labels and as the mean of the classes."""
 
@@ -21,6 +22,11 @@ def metric_title(name: str) -> str:
     return {"auroc": "AUROC", "macro_f1": "macro F1", "micro_f1": "micro F1", "map": "mAP"}.get(
         name, name.replace("_", " ")
     )
+
+
+def logged_as(name: str) -> str:
+    """Return the name under which a metric of the validation images is logged."""
+    return "val/acc" if name == ACCURACY else f"val/{name}"
 
 
 def decide(logits: Tensor, *, multilabel: bool) -> Tensor:

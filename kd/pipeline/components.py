@@ -43,7 +43,7 @@ from kd.data import (
 from kd.errors import UserError
 from kd.files import sha256_of
 from kd.losses import BaseLoss, CrossEntropy, Objective, Outputs, Term, balanced_weights, build_objective
-from kd.metrics import MULTILABEL
+from kd.metrics import ACCURACY, MULTILABEL
 from kd.models import (
     Classifier,
     Embedder,
@@ -72,7 +72,7 @@ from kd.settings import (
     unsupported_by_streams,
 )
 from kd.teachers import Foreign, digest_of_weights, load_teacher
-from kd.training import ACCURACY, Hardware, Recipe, build_trainer
+from kd.training import Hardware, Recipe, build_trainer
 
 SKIPPED_FILE = "skipped-images.txt"
 

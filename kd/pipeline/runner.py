@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kd.data import Batches
 from kd.files import write_json
-from kd.metrics import best_thresholds
+from kd.metrics import best_thresholds, logged_as
 from kd.models import Classifier, load_classifier, write_thresholds
 from kd.pipeline import run_store
 from kd.pipeline.components import SKIPPED_FILE, Components, provenance_of, test_data
@@ -26,7 +26,6 @@ from kd.training import (
     Run,
     build_loggers,
     evaluate,
-    logged_as,
     newest_checkpoint,
     train,
 )

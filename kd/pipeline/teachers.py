@@ -13,6 +13,7 @@ from torch import Tensor
 from kd.data import FIXED, ShardedSplits, plain_view
 from kd.errors import UserError
 from kd.files import sha256_of
+from kd.metrics import logged_as
 from kd.models import Classifier, Embedder, Ensemble, read_accuracy, timm_folder
 from kd.pipeline.components import Components, build_network, describe_pretrained, student_data, test_data
 from kd.pipeline.run_store import FoundTeacher, find_teacher, given_teacher, short_digest, slug
@@ -30,7 +31,7 @@ from kd.teachers import (
     majority_share,
     ranks_by_class,
 )
-from kd.training import PredictionRecorder, evaluate, logged_as
+from kd.training import PredictionRecorder, evaluate
 
 _CHECKED_IMAGES = 512
 _TRIED_IMAGES = 256

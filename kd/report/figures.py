@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from kd.metrics import ACCURACY, logged_as, metric_title
 from kd.report.measures import BINS
 
 # SVG replaces this color of text and lines by the page's text color: readable in light and in dark mode.
@@ -82,8 +83,9 @@ class Picture:
 
 
 @mpl.rc_context(STYLE)
-def accuracy_curves(histories: Histories) -> Picture | None:
+def accuracy_curves(histories: Histories, metric: str = ACCURACY) -> Picture | None:
     """Draw the validation accuracy by epoch: a thin line for each run, a thick one for the mean over the seeds."""
+    title_of_metric = metric_title(metric)
     if not any(run for runs in histories.values() for run in runs):
         return None
     figure = Figure()
@@ -92,18 +94,23 @@ def accuracy_curves(histories: Histories) -> Picture | None:
         color = _color(title, number)
         for run in runs:
             alpha = 0.35 if len(runs) > 1 else 1
-            axes.plot(*_points(run, "val/acc", 100), color=color, alpha=alpha, linewidth=1.2, marker=_marker(run))
+            axes.plot(
+                *_points(run, logged_as(metric), 100), color=color, alpha=alpha, linewidth=1.2, marker=_marker(run)
+            )
         if len(runs) > 1:
             epochs = min(len(run) for run in runs)
-            accuracies = np.array([[epoch.get("val/acc") for epoch in run[:epochs]] for run in runs], dtype=float)
+            accuracies = np.array(
+                [[epoch.get(logged_as(metric)) for epoch in run[:epochs]] for run in runs], dtype=float
+            )
             axes.plot(range(1, epochs + 1), 100 * accuracies.mean(axis=0), color=color, linewidth=2.2)
         axes.plot([], [], color=color, label=short(title, 48), linewidth=2.2)
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %")
+    axes.set(xlabel="epoch", ylabel=f"validation {title_of_metric}, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _add_legend(figure)
     has_seeds = any(len(runs) > 1 for runs in histories.values())
     note = "Thin lines are single seeds, thick lines their mean." if has_seeds else ""
-    return Picture("accuracy", "Accuracy per epoch", "validation accuracy of each phase by epoch", figure, note)
+    heading = f"{title_of_metric[:1].upper()}{title_of_metric[1:]} per epoch"
+    return Picture("accuracy", heading, f"validation {title_of_metric} of each phase by epoch", figure, note)
 
 
 @mpl.rc_context(STYLE)
@@ -154,8 +161,9 @@ def per_class_accuracy(
     axes.set_yticks(rows, [short(classes[index]) for index in order])
     axes.set(xlabel=f"{what}, %", ylim=(-0.6, len(order) - 0.4))
     _add_legend(figure)
-    alt = "accuracy on each class, with labels only and distilled"
-    return Picture("per-class-accuracy", "Per-class accuracy", alt, figure, note)
+    of_class = what.removeprefix("validation ")
+    alt = f"{of_class} on each class, with labels only and distilled"
+    return Picture("per-class-accuracy", f"Per-class {of_class}", alt, figure, note)
 
 
 @mpl.rc_context(STYLE)

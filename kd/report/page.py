@@ -92,6 +92,8 @@ def place(pictures: Sequence[Picture], output: Path) -> list[dict[str, Any]]:
     for picture in pictures:
         png = f"{PICTURES}/{picture.name}.png"
         picture.figure.savefig(output / png, dpi=150, facecolor="white")
+        # The layout, half of the work, is the same for both.
+        picture.figure.set_layout_engine("none")
         svg = Markup(picture.svg())  # noqa: S704 (matplotlib escapes all text)
         placed.append(vars(picture) | {"svg": svg, "png": png})
     return placed
@@ -175,7 +177,7 @@ def _pictures(folder: Path, summary: Mapping[str, Any]) -> list[Picture | None]:
     }
     others = {row["objective"] for row in compared[1:]}
     terms = {name: runs for name, runs in histories.items() if name not in others}
-    drawn = [figures.accuracy_curves(histories), figures.loss_terms(terms)]
+    drawn = [figures.accuracy_curves(histories, summary["metric"]["name"]), figures.loss_terms(terms)]
     if compared:
         networks.setdefault("student, distilled", compared[0])
     measured = {name: facts["measured"] for name, facts in networks.items() if facts.get("measured")}

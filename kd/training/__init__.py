@@ -3,7 +3,6 @@
 from kd.training.callbacks import Throughput
 from kd.training.distillation import DistillationModule
 from kd.training.loggers import RunTensorBoard, draw_views
-from kd.training.metrics import ACCURACY, logged_as
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 from kd.training.predictions import TEST_FILE, PredictionRecorder

@@ -9,12 +9,11 @@ from torchmetrics import MeanMetric
 from kd.data import Mixing
 from kd.errors import UserError
 from kd.losses import FeatureLoss, Objective, Outputs, Pair
-from kd.metrics import decide
+from kd.metrics import ACCURACY, decide
 from kd.models import Classifier, FeatureReader, Survey, survey
 from kd.randomness import seeded
 from kd.teachers import FrozenTeacher, LogitStore
 from kd.training.callbacks import batches_of
-from kd.training.metrics import ACCURACY
 from kd.training.modules import ClassifierModule
 from kd.training.optimization import Recipe
 

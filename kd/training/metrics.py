@@ -6,9 +6,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
-from kd.metrics import multilabel_scores
-
-ACCURACY = "accuracy"
+from kd.metrics import ACCURACY, multilabel_scores
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
@@ -79,8 +77,3 @@ def build_metric(name: str, num_classes: int, *, multilabel: bool = False) -> Me
     if name == "auroc":
         return PresentAUROC(num_classes)
     return {"balanced_accuracy": BalancedAccuracy, "macro_f1": MacroF1}[name](num_classes, validate_args=False)
-
-
-def logged_as(name: str) -> str:
-    """Return the name under which a metric of the validation images is logged."""
-    return "val/acc" if name == ACCURACY else f"val/{name}"

@@ -18,11 +18,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from kd.data import Batches, Mixing
 from kd.errors import UserError
 from kd.losses import Objective, Outputs, build_objective
-from kd.metrics import decide
+from kd.metrics import ACCURACY, decide, logged_as
 from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Ensemble, classifier_layer
 from kd.randomness import derive_seed, seed_draws
 from kd.training.callbacks import TrainingMetrics, batches_of
-from kd.training.metrics import ACCURACY, MultilabelMetric, build_metric, logged_as
+from kd.training.metrics import MultilabelMetric, build_metric
 from kd.training.optimization import Recipe, average_epochs, average_weights
 from kd.training.statistics import recompute_statistics
 

@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from kd.metrics import metric_title
+from kd.metrics import ACCURACY, logged_as, metric_title
 from kd.training.callbacks import Throughput, current_metrics
-from kd.training.metrics import ACCURACY, logged_as
 
 _LINE_SECONDS = 20.0
 _BAR_WIDTH = 6

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from kd.console import make_console
 from kd.data import Batches
+from kd.metrics import ACCURACY, logged_as
 from kd.models import Classifier, Ensemble
 from kd.training.callbacks import StopOnNonFinite, Throughput
 from kd.training.loggers import TrainingImages
-from kd.training.metrics import ACCURACY, logged_as
 from kd.training.modules import ClassifierModule
 from kd.training.predictions import VALIDATION_FILE, PredictionRecorder
 from kd.training.progress import PhaseProgress

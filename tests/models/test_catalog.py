@@ -231,8 +231,12 @@ def test_a_network_that_ends_in_a_softmax_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["local-dir:", "hf-hub:"])
-def test_networks_of_timm_may_come_from_a_folder_or_the_hub(tmp_path: Path, prefix: str) -> None:
+def test_networks_of_timm_may_come_from_a_folder_or_the_hub(
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timm = pytest.importorskip("timm")
+    # Without waiting for a network that isn't there.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     overlay = {"mean": (0.1,) * 3, "std": (0.2,) * 3}
     network = timm.create_model("resnet10t", num_classes=5, pretrained_cfg_overlay=overlay)
     timm.models.save_for_hf(network, tmp_path / "net")
