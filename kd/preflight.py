@@ -82,9 +82,10 @@ def check_splits(splits: Splits, *, unlabeled: LabeledImages | None = None, batc
     counts = {"training": splits.train_counts} | {kind: images.class_counts() for kind, images in measured.items()}
     for kind, of_class in counts.items():
         # Streams may not count the images of each class.
-        findings += _check_counts(dict(zip(splits.classes, of_class or (), strict=False)), kind)
+        if any(of_class or ()):
+            findings += _check_counts(dict(zip(splits.classes, of_class or (), strict=False)), kind)
     findings.append(_check_names(splits.classes))
-    if splits.train_size < batch_size:
+    if 0 < splits.train_size < batch_size:
         text = f"--batch_size {batch_size}: an epoch is a single step, as there are {splits.train_size} training images"
         findings.append(Finding("note", text))
     return [finding for finding in findings if finding is not None]

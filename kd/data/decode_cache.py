@@ -56,7 +56,7 @@ def cache_decoded(
     images done and their total. Images that don't come from files, or for whose cache ``has_room`` of the estimated
     size in bytes is false, are returned unchanged.
     """
-    if not images.files or images.fingerprint is None:
+    if not images.files or images.fingerprint is None or not len(images):
         return images
     key = f"{_VERSION} {side} {images.fingerprint}{images.pixel_range or ''}"
     path = folder / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

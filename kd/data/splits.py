@@ -32,6 +32,7 @@ class Layout:
         label_column: That of classes; several are classes of their own.
         split_column: That of splits.
         multilabel: Whether the images of tables may have several labels.
+        needs_train: Whether there must be training images; without any, the classes are those of the validation images.
     """
 
     train_data: str = "train"
@@ -45,6 +46,7 @@ class Layout:
     label_column: tuple[str, ...] = ()
     split_column: str | None = None
     multilabel: bool = False
+    needs_train: bool = True
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Layout":
@@ -86,7 +88,8 @@ def read_splits(data_dir: str | Path | None, layout: Layout | None = None) -> Sp
     if root is not None and not root.is_dir():
         problem = "this is a file, not a folder" if root.is_file() else "there is no such folder"
         raise UserError(f"--data_dir {data_dir}: {problem}")
-    parts = _list_train(root, layout)
+    has_train = layout.needs_train or root is None or (root / layout.train_data).exists()
+    parts = _list_train(root, layout) if has_train else {}
     for split, place, fraction in (
         (VAL, layout.val_data, layout.val_fraction),
         (TEST, layout.test_data, layout.test_fraction),
@@ -102,7 +105,7 @@ def read_splits(data_dir: str | Path | None, layout: Layout | None = None) -> Sp
         parts[split] = found.get(split) or found.get(None) or next(iter(found.values()))
     classes = _common_classes(parts, layout)
     images = {split: listing.images(classes, layout.pixel_range) for split, listing in parts.items()}
-    train = images[TRAIN]
+    train = images.get(TRAIN, next(iter(images.values())).subset([]))
     name = root.resolve().name if root is not None else Path(layout.train_data).stem
     return Splits(name, train, images.get(VAL, train.subset([])), test=images.get(TEST))
 
@@ -156,7 +159,8 @@ def _common_classes(parts: Mapping[str, Listing], layout: Layout) -> tuple[str, 
         UserError: If a split lacks one, and that isn't allowed; or if there is only one.
     """
     classes = tuple(sorted({name for listing in parts.values() for name in listing.classes}))
-    check_classes(classes if layout.allow_missing_classes else parts[TRAIN].classes, parts[TRAIN].origin)
+    first = next(iter(parts.values()))
+    check_classes(classes if layout.allow_missing_classes else first.classes, first.origin)
     if layout.allow_missing_classes:
         if empty := [split for split, listing in parts.items() if not listing.names]:
             raise UserError(f"{parts[empty[0]].origin}: there are no images")

@@ -129,7 +129,8 @@ def export_student(
         else:
             student = open_student(file, model=model)
         exported = [_verify(student, file, output, images, expected, metadata)]
-        if exported[0].difference > LARGEST_DIFFERENCE:
+        # Also of logits that are no numbers.
+        if not exported[0].difference <= LARGEST_DIFFERENCE:
             raise UserError(
                 f"{output}: not written, as its logits differ from the checkpoint's by up to "
                 f"{exported[0].difference:.2g} on {exported[0].images} images (limit "

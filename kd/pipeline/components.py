@@ -194,7 +194,12 @@ def build_components(settings: Settings, console: Console) -> Components:
     # An unknown augmentation is refused before the images are read.
     training_view(data.augment, data.image_size)
     hardware, notes = _build_hardware(settings)
-    found = load_splits(data.dataset, data.data_dir, Layout.of(settings.flat()), download=data.download)
+    phases = settings.phases
+    needs_train = (
+        data.unlabeled_data is None or phases.train_teacher or not (phases.distill or settings.objective.compare_losses)
+    )
+    layout = replace(Layout.of(settings.flat()), needs_train=needs_train)
+    found = load_splits(data.dataset, data.data_dir, layout, download=data.download)
     folder = Path(settings.machine.default_root_dir).expanduser() / (name or _default_name(settings, found.name))
     images = _load_images(found, settings, folder, console)
     splits = images.splits[data.image_size]
@@ -543,7 +548,9 @@ def _load_images(splits: Splits, settings: Settings, folder: Path, console: Cons
     }
     if unlabeled is not None:
         unlabeled = cache(unlabeled, image_size=data.image_size, augment=data.augment)
-    mean, std = channel_statistics(by_size[data.image_size].train, plain_view(data.image_size, data.resize))
+    train = by_size[data.image_size].train
+    some = unlabeled if unlabeled is not None and not len(train) else train
+    mean, std = channel_statistics(some, plain_view(data.image_size, data.resize))
     contents = splits.describe() | ({} if unlabeled is None else {_UNLABELED: unlabeled.describe()})
     return Images(by_size, unlabeled, mean, std, tuple(findings), contents, division)
 

@@ -95,6 +95,8 @@ def _check_flags(components: Components) -> None:
             f"--distill --loss {' '.join(settings.objective.loss)}: there is nothing to distill, as no term uses the "
             "teacher; add one such as kl=0.9, or train with --baseline"
         )
+    if components.trains_baseline and not len(components.splits.train):
+        raise UserError("--baseline: there are no labeled training images; only --distill can use unlabeled ones")
     _check_optimization(settings)
     if settings.optimization.ema is not None and settings.machine.precision in ("bf16-true", "16-true"):
         raise UserError(

@@ -18,12 +18,12 @@ from torch import nn
 
 from kd import load_student
 from kd.cli import main
-from kd.data import load_image, plain_view
+from kd.data import load_image, plain_view, read_splits
 from kd.deploy import FORMATS, open_student
 from kd.deploy.export import export_student, load_checkpoint_splits
 from kd.deploy.loading import find_checkpoint
 from kd.errors import UserError
-from kd.models import Classifier, Description, build_classifier, load_classifier
+from kd.models import CLASSIFIER_KEY, STATE_PREFIX, Classifier, Description, build_classifier, load_classifier
 from kd.pixels import decode, square
 from tests.conftest import MakeFolder
 from tests.pipeline.test_experiment import run
@@ -350,3 +350,16 @@ def test_an_invalid_number_is_refused_by_the_parser(checkpoint: Path, capsys: py
         main(["predict", str(checkpoint), ".", "--top", "0"])
     assert stop.value.code == 2
     assert "must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_a_network_whose_logits_are_no_numbers_is_not_exported(tmp_path: Path, make_folder: MakeFolder) -> None:
+    classifier = build_classifier("linear", classes=("ant", "bee", "cat"), image_size=8)
+    for weight in classifier.parameters():
+        weight.data.fill_(float("nan"))
+    state = {STATE_PREFIX + name: value for name, value in classifier.state_dict().items()}
+    torch.save({CLASSIFIER_KEY: classifier.description.plain(), "state_dict": state}, tmp_path / "x.ckpt")
+    splits = read_splits(make_folder())
+    output = tmp_path / "x.safetensors"
+    with pytest.raises(UserError, match="not written, as its logits differ from the checkpoint's by up to nan"):
+        export_student(tmp_path / "x.ckpt", output, file_format="safetensors", splits=splits)
+    assert not output.exists()

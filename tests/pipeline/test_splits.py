@@ -177,3 +177,30 @@ def test_images_of_more_than_8_bits_are_scaled_as_asked(tmp_path: Path, capsys: 
     assert record["provenance"]["settings"]["pixel_range"] == [0, 4080]
     assert experiment([*flags[:-2], "4080", "0"]) == 2
     assert "--pixel_range 4080 0: two gray values, the smaller one first" in capsys.readouterr().err
+
+
+def test_a_student_is_distilled_on_unlabeled_images_alone(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(train=8, val=6)
+    flags = [*FLAGS, "--data_dir", str(folder)]
+    assert experiment([*flags, "--train_teacher", "--max_epochs", "6"]) == 0
+    teacher = "logs/pets/teacher/version_0/checkpoints/best.ckpt"
+    # The training images are there without their labels.
+    unlabeled = tmp_path / "unlabeled"
+    unlabeled.mkdir()
+    for path in (folder / "train").rglob("*.png"):
+        shutil.copy(path, unlabeled / f"{path.parent.name}-{path.name}")
+    shutil.rmtree(folder / "train")
+    more = ["--teacher_checkpoint", teacher, "--unlabeled_data", str(unlabeled), "--name", "alone", "--augment", "crop"]
+    capsys.readouterr()
+    assert experiment([*flags, *more, "--distill", "--max_epochs", "8"]) == 0
+    output = capsys.readouterr().out
+    assert "0 training and 18 validation images, 3 classes" in output
+    assert "classes without training images" not in output
+    run = json.loads(Path("logs/alone/summary.json").read_text())["phases"]["distilled"]["runs"][0]
+    assert run["agreement"] > 0.5
+    assert experiment([*flags, *more, "--distill", "--baseline"]) == 2
+    assert "--baseline: there are no labeled training images" in capsys.readouterr().err
+    assert experiment([*flags, "--train_teacher", "--unlabeled_data", str(unlabeled)]) == 2
+    assert "train: there is no such folder" in capsys.readouterr().err
