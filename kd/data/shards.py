@@ -127,7 +127,7 @@ def _read_classes(data_dir: str | Path) -> tuple[Path, tuple[str, ...]]:
     path = root / CLASSES_FILE
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; list the class names in it, one per line, in label order")
-    classes = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    classes = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
     if "" in classes:
         raise UserError(f"{path}: line {classes.index('') + 1} is empty; write one class name per line")
     if len(classes) == 1:

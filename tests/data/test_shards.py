@@ -326,6 +326,13 @@ def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
         splits_in(folder)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_class_name(sharded: Path) -> None:
+    expected = splits_in(sharded).classes
+    text = (sharded / "classes.txt").read_text(encoding="utf-8")
+    (sharded / "classes.txt").write_text(text, encoding="utf-8-sig")
+    assert splits_in(sharded).classes == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,5 +1,7 @@
 """What the surroundings of an experiment do to it: closed output, other folders, taken ports, little shared memory."""
 
+import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -13,7 +15,7 @@ import torch
 import yaml
 
 from kd import preflight
-from kd.cli import experiment
+from kd.cli import experiment, main
 from tests.conftest import MakeFolder
 from tests.pipeline.test_splits import FLAGS
 
@@ -128,3 +130,25 @@ def test_a_script_without_a_guard_is_told_so(repository: Path, make_folder: Make
     )
     assert done.returncode != 0
     assert "if __name__ == '__main__':" in done.stderr
+
+
+def test_a_file_system_without_locks_is_named(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*FLAGS, "--data_dir", str(make_folder(train=6, val=4)), "--baseline"]
+    flock = fcntl.flock
+
+    def refuse(descriptor: int, operation: int) -> None:
+        if "logs" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOLCK, "No locks available")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert experiment(flags) == 2
+    assert "--default_root_dir logs: can't write there: No locks available; choose another" in capsys.readouterr().err
+    lines = ("dataset: digits", "image_size: 8", "name: s", "train_teacher: true", "teacher_model: linear")
+    Path("search.yaml").write_text("\n".join([*lines, "student_model: linear", "sweep: {temperature: [1]}"]))
+    assert main(["sweep", "search.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "--default_root_dir logs: can't write to this folder" in error
+    assert "No locks available" in error

@@ -146,6 +146,28 @@ def test_slurm_has_the_job_saved_at_the_end_of_a_step_and_queued_again(
     assert steps_in(saved[1]) >= steps_in(saved[0])
 
 
+def test_without_scontrol_a_job_is_saved_and_told_how_to_go_on(
+    repository: Path, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    job = {"NTASKS": "1", "JOB_ID": "12", "JOB_NAME": "kd", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    surroundings = os.environ | {f"SLURM_{name}": value for name, value in job.items()}
+    surroundings |= {"PYTHONPATH": str(repository), "PATH": str(tmp_path)}
+    flags = f"--data_dir {make_folder(train=40)} {TINY} --baseline --name pets --max_epochs 100000"
+    command = [sys.executable, str(repository / "experiment.py"), *flags.split()]
+    place = Path("logs/pets/baseline/version_0/checkpoints")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=surroundings) as process:
+        assert process.stdout is not None
+        _wait_for(place / "best.ckpt")
+        process.send_signal(signal.SIGUSR1)
+        message = next(line for line in process.stdout if line.startswith("SIGUSR1"))
+        process.kill()
+    assert message == (
+        f"SIGUSR1: saved in {place / 'last.ckpt'}; the job was not requeued, as there is no scontrol here. Submit it "
+        "again with --resume; training goes on until it is ended.\n"
+    )
+    assert steps_in(place / "last.ckpt") > 0
+
+
 def _wait_for(file: Path) -> None:
     until = time.monotonic() + 60
     while not file.is_file() and time.monotonic() < until:
