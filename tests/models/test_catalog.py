@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from kd.errors import UserError
-from kd.models import Classifier, build_classifier, parameters_by_name, usual_statistics
+from kd.models import Classifier, allow_checkpointing, build_classifier, parameters_by_name, usual_statistics
 from kd.models.catalog import torchvision_names
 from kd.models.classifier import Normalization
 
@@ -267,3 +267,19 @@ def test_networks_are_listed_with_their_number_of_parameters() -> None:
     assert set(torchvision_names()) < set(rows)
     assert not any(name.startswith("quantized") for name in rows)
     assert any(name == "timm/resnet18" for name, _, _ in parameters_by_name(with_timm=True))
+
+
+def test_checkpointed_activations_give_the_same_gradients() -> None:
+    pytest.importorskip("timm")
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        classifier = build("timm/resnet10t", image_size=32)
+        if checkpointed:
+            allow_checkpointing(classifier)
+        classifier(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+        gradients.append([weight.grad for weight in classifier.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+    with pytest.raises(UserError, match="it has no gradient checkpointing; many networks of timm/"):
+        allow_checkpointing(build("resnet18", image_size=32))
