@@ -23,7 +23,7 @@ class _Console(Console):
 
 
 def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """Return a console without markup or highlighting, which is silent in all processes but the first.
+    """Return a console that prints text as it is, and that is silent in all processes but the first.
 
     On a terminal, lines wrap between words. Elsewhere they are not wrapped, so that a message stays one line in a file.
     """
@@ -31,6 +31,7 @@ def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Consol
     rank = getattr(rank_zero_only, "rank", None)
     if rank is None:
         rank = next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
-    console = _Console(stderr=stderr, file=file, highlight=False, markup=False, quiet=rank != 0)
+    # Without emoji=False, the "net.py:Loop:" of a message would become the picture of a loop.
+    console = _Console(stderr=stderr, file=file, highlight=False, markup=False, emoji=False, quiet=rank != 0)
     console.soft_wrap = not console.is_terminal
     return console

@@ -8,8 +8,8 @@ from kd.console import make_console
 
 def test_markup_is_not_interpreted_and_lines_are_not_wrapped_in_a_file() -> None:
     file = io.StringIO()
-    make_console(file=file).print(f"pets[bold] 12 {'word ' * 40}end")
-    assert file.getvalue() == f"pets[bold] 12 {'word ' * 40}end\n"
+    make_console(file=file).print(f"pets[bold] net.py:Loop: 12 {'word ' * 40}end")
+    assert file.getvalue() == f"pets[bold] net.py:Loop: 12 {'word ' * 40}end\n"
 
 
 def test_a_terminal_wraps_between_words(monkeypatch: pytest.MonkeyPatch) -> None:

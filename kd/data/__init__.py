@@ -1,6 +1,6 @@
 """Image data sets, their views, and the LightningDataModules that load them."""
 
-from kd.data.batches import Batches
+from kd.data.batches import Batches, WatchedLoader, seconds_waited
 from kd.data.crops import RandomResizedCrop, crop_image
 from kd.data.datamodule import ImageData
 from kd.data.datasets import DATASETS, cache_dir, load_splits, validation_images

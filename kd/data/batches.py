@@ -1,6 +1,7 @@
 """The data module that training uses, whatever the source of the images."""
 
 import signal
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from kd.data.images import Label, Splits
 from kd.data.views import plain_view, training_view
 from kd.errors import UserError
+
+_WAITING: list[float] = []
 
 
 class Batches(LightningDataModule):
@@ -154,11 +157,33 @@ class Batches(LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
         }
         if skip is None:
-            return DataLoader(dataset, **options)
+            return WatchedLoader(dataset, **options)
         return ResumableLoader(dataset, batches_done=self._batches_done, skip=skip, **options)
 
 
-class ResumableLoader(DataLoader[tuple[Tensor, int]]):
+class WatchedLoader(DataLoader[tuple[Tensor, int]]):
+    """A loader that records since when the training has been waiting for a batch."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch declares a class of its own
+        """Yield the batches."""
+        batches = super().__iter__()
+        while True:
+            _WAITING.append(time.monotonic())
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                _WAITING.pop()
+            yield batch
+
+
+def seconds_waited() -> float:
+    """Return for how long this process has been waiting for a batch; 0 if it isn't."""
+    return time.monotonic() - _WAITING[-1] if _WAITING else 0.0
+
+
+class ResumableLoader(WatchedLoader):
     """A loader with a state dict: the number of batches of the epoch that were trained on, which ``skip`` skips."""
 
     def __init__(

@@ -31,6 +31,8 @@ LARGEST_DIFFERENCE = 1e-4
 _CALIBRATION_IMAGES = 128
 _BATCH_SIZE = 64
 _OPSET = 18
+_LARGEST_ONNX = 2**31
+"""Bytes of the largest file that protobuf, the format of ONNX, can hold."""
 _PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "safetensors": ("safetensors",)}
 
 
@@ -198,6 +200,12 @@ def _batches(images: LabeledImages, indices: Sequence[int], metadata: Mapping[st
 
 
 def _write_onnx(classifier: Classifier, metadata: dict[str, Any], path: Path) -> None:
+    size = sum(value.nbytes for value in classifier.state_dict().values())
+    if size >= _LARGEST_ONNX:
+        raise UserError(
+            f"--format onnx: the weights take {size / 1e9:.1f} GB, and an ONNX file holds at most "
+            f"{_LARGEST_ONNX / 1e9:.1f} GB; use --format safetensors"
+        )
     with _silenced(), _traced(classifier, "onnx"):
         torch.onnx.export(
             classifier,
@@ -218,6 +226,12 @@ def _add_onnx_metadata(path: Path, metadata: dict[str, Any]) -> None:
     import onnx
 
     model = onnx.load(path)
+    # Where the exporter falls back to another way of tracing, it fixes the batch size without an error.
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise UserError(
+            "--format onnx: tracing fixed the number of images per batch, as the network computes with it as a Python "
+            "number; --format safetensors doesn't trace"
+        )
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     onnx.checker.check_model(model)
     onnx.save(model, path)

@@ -202,8 +202,10 @@ def _distill(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> float:
     accuracies: list[float] = []
 
     def report(epoch: int, accuracy: float) -> None:
-        # With several seeds the steps continue from one to the next.
-        trial.report(accuracy, len(accuracies))
+        # With several seeds the steps continue from one to the next. Trials of different lengths are compared at the
+        # same thousandth of their training, where both have an epoch: at the same epoch, the shorter one is ahead.
+        step = len(accuracies)
+        trial.report(accuracy, round(1000 * (step + 1) / epochs) if "max_epochs" in plan.spaces else step)
         accuracies.append(accuracy)
         # After the last epoch there is nothing to save.
         if len(accuracies) < epochs and trial.should_prune():

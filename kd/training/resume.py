@@ -28,6 +28,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from rich.console import Console
 
+from kd.data import seconds_waited
 from kd.errors import DamagedFile, Interrupted, UserError
 from kd.files import keep_previous
 from kd.models import read_plain
@@ -38,14 +39,16 @@ PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
 # A terminal that is closed sends SIGHUP.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SAVE_SECONDS = 30.0
+_WAIT_SECONDS = 20.0
+"""For how long a batch may be waited for after a signal, before the process ends without the end of its step."""
 
 
 class Interruption:
     """Whether this process received SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed terminal).
 
     During training, the signal is handled at the end of the step, after a checkpoint is saved; at any other time, the
-    program ends by an exception. A second signal ends the process at once, with its data-loading workers: files are
-    written atomically, so the last checkpoint stays intact.
+    program ends by an exception. A second signal ends the process at once, with its data-loading workers, and so does
+    a wait for a batch that never arrives: files are written atomically, so the last checkpoint stays intact.
     """
 
     def __init__(self) -> None:
@@ -99,14 +102,26 @@ class Interruption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            # An exception could be raised inside torch's writer, and workers ignore the SIGTERM of an orderly end.
-            for child in multiprocessing.active_children():
-                child.kill()
-            os.write(2, f"stopped by a second {signal.Signals(number).name}; the last checkpoint is intact\n".encode())
-            os._exit(128 + number)
+            _end_at_once(number, f"stopped by a second {signal.Signals(number).name}")
         self.received = signal.Signals(number)
         if not self._is_deferred:
             self.stop(None)
+        threading.Thread(target=self._end_endless_wait, args=(number,), daemon=True).start()
+
+    def _end_endless_wait(self, number: int) -> None:
+        """End the process if it waits for a batch in vain, as where its workers are stuck."""
+        while self._is_deferred:
+            time.sleep(1)
+            if seconds_waited() > _WAIT_SECONDS:
+                _end_at_once(number, f"stopped by {signal.Signals(number).name} while waiting for images")
+
+
+def _end_at_once(number: int, message: str) -> None:
+    """End the process: an exception could be raised inside torch's writer, and workers ignore an orderly SIGTERM."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os.write(2, f"{message}; the last checkpoint is intact\n".encode())
+    os._exit(128 + number)
 
 
 @dataclass(frozen=True)

@@ -197,21 +197,44 @@ def write_checkpoint(network: nn.Module, code: Path, path: Path) -> str:
     return description.architecture
 
 
-@pytest.mark.parametrize("file_format", ["onnx", "torch"])
+class FixedBatch(Untraceable):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.linear(image.flatten()) for image in images])
+
+
+@pytest.mark.parametrize(
+    ("network", "file_format", "reason"),
+    [
+        (Untraceable, "onnx", "torch.export can't trace"),
+        (Untraceable, "torch", "torch.export can't trace"),
+        (FixedBatch, "onnx", "tracing fixed the number of images per batch"),
+        (FixedBatch, "torch", "torch.export can't trace"),
+    ],
+)
 def test_a_network_that_can_not_be_traced_is_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], file_format: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], network: type[nn.Module], file_format: str, reason: str
 ) -> None:
+    name = network.__name__
     (tmp_path / "own.py").write_text(
-        "from tests.deploy.test_export import Untraceable\n\n\ndef net():\n    return Untraceable()\n"
+        f"from tests.deploy.test_export import {name}\n\n\ndef net():\n    return {name}()\n"
     )
-    model = write_checkpoint(Untraceable(), tmp_path / "own.py", tmp_path / "u.ckpt")
+    model = write_checkpoint(network(), tmp_path / "own.py", tmp_path / "u.ckpt")
     output = f"u{FORMATS[file_format]}"
     flags = ["--output", output, "--format", file_format, "--model", model]
     assert main(["export", str(tmp_path / "u.ckpt"), *flags]) == 2
     error = capsys.readouterr().err
-    assert f"--format {file_format}: torch.export can't trace" in error
+    assert f"--format {file_format}: {reason}" in error
     assert "--format safetensors doesn't trace" in error
     assert not Path(output).exists()
+
+
+def test_weights_beyond_the_limit_of_an_onnx_file_are_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kd.deploy.export._LARGEST_ONNX", 100)
+    assert export(checkpoint, "student.onnx") == 2
+    assert "an ONNX file holds at most" in capsys.readouterr().err
+    assert not Path("student.onnx").exists()
 
 
 def test_a_layer_under_two_names_is_exported_once(tmp_path: Path) -> None:

@@ -110,6 +110,17 @@ def test_a_sweep_writes_its_results_and_continues_when_more_trials_are_wanted(
 
 
 @pytest.mark.slow
+def test_trials_of_different_lengths_are_compared_at_the_same_part_of_their_training() -> None:
+    path = write_plan("sweep: {max_epochs: [2, 4]}\ntrials: 4\nprune: false\n")
+    path.write_text(path.read_text(encoding="utf-8").replace("\nmax_epochs: 2", ""), encoding="utf-8")
+    assert main(["sweep", str(path)]) == 0
+    steps = {
+        trial.params["max_epochs"]: list(trial.intermediate_values) for trial in open_study(read_plan(path)).trials
+    }
+    assert steps == {2: [500, 1000], 4: [250, 500, 750, 1000]}
+
+
+@pytest.mark.slow
 def test_trials_below_the_median_are_pruned_and_diverging_ones_fail_with_their_reason(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
