@@ -126,10 +126,10 @@ def _sample(key: str, parts: Sequence[tuple[str, int, bytes]], url: str, classes
     images = [(suffix, content) for suffix, _, content in parts if suffix.lower() in _IMAGES]
     labels = [(suffix, content) for suffix, _, content in parts if suffix.lower() == LABEL]
     if not labels:
-        raise UserError(f"{url}: sample {key} has no label; add {key}.{LABEL}")
+        raise UserError(f"{url}: sample {key} has no label; add {key}.{LABEL} next to its image in the archive")
     if len(images) != 1:
         found = "no image" if not images else f"{len(images)} images"
-        raise UserError(f"{url}: sample {key} has {found}; it needs one, such as {key}.jpg")
+        raise UserError(f"{url}: sample {key} has {found}; it needs one, such as {key}.jpg, next to its label")
     (suffix, text), (image, encoded) = labels[0], images[0]
     try:
         label = int(text)

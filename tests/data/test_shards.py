@@ -293,6 +293,10 @@ def test_shards_are_read_through_a_command(sharded: Path) -> None:
         ({"3.png": png(), "3.cls": b"2"}, r"b\.tar: label 3\.cls is 2, but classes\.txt has 2 classes \(0 to 1\)"),
         ({"3.png": png(), "3.cls": b"bee"}, r"b\.tar: label 3\.cls must be an integer, not 'bee'"),
         ({"3.png": png(), "4.png": png(), "4.cls": b"0"}, r"b\.tar: sample 3 has no label; add 3\.cls"),
+        (
+            {"3.png": png(), "4.png": png(), "3.cls": b"1", "4.cls": b"0"},
+            r"add 3\.cls next to its image in the archive",
+        ),
         ({"3.cls": b"1"}, r"b\.tar: sample 3 has no image"),
         ({"3.cls": b"1", "3.png": png(), "3.jpg": png()}, r"b\.tar: sample 3 has 2 images"),
     ],
