@@ -215,16 +215,9 @@ def build_components(settings: Settings, console: Console) -> Components:
         )
     class_weights = _read_class_weights(settings.objective.class_weights, splits)
     objective, compared = _build_objectives(settings, splits, class_weights)
-    metric: str = settings.phases.metric
-    if splits.multilabel and metric == "auto":
-        metric = "map"
-    if metric != "auto" and (metric in MULTILABEL) != splits.multilabel and metric not in (ACCURACY, "macro_f1"):
-        other = "several labels" if metric in MULTILABEL else "one label"
-        raise UserError(f"--metric {metric}: is for {other} an image")
-    if metric == "auto":
-        metric = "balanced_accuracy" if is_uneven(splits.val.labels) else ACCURACY
-        if metric != ACCURACY:
-            notes.append(f"--metric auto: {metric}, as the classes of the validation images are uneven")
+    metric = _choose_metric(settings.phases.metric, splits)
+    if settings.phases.metric == "auto" and metric == "balanced_accuracy":
+        notes.append(f"--metric auto: {metric}, as the classes of the validation images are uneven")
     is_mixed = bool(data.mixup or data.cutmix)
     components = Components(
         settings=settings,
@@ -521,7 +514,7 @@ def _load_images(splits: Splits, settings: Settings, folder: Path, console: Cons
     refuse(findings, strict=False)
     splits = replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
     unlabeled, division = parts.get(_UNLABELED), None
-    if data.val_fraction is not None or data.test_fraction is not None:
+    if Layout.of(settings.flat()).divides:
         known = read_division(folder / SPLIT_FILE)
         division = (
             splits.train,
@@ -565,6 +558,18 @@ def _examine(images: LabeledImages, settings: Settings, console: Console) -> tup
             verify=settings.data.verify,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+
+
+def _choose_metric(metric: str, splits: Splits) -> str:
+    """Return the metric that chooses the best epoch; one for another number of labels an image is refused."""
+    if metric == "auto":
+        if splits.multilabel:
+            return "map"
+        return "balanced_accuracy" if is_uneven(splits.val.labels) else ACCURACY
+    if (metric in MULTILABEL) != splits.multilabel and metric not in (ACCURACY, "macro_f1"):
+        other = "several labels" if metric in MULTILABEL else "one label"
+        raise UserError(f"--metric {metric}: is for {other} an image")
+    return metric
 
 
 def _read_class_weights(value: str, splits: Splits) -> tuple[float, ...]:

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from kd.data import Batches
 from kd.files import write_json
-from kd.metrics import best_thresholds, logged_as
+from kd.metrics import best_thresholds
 from kd.models import Classifier, load_classifier, write_thresholds
 from kd.pipeline import run_store
 from kd.pipeline.components import SKIPPED_FILE, Components, provenance_of, test_data
 from kd.pipeline.run_store import Record, slug
-from kd.pipeline.teachers import Teacher
+from kd.pipeline.teachers import Teacher, measure_on_test
 from kd.training import (
     TEST_FILE,
     ClassifierModule,
@@ -175,16 +175,8 @@ class Runner:
         if data is None or checkpoint is None or not Path(checkpoint).is_file() or record.get("test_images") == images:
             return record
         network = load_classifier(checkpoint, architecture=record["model"])
-        path = Path(record["folder"]) / TEST_FILE
-        recorder = PredictionRecorder(path)
-        hardware = replace(components.hardware, limit_val_batches=1.0)
-        measured = evaluate(network, data, hardware=hardware, predictions=recorder, metric=components.metric)
-        record |= {
-            "test_acc": measured["val/acc"],
-            "test_score": measured[logged_as(components.metric)],
-            "test": str(path),
-            "test_images": images,
-        }
+        record |= measure_on_test(components, network, data, Path(record["folder"]) / TEST_FILE)
+        record["test_images"] = images
         rank_zero_only(write_json)(Path(record["folder"]) / run_store.METRICS_FILE, record)
         return record
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from kd.data import FIXED, ShardedSplits, plain_view
+from kd.data import FIXED, ImageData, ShardedSplits, plain_view
 from kd.errors import UserError
 from kd.files import sha256_of
 from kd.metrics import logged_as
@@ -248,14 +248,24 @@ def measure_teacher(
     tested, data = dict[str, Any](), test_data(components, components.settings.data.image_size)
     if data is not None and recorder.path is not None and not has_stored_logits(network):
         at = recorder.path.with_name(f"{recorder.path.stem}-test.npz")
-        ensemble = network if isinstance(network, Ensemble) else Ensemble([network])
-        hardware = replace(components.hardware, limit_val_batches=1.0)
-        results = evaluate(
-            ensemble, data, hardware=hardware, predictions=PredictionRecorder(at), metric=components.metric
+        tested = measure_on_test(
+            components, network if isinstance(network, Ensemble) else Ensemble([network]), data, at
         )
-        tested = {"test_acc": results["val/acc"], "test_score": results[score], "test": str(at)}
     accuracy = measured["val/acc"]
     return Teacher(network, tuple(checkpoints), accuracy, predictions, recorder.decisions, measured[score], tested)
+
+
+def measure_on_test(
+    components: Components, network: Classifier | Ensemble, data: ImageData, path: Path
+) -> dict[str, Any]:
+    """Measure a network on all test images.
+
+    Returns:
+        ``test_acc``, ``test_score``, the metric that chooses the best epoch, and ``test``, the file of the logits.
+    """
+    hardware, recorder = replace(components.hardware, limit_val_batches=1.0), PredictionRecorder(path)
+    measured = evaluate(network, data, hardware=hardware, predictions=recorder, metric=components.metric)
+    return {"test_acc": measured["val/acc"], "test_score": measured[logged_as(components.metric)], "test": str(path)}
 
 
 def check_teachers(

@@ -84,12 +84,12 @@ class ClassifierModule(LightningModule):
         # A loss that is NaN must be reported.
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.multilabel = model.description.multilabel
-        self.val_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc: Metric = (
+            MultilabelMetric(ACCURACY) if self.multilabel else MulticlassAccuracy(num_classes, average="micro")
+        )
         # With five classes, top-5 accuracy is always 1.
         has_top5 = num_classes > TOP and not self.multilabel
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=TOP) if has_top5 else None
-        if self.multilabel:
-            self.val_acc = MultilabelMetric(ACCURACY)
         self.val_score = build_metric(metric, num_classes, multilabel=self.multilabel)
         self.metrics = TrainingMetrics([term.name for term in objective.terms])
         self.last_terms: dict[str, Tensor] = {}
@@ -128,10 +128,10 @@ class ClassifierModule(LightningModule):
             images, labels = self.mixing(images, labels)
         student, teacher = self._outputs(images)
         labeled = None
-        if self.has_unlabeled:
+        if self.has_unlabeled and self.multilabel:
+            labeled = labels.amin(dim=1) >= 0
+        elif self.has_unlabeled:
             labeled = labels >= 0 if labels.ndim == 1 else labels.sum(dim=1) > 0
-            if self.multilabel:
-                labeled = labels.amin(dim=1) >= 0
         total, terms = self._scheduled_objective(student, teacher, labels, labeled=labeled)
         with torch.no_grad():
             if self.multilabel:
@@ -222,8 +222,9 @@ class ClassifierModule(LightningModule):
     @property
     def evaluated(self) -> nn.Module:
         """The network that is validated and saved: the average, as soon as there is one, or the trained one."""
-        has_average = self.average is not None and (self.recipe.swa is None or int(self.average.n_averaged) > 0)
-        return self.average if has_average and self.average is not None else self.model
+        if self.average is None or (self.recipe.swa is not None and int(self.average.n_averaged) == 0):
+            return self.model
+        return self.average
 
     def on_validation_epoch_start(self) -> None:
         """Recompute the statistics of batch normalization on training images, if the recipe says so."""

@@ -19,6 +19,8 @@ _IMAGES = 2_048
 _TRIED = 512
 _GAP = 0.2
 _SECOND = 2
+_CAUGHT_UP = 10
+"""Steps, in units of 1 / momentum, after which statistics have long followed the weights."""
 _BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 (the common base of its dimensions)
 
 
@@ -64,12 +66,13 @@ class ValidationAtChance(Callback):
         if is_no_better_than_chance(validated, labels, images=len(labels)):
             self._is_done = True
             if trainer.is_global_zero:
-                self.console.print(_explain(trained, validated, pl_module, data))
+                left = trainer.estimated_stepping_batches - trainer.global_step
+                self.console.print(_explain(trained, validated, pl_module, data, steps_left=left))
 
 
-def _explain(trained: float, validated: float, module: LightningModule, data: Batches) -> str:
+def _explain(trained: float, validated: float, module: LightningModule, data: Batches, *, steps_left: float) -> str:
     """Return what was found out by recomputing the statistics of batch normalization."""
-    text = f"warning: validation accuracy {validated:.1%} is at chance, but training accuracy is {trained:.1%}"
+    text = f"validation accuracy {validated:.1%} is at chance, but training accuracy is {trained:.1%}"
     evaluated: Any = module.evaluated
     network: nn.Module = copy.deepcopy(evaluated)
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
@@ -78,12 +81,15 @@ def _explain(trained: float, validated: float, module: LightningModule, data: Ba
         accuracy = _measure(network.eval(), data, module.device)
         if not is_no_better_than_chance(accuracy, data.splits.val.strata, images=min(_TRIED, len(data.splits.val))):
             momentum = Counter(layer.momentum for layer in layers).most_common(1)[0][0]
+            passes = momentum is not None and steps_left * momentum > _CAUGHT_UP
+            advice = "this passes as training goes on" if passes else "add --update_bn, or train longer"
             return (
-                f"{text}: the running statistics of batch normalization (momentum {momentum}) lag behind the weights; "
-                f"recomputed on {_TRIED} training images, they give {accuracy:.1%}; add --update_bn, or train longer"
+                f"{'note' if passes else 'warning'}: {text}: the running statistics of batch normalization (momentum "
+                f"{momentum}) lag behind the weights; recomputed on {_TRIED} training images, they give "
+                f"{accuracy:.1%}; {advice}"
             )
     other = "; recomputed statistics of batch normalization don't change that" if layers else ""
-    return f"{text}{other}; do training and validation images, their classes and their sizes agree?"
+    return f"warning: {text}{other}; do training and validation images, their classes and their sizes agree?"
 
 
 def _measure(network: nn.Module, data: ImageData, device: torch.device) -> float:

@@ -136,6 +136,23 @@ def test_validation_at_chance_is_explained_by_lagging_statistics(colors: Path, t
         assert torch.equal(weight, dict(plain.model.named_parameters())[name])
 
 
+def test_statistics_that_catch_up_during_the_training_are_a_note(colors: Path, tmp_path: Path) -> None:
+    console = make_console(file=io.StringIO())
+    run = fit(
+        ClassifierModule(lagging(0.05), recipe=Recipe(learning_rate=1e-5)),
+        tmp_path / "run",
+        colors,
+        epochs=40,
+        console=console,
+    )
+    output: Any = console.file
+    text = output.getvalue()
+    assert "note: validation accuracy 33.3% is at chance, but training accuracy is 100.0%" in text
+    assert "they give 100.0%; this passes as training goes on" in text
+    assert "--update_bn" not in text
+    assert run.val_acc == 1
+
+
 def test_recomputed_statistics_are_those_of_the_training_images(colors: Path, tmp_path: Path) -> None:
     module = ClassifierModule(lagging(), recipe=Recipe(learning_rate=1e-5, update_bn=True))
     fit(module, tmp_path / "run", colors, epochs=1)
